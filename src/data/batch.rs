@@ -1,0 +1,30 @@
+//! One micro-batch of token sequences, on the host.
+
+/// Token sequences of equal length with everything the loss needs to know about each token.
+///
+/// All five arrays are row-major `[rows, cols]`. Targets are already shifted: `targets[i]` is the
+/// token that follows `tokens[i]`, so a model's logits at `i` are held against `targets[i]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Batch {
+    /// Sequences.
+    pub rows: usize,
+    /// Tokens per sequence.
+    pub cols: usize,
+    /// Input token ids `[rows, cols]`.
+    pub tokens: Vec<u32>,
+    /// The token to predict at each position `[rows, cols]`.
+    pub targets: Vec<u32>,
+    /// Weight of each prediction in the loss `[rows, cols]`: 1 = trained, 0 = padding or masked.
+    pub weights: Vec<f32>,
+    /// Attention stays within equal ids of a row `[rows, cols]`.
+    pub segment_ids: Vec<u32>,
+    /// Position of each token within its segment `[rows, cols]`.
+    pub positions: Vec<u32>,
+}
+
+impl Batch {
+    /// Sum of the loss weights: the number of trained tokens when weights are 0 and 1.
+    pub fn weight(&self) -> f64 {
+        self.weights.iter().map(|&w| f64::from(w)).sum()
+    }
+}

@@ -1,0 +1,3 @@
+//! Files -> documents -> token ids -> batches.
+mod batch;
+pub use batch::Batch;

@@ -1,0 +1,2 @@
+//! `runner`: see [`firebrick::cli`].
+fn main() {}
