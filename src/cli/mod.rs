@@ -3,11 +3,7 @@
 mod env;
 mod error;
 mod generate;
-mod init;
-mod report;
-mod schema;
 mod train;
-mod validate;
 
 use std::process::ExitCode;
 
@@ -27,14 +23,8 @@ struct Cli {
 enum Verb {
     /// Train what a TOML file describes
     Train(train::TrainArgs),
-    /// Check a TOML file: every error at once, nothing written
-    Validate(validate::ValidateArgs),
     /// Complete a prompt with a trained model
     Generate(generate::GenerateArgs),
-    /// Write a commented TOML file to start from
-    Init(init::InitArgs),
-    /// Print the JSON Schema of the TOML files
-    Schema(schema::SchemaArgs),
     /// Print what this build runs on
     Env(env::EnvArgs),
 }
@@ -51,10 +41,7 @@ pub fn run() -> ExitCode {
     };
     let result = match cli.verb {
         Verb::Train(args) => train::run(&args),
-        Verb::Validate(args) => validate::run(&args),
         Verb::Generate(args) => generate::run(&args),
-        Verb::Init(args) => init::run(&args),
-        Verb::Schema(args) => schema::run(&args),
         Verb::Env(args) => env::run(&args),
     };
     match result {
@@ -64,4 +51,11 @@ pub fn run() -> ExitCode {
             ExitCode::from(error.exit_code())
         }
     }
+}
+
+/// Prints a line to standard output. A closed pipe (`| head`) is an error like any other: the
+/// program ends instead of going on unheard.
+fn print_line(text: &str) -> Result<(), CliError> {
+    use std::io::Write;
+    writeln!(std::io::stdout().lock(), "{text}").map_err(CliError::io("standard output"))
 }

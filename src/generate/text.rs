@@ -52,7 +52,7 @@ pub fn complete(
         return Err(error.into());
     }
     if !gate.stopped {
-        let _ = gate.pass(&decoder.finish(), &mut on_text);
+        let _ = gate.pass(&decoder.finish()?, &mut on_text);
         gate.release(&mut on_text);
     }
     Ok((gate.text, completion))

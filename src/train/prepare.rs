@@ -103,9 +103,10 @@ impl Run {
         record(&folder, plan, config_text, &environment, &summary, &corpus)?;
         observers.extend(metrics(&folder, plan, progress.step)?);
         let sampling = plan.config.data.sampling;
-        let sampler = Sampler::new(&corpus, sampling, plan.config.data.sequence_len, plan.config.seed);
+        let sampler = Sampler::new(&corpus, sampling, plan.config.data.sequence_len, plan.config.seed)?;
         let mut trainer = Trainer {
             plan: plan.clone(),
+            spec,
             timeline,
             corpus,
             sampler,
@@ -140,8 +141,8 @@ impl Parts {
         let spec = DecoderSpec {
             shape: plan.shape.clone(),
             vocab_size: corpus.tokenizer.vocab_size(),
-            eos_token_id: corpus.tokenizer.eos(),
-            bos_token_id: corpus.tokenizer.bos(),
+            eos_token_id: corpus.tokenizer.eos().map(|token| token.id),
+            bos_token_id: corpus.tokenizer.bos().map(|token| token.id),
         };
         let timeline = Timeline::new(plan, corpus.train_tokens());
         // Parameters are drawn when first used: counting those of a built module is free.

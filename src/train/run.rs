@@ -9,10 +9,10 @@ use super::folder::FinalRecord;
 use super::{Evaluation, Event, Interrupt, Observer, RunFolder, StepRecord, TrainError, evaluate};
 use crate::checkpoint::{BestEvaluation, CheckpointStore, Progress, Snapshot};
 use crate::config::{OnNonfinite, Plan};
-use crate::data::{Batch, Corpus, Sampler, bigram_nats};
+use crate::data::{Batch, Bigram, Corpus, Sampler};
 use crate::generate::{Sampling, TextRequest, complete};
 use crate::gradient::Gradient;
-use crate::model::{Decoder, folder::hf_tensors};
+use crate::model::{Decoder, DecoderSpec, folder::hf_tensors};
 use crate::optimizer::Optimizer;
 use crate::phase::{Phase, Timeline};
 
@@ -30,6 +30,7 @@ pub struct Run {
 /// Everything of a run but its weights.
 pub(super) struct Trainer {
     pub(super) plan: Plan,
+    pub(super) spec: DecoderSpec,
     pub(super) timeline: Timeline,
     pub(super) corpus: Corpus,
     pub(super) sampler: Sampler,
@@ -263,8 +264,7 @@ impl Trainer {
         let last = self.progress.step;
         let exported_step = self.store.best().unwrap_or(last);
         let tensors = self.store.load_model(exported_step)?;
-        let spec = self.spec();
-        self.folder.export(&spec, &tensors, &self.corpus.tokenizer)?;
+        self.folder.export(&self.spec, &tensors, &self.corpus.tokenizer)?;
         self.progress.seconds = self.clock.total_seconds();
         if let Some(mut record) = self.folder.read_record()? {
             record.exported_step = Some(exported_step);
@@ -273,18 +273,16 @@ impl Trainer {
         }
         self.tell(&Event::Finished { step: last })?;
         let fits = self.corpus.train_tokens() <= BIGRAM_LIMIT;
-        let bigram = fits.then(|| bigram_nats(&self.corpus)).flatten();
+        let bigram = if fits { self.bigram() } else { None };
         let folder = self.folder.path().to_path_buf();
         Ok(Outcome { folder, progress: self.progress, evaluation, bigram, exported_step })
     }
 
-    fn spec(&self) -> crate::model::DecoderSpec {
-        crate::model::DecoderSpec {
-            shape: self.plan.shape.clone(),
-            vocab_size: self.corpus.tokenizer.vocab_size(),
-            eos_token_id: self.corpus.tokenizer.eos(),
-            bos_token_id: self.corpus.tokenizer.bos(),
-        }
+    /// Nats per token of the bigram model on the validation split.
+    fn bigram(&self) -> Option<f64> {
+        let train = self.corpus.train.iter().map(|stream| &stream.tokens);
+        let model = Bigram::fit(train, self.corpus.tokenizer.vocab_size());
+        model.nats_per_token(self.corpus.val.as_ref()?)
     }
 
     pub(super) fn tell(&mut self, event: &Event) -> Result<(), TrainError> {
