@@ -126,7 +126,7 @@ impl Fields<'_> {
         self.require("hidden_act", &json!("silu"))?;
         self.require("attention_bias", &json!(false))?;
         self.require("mlp_bias", &json!(false))?;
-        for scaling in ["rope_scaling", "rope_parameters", "sliding_window"] {
+        for scaling in ["rope_scaling", "sliding_window"] {
             self.require(scaling, &Value::Null)?;
         }
         let hidden_size = self.count("hidden_size")?;
@@ -143,7 +143,7 @@ impl Fields<'_> {
             tie_word_embeddings: self.flag_or("tie_word_embeddings", false)?,
             bias: false,
             norm_eps: self.number_or("rms_norm_eps", 1e-6)?,
-            rope_theta: self.number_or("rope_theta", 10_000.0)?,
+            rope_theta: self.rope_theta()?,
             initializer_range: self.number_or("initializer_range", 0.02)?,
         };
         self.spec(shape)
@@ -174,6 +174,16 @@ impl Fields<'_> {
             )));
         }
         self.spec(shape)
+    }
+
+    /// `rope_theta` at the top, or, since transformers 5, inside `rope_parameters`.
+    fn rope_theta(&self) -> Result<f64, ModelError> {
+        let Some(parameters) = self.get("rope_parameters") else {
+            return self.number_or("rope_theta", 10_000.0);
+        };
+        let inner = Fields { config: parameters };
+        inner.require("rope_type", &json!("default"))?;
+        inner.number_or("rope_theta", 10_000.0)
     }
 
     fn spec(&self, shape: ModelShape) -> Result<DecoderSpec, ModelError> {
