@@ -299,6 +299,18 @@ pub struct DatasetConfig {
     pub fields: FieldNames,
 }
 
+impl DatasetConfig {
+    /// The given files, format by name, weight 1.
+    pub fn text(path: OneOrMany) -> Self {
+        Self {
+            path,
+            kind: DatasetKind::Auto,
+            weight: one(),
+            fields: FieldNames::default(),
+        }
+    }
+}
+
 fn one() -> f64 {
     1.0
 }

@@ -1,8 +1,12 @@
 //! The gradient of one optimizer step, between backward and update: accumulate, measure, clip.
 
+mod backward;
+
 use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
+
+pub use backward::{Backward, backward};
 
 use crate::model::{VisitParameters, visit_parameters};
 

@@ -11,7 +11,7 @@ use crate::checkpoint::{BestEvaluation, CheckpointStore, Progress, Snapshot};
 use crate::config::{OnNonfinite, Plan};
 use crate::data::{Batch, Bigram, Corpus, Sampler};
 use crate::generate::{Sampling, TextRequest, complete};
-use crate::gradient::Gradient;
+use crate::gradient::backward;
 use crate::model::{Decoder, DecoderSpec, folder::hf_tensors};
 use crate::optimizer::Optimizer;
 use crate::phase::{Phase, Timeline};
@@ -87,10 +87,8 @@ impl Trainer {
         let started = Instant::now();
         let step = self.progress.step;
         let batches = self.micro_batches(phase);
-        let weight: f64 = batches.iter().map(Batch::weight).sum();
-
-        let (nats, gradient) = forward_backward(&model, &batches, weight)?;
-        let loss = nats / weight;
+        let result = backward(&model, &batches)?;
+        let (loss, weight, gradient) = (result.loss(), result.weight, result.gradient);
         let norm = gradient.norm(&model);
         let learning_rate = phase.learning_rate(step);
         let finite = loss.is_finite() && norm.is_finite();
@@ -288,24 +286,6 @@ impl Trainer {
     pub(super) fn tell(&mut self, event: &Event) -> Result<(), TrainError> {
         self.observers.iter_mut().try_for_each(|observer| observer.observe(event))
     }
-}
-
-/// Loss (Σ nats) and gradient of a whole optimizer step. Every micro-batch's gradient is scaled by
-/// one over the trained tokens of the step, so that they add up to the gradient of the mean however
-/// the tokens are grouped.
-fn forward_backward(
-    model: &Decoder,
-    batches: &[Batch],
-    weight: f64,
-) -> Result<(f64, Gradient), TrainError> {
-    let mut nats = 0.0;
-    let mut gradient = Gradient::default();
-    for batch in batches {
-        let loss = model.loss(batch, 1.0 / weight)?;
-        gradient = gradient.accumulate(Gradient::backward(&loss.objective, model), model);
-        nats += f64::from(loss.sum.into_scalar::<f32>());
-    }
-    Ok((nats, gradient))
 }
 
 /// Wall-clock time of a run over all its sessions, and the speed of its last steps.
