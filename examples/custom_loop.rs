@@ -30,7 +30,11 @@ const BATCH: usize = 8;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let (model, losses) = train(300, 50)?;
-    println!("val loss {:.3} -> {:.3}", losses[0], losses[losses.len() - 1]);
+    println!(
+        "val loss {:.3} -> {:.3}",
+        losses[0],
+        losses[losses.len() - 1]
+    );
     println!("{} parameters", model.num_params());
     Ok(())
 }
@@ -42,10 +46,15 @@ pub fn train(steps: u64, eval_every: u64) -> Result<(Decoder, Vec<f64>), Box<dyn
     let data = DataConfig {
         sequence_len: SEQUENCE_LEN,
         val_fraction: 0.1,
-        datasets: vec![DatasetConfig::text(OneOrMany::One("src/model/*.rs".to_string()))],
+        datasets: vec![DatasetConfig::text(OneOrMany::One(
+            "src/model/*.rs".to_string(),
+        ))],
         ..DataConfig::default()
     };
-    let tokenizer = TokenizerConfig { kind: TokenizerKind::Byte, ..TokenizerConfig::default() };
+    let tokenizer = TokenizerConfig {
+        kind: TokenizerKind::Byte,
+        ..TokenizerConfig::default()
+    };
     let corpus = Corpus::load(&data, &tokenizer, &TokenCache::from_environment())?;
     let sampler = Sampler::new(&corpus, Sampling::Random, SEQUENCE_LEN, SEED)?;
     let val = corpus.val.as_ref().ok_or("there is a validation split")?;
@@ -79,9 +88,8 @@ pub fn train(steps: u64, eval_every: u64) -> Result<(Decoder, Vec<f64>), Box<dyn
     });
 
     // `valid()` leaves the autodiff device: validation must not record anything.
-    let validate = |model: &Decoder| {
-        evaluate(&model.valid(), val, corpus.val_bytes, SEQUENCE_LEN, BATCH)
-    };
+    let validate =
+        |model: &Decoder| evaluate(&model.valid(), val, corpus.val_bytes, SEQUENCE_LEN, BATCH);
     let mut losses = vec![validate(&model)?.val_loss];
     let mut learning_rate = 3e-3;
     for step in 0..steps {
@@ -97,7 +105,10 @@ pub fn train(steps: u64, eval_every: u64) -> Result<(Decoder, Vec<f64>), Box<dyn
             if val_loss > losses[losses.len() - 1] - 0.01 {
                 learning_rate /= 2.0;
             }
-            println!("step {:>4}  val loss {val_loss:.3}  lr {learning_rate:.1e}", step + 1);
+            println!(
+                "step {:>4}  val loss {val_loss:.3}  lr {learning_rate:.1e}",
+                step + 1
+            );
             losses.push(val_loss);
         }
     }
@@ -105,7 +116,10 @@ pub fn train(steps: u64, eval_every: u64) -> Result<(Decoder, Vec<f64>), Box<dyn
     let request = TextRequest {
         prompt: "pub fn ",
         max_new_tokens: 60,
-        sampling: Choice { temperature: 0.8, ..Choice::default() },
+        sampling: Choice {
+            temperature: 0.8,
+            ..Choice::default()
+        },
         seed: SEED,
         stop: &[],
     };

@@ -65,7 +65,10 @@ fn r6_the_loss_is_the_mean_over_trained_tokens() {
     let whole = ragged();
     let result = backward(&model, std::slice::from_ref(&whole)).unwrap();
     // Sixteen rows training row % 9 tokens each.
-    assert_eq!(result.weight, f64::from((0..9).sum::<i32>() + (0..7).sum::<i32>()));
+    assert_eq!(
+        result.weight,
+        f64::from((0..9).sum::<i32>() + (0..7).sum::<i32>())
+    );
     let mut nats = 0.0;
     for row in 0..16 {
         for col in 0..row % 9 {
@@ -82,7 +85,10 @@ fn r6_the_loss_is_the_mean_over_trained_tokens() {
 fn gradients_do_not_depend_on_how_many_cores_share_a_batch() {
     let model = trainable(Architecture::Llama);
     let with_threads = |threads: usize| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap();
         pool.install(|| elements(&backward(&model, &[ragged()]).unwrap().gradient, &model))
     };
     let one = with_threads(1);
@@ -98,8 +104,15 @@ fn r7_the_norm_and_the_clip_are_over_all_parameters_at_once() {
         let gradient = || backward(&model, &[batch(4, 8, 13)]).unwrap().gradient;
         let before = elements(&gradient(), &model);
         let norm = gradient().norm(&model);
-        let expected = before.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
-        assert!((norm - expected).abs() < 1e-5 * expected, "{norm} {expected}");
+        let expected = before
+            .iter()
+            .map(|&g| f64::from(g).powi(2))
+            .sum::<f64>()
+            .sqrt();
+        assert!(
+            (norm - expected).abs() < 1e-5 * expected,
+            "{norm} {expected}"
+        );
 
         let clipped = gradient().clip(norm, norm / 4.0, &model);
         assert!((clipped.norm(&model) - norm / 4.0).abs() < 1e-5 * norm);
@@ -129,13 +142,38 @@ fn r7_a_single_bad_number_anywhere_makes_the_norm_not_finite() {
 fn plans() -> Vec<OptimizerPlan> {
     let (betas, eps, weight_decay) = ([0.9, 0.95], 1e-8, 0.1);
     vec![
-        OptimizerPlan::AdamW { betas, eps, weight_decay },
-        OptimizerPlan::Adam { betas, eps, weight_decay },
-        OptimizerPlan::Sgd { momentum: 0.9, nesterov: true, weight_decay },
-        OptimizerPlan::Sgd { momentum: 0.0, nesterov: false, weight_decay },
-        OptimizerPlan::Lion { betas, weight_decay },
+        OptimizerPlan::AdamW {
+            betas,
+            eps,
+            weight_decay,
+        },
+        OptimizerPlan::Adam {
+            betas,
+            eps,
+            weight_decay,
+        },
+        OptimizerPlan::Sgd {
+            momentum: 0.9,
+            nesterov: true,
+            weight_decay,
+        },
+        OptimizerPlan::Sgd {
+            momentum: 0.0,
+            nesterov: false,
+            weight_decay,
+        },
+        OptimizerPlan::Lion {
+            betas,
+            weight_decay,
+        },
         OptimizerPlan::Adafactor { weight_decay },
-        OptimizerPlan::Muon { momentum: 0.95, nesterov: true, betas, eps, weight_decay },
+        OptimizerPlan::Muon {
+            momentum: 0.95,
+            nesterov: true,
+            betas,
+            eps,
+            weight_decay,
+        },
     ]
 }
 
@@ -174,7 +212,9 @@ fn o1_a_restored_optimizer_takes_the_same_next_step() {
             model = optimizer.step(model, gradient, learning_rate(&plan));
         }
         let mut restored = Optimizer::new(&plan);
-        restored.load_state(&model, optimizer.state(&model), &device).unwrap();
+        restored
+            .load_state(&model, optimizer.state(&model), &device)
+            .unwrap();
         let next = |optimizer: &mut Optimizer| {
             let gradient = backward(&model, &[batch(4, 8, 13)]).unwrap().gradient;
             parameters(&optimizer.step(model.clone(), gradient, 1e-2))
@@ -185,7 +225,11 @@ fn o1_a_restored_optimizer_takes_the_same_next_step() {
 
 #[test]
 fn a_state_that_does_not_fit_is_an_error() {
-    let plan = OptimizerPlan::AdamW { betas: [0.9, 0.95], eps: 1e-8, weight_decay: 0.1 };
+    let plan = OptimizerPlan::AdamW {
+        betas: [0.9, 0.95],
+        eps: 1e-8,
+        weight_decay: 0.1,
+    };
     let mut model = trainable(Architecture::Llama);
     let mut optimizer = Optimizer::new(&plan);
     let gradient = backward(&model, &[batch(4, 8, 13)]).unwrap().gradient;
@@ -194,7 +238,9 @@ fn a_state_that_does_not_fit_is_an_error() {
     let load = |change: &dyn Fn(&mut firebrick::optimizer::OptimizerState)| {
         let mut state = optimizer.state(&model);
         change(&mut state);
-        Optimizer::new(&plan).load_state(&model, state, &device).map_err(|e| e.to_string())
+        Optimizer::new(&plan)
+            .load_state(&model, state, &device)
+            .map_err(|e| e.to_string())
     };
     assert_eq!(load(&|_| {}), Ok(()));
     let name = "norm.weight.momentum.moment_1".to_string();
@@ -214,8 +260,16 @@ fn a_state_that_does_not_fit_is_an_error() {
 
 #[test]
 fn weight_decay_shrinks_matrices_and_spares_norms() {
-    let plan = OptimizerPlan::AdamW { betas: [0.9, 0.95], eps: 1e-8, weight_decay: 0.5 };
-    let without = OptimizerPlan::AdamW { betas: [0.9, 0.95], eps: 1e-8, weight_decay: 0.0 };
+    let plan = OptimizerPlan::AdamW {
+        betas: [0.9, 0.95],
+        eps: 1e-8,
+        weight_decay: 0.5,
+    };
+    let without = OptimizerPlan::AdamW {
+        betas: [0.9, 0.95],
+        eps: 1e-8,
+        weight_decay: 0.0,
+    };
     let model = trainable(Architecture::Llama);
     let stepped = |plan: &OptimizerPlan| {
         let gradient = backward(&model, &[batch(4, 8, 13)]).unwrap().gradient;
@@ -223,11 +277,16 @@ fn weight_decay_shrinks_matrices_and_spares_norms() {
     };
     let (before, decayed, plain) = (parameters(&model), stepped(&plan), stepped(&without));
     for (path, data) in &before {
-        let values = |tensors: &firebrick::model::Tensors| tensors[path].iter::<f32>().collect::<Vec<_>>();
+        let values =
+            |tensors: &firebrick::model::Tensors| tensors[path].iter::<f32>().collect::<Vec<_>>();
         let old: Vec<f32> = data.iter::<f32>().collect();
         let (decayed, plain) = (values(&decayed), values(&plain));
         // Decoupled: lr x decay x weight on top of the plain step, for matrices alone.
-        let share = if data.shape().num_dims() == 2 { 0.05 } else { 0.0 };
+        let share = if data.shape().num_dims() == 2 {
+            0.05
+        } else {
+            0.0
+        };
         let expected: Vec<f32> = plain.iter().zip(&old).map(|(p, o)| p - share * o).collect();
         assert!(distance(&decayed, &expected) < 1e-6, "{path}");
     }

@@ -58,5 +58,7 @@ impl CliError {
         }
     }
 
-    pub(super) fn print(&self) { eprintln!("error: {self}"); }
+    pub(super) fn print(&self) {
+        eprintln!("error: {self}");
+    }
 }

@@ -1,7 +1,7 @@
 //! What the TOML says ([`Config`]) and what will run (`Plan`).
 mod keys;
-mod shape;
 mod plan;
-pub use plan::*;
+mod shape;
 pub use keys::*;
+pub use plan::*;
 pub use shape::ModelShape;

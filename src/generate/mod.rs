@@ -114,7 +114,9 @@ pub fn generate(
         if text.len() > prompt.len() {
             logits = model.decode(&text[text.len() - 1..], &mut cache)?;
         }
-        let token = sampler.next(&host(logits.clone()), &text).ok_or(GenerateError::NotFinite)?;
+        let token = sampler
+            .next(&host(logits.clone()), &text)
+            .ok_or(GenerateError::NotFinite)?;
         if ends_text(model, token) {
             break Finish::Eos;
         }
@@ -124,17 +126,29 @@ pub fn generate(
         }
     };
     let tokens = text.split_off(prompt.len());
-    Ok(Completion { tokens, finish, prefill, decode: started.elapsed() })
+    Ok(Completion {
+        tokens,
+        finish,
+        prefill,
+        decode: started.elapsed(),
+    })
 }
 
 fn checked_prompt(model: &Decoder, prompt: &[u32]) -> Result<Vec<u32>, GenerateError> {
     let spec = model.spec();
     let prompt = match prompt {
-        [] => vec![spec.bos_token_id.or(spec.eos_token_id).ok_or(GenerateError::EmptyPrompt)?],
+        [] => vec![
+            spec.bos_token_id
+                .or(spec.eos_token_id)
+                .ok_or(GenerateError::EmptyPrompt)?,
+        ],
         tokens => tokens.to_vec(),
     };
     match prompt.iter().find(|&&id| id as usize >= spec.vocab_size) {
-        Some(&id) => Err(GenerateError::UnknownToken { id, vocab_size: spec.vocab_size }),
+        Some(&id) => Err(GenerateError::UnknownToken {
+            id,
+            vocab_size: spec.vocab_size,
+        }),
         None => Ok(prompt),
     }
 }

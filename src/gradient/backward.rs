@@ -43,7 +43,11 @@ impl Backward {
 /// A sequence longer than the model's learned positions.
 pub fn backward(model: &Decoder, batches: &[Batch]) -> Result<Backward, ModelError> {
     let weight: f64 = batches.iter().map(Batch::weight).sum();
-    let mut total = Backward { nats: 0.0, weight, gradient: Gradient::default() };
+    let mut total = Backward {
+        nats: 0.0,
+        weight,
+        gradient: Gradient::default(),
+    };
     for batch in batches {
         let shares: Vec<(f64, Gradient)> = shares(batch.rows, rayon::current_num_threads())
             .into_par_iter()
@@ -67,7 +71,9 @@ fn share(model: &Decoder, batch: &Batch, weight: f64) -> Result<(f64, Gradient),
 /// Rows of each share: as equal as possible, none empty.
 fn shares(rows: usize, threads: usize) -> Vec<Range<usize>> {
     let count = threads.clamp(1, rows.max(1));
-    (0..count).map(|i| i * rows / count..(i + 1) * rows / count).collect()
+    (0..count)
+        .map(|i| i * rows / count..(i + 1) * rows / count)
+        .collect()
 }
 
 /// Gives every parameter a leaf of its own: shares of one graph would wait for each other.
@@ -90,7 +96,10 @@ mod tests {
             for threads in 1..9 {
                 let shares = shares(rows, threads);
                 assert!(shares.iter().all(|share| !share.is_empty()));
-                assert_eq!(shares.into_iter().flatten().collect::<Vec<_>>(), (0..rows).collect::<Vec<_>>());
+                assert_eq!(
+                    shares.into_iter().flatten().collect::<Vec<_>>(),
+                    (0..rows).collect::<Vec<_>>()
+                );
             }
         }
     }

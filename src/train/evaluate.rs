@@ -34,7 +34,10 @@ pub fn evaluate(
     let mut batches = eval_batches(stream, sequence_len, rows).peekable();
     while batches.peek().is_some() {
         // A batch per core at a time; added up in order, so that the sum does not depend on timing.
-        let group: Vec<Batch> = batches.by_ref().take(rayon::current_num_threads()).collect();
+        let group: Vec<Batch> = batches
+            .by_ref()
+            .take(rayon::current_num_threads())
+            .collect();
         let sums: Vec<f32> = group
             .par_iter()
             .map(|batch| model.evaluate(batch).map(|sum| sum.into_scalar::<f32>()))
@@ -43,5 +46,9 @@ pub fn evaluate(
         tokens += group.iter().map(Batch::weight).sum::<f64>();
     }
     let bits_per_byte = nats / std::f64::consts::LN_2 / bytes as f64;
-    Ok(Evaluation { val_loss: nats / tokens, bits_per_byte, tokens: tokens as u64 })
+    Ok(Evaluation {
+        val_loss: nats / tokens,
+        bits_per_byte,
+        tokens: tokens as u64,
+    })
 }
