@@ -291,8 +291,9 @@ fn a_position_past_a_learned_table_is_an_error() {
 #[test]
 fn initial_weights_depend_on_seed_and_path_alone() {
     let spec = tiny(Architecture::Llama);
+    // The residual projections' scale depends on the depth, nothing else does.
     let mut deeper = spec.clone();
-    deeper.shape.num_hidden_layers = 2;
+    deeper.shape.num_hidden_layers = 3;
     let weights =
         |spec: &DecoderSpec, seed| parameters(&Decoder::new(spec, seed, &Device::flex()).unwrap());
     assert_eq!(weights(&spec, 1), weights(&spec, 1));
@@ -300,6 +301,9 @@ fn initial_weights_depend_on_seed_and_path_alone() {
         weights(&spec, 1)["embed_tokens.weight"],
         weights(&spec, 2)["embed_tokens.weight"]
     );
+    for path in ["embed_tokens.weight", "layers.1.self_attn.q_proj.weight", "layers.0.mlp.up_proj.weight"] {
+        assert_eq!(weights(&spec, 1)[path], weights(&deeper, 1)[path]);
+    }
     let mut wide = tiny(Architecture::Llama);
     wide.shape.hidden_size = 256;
     wide.shape.initializer_range = 0.02;
