@@ -152,6 +152,16 @@ pub enum Architecture {
     Gpt2,
 }
 
+impl Architecture {
+    /// Its name in a configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Architecture::Llama => "llama",
+            Architecture::Gpt2 => "gpt2",
+        }
+    }
+}
+
 /// Published shapes. The vocabulary size always comes from the tokenizer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Preset {
@@ -297,6 +307,18 @@ pub struct DatasetConfig {
     /// Names of the fields in records, where they differ from ours.
     #[serde(default, skip_serializing_if = "FieldNames::is_default")]
     pub fields: FieldNames,
+}
+
+impl DatasetConfig {
+    /// Files at a path or glob, with every other key at its default.
+    pub fn new(path: impl Into<String>) -> Self {
+        Self {
+            path: OneOrMany::One(path.into()),
+            kind: DatasetKind::default(),
+            weight: one(),
+            fields: FieldNames::default(),
+        }
+    }
 }
 
 fn one() -> f64 {
