@@ -1,1 +1,74 @@
-//! The command line.
+//! The command line: one file per verb. `main.rs` only calls [`run`].
+
+mod env;
+mod error;
+mod generate;
+mod init;
+pub mod report;
+mod schema;
+mod train;
+mod validate;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub use error::CliError;
+
+/// Train language models from TOML files.
+#[derive(Debug, Parser)]
+#[command(name = "runner", version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Train what a TOML file describes
+    Train(train::TrainArgs),
+    /// Check a TOML and say everything that is wrong with it
+    Validate(validate::ValidateArgs),
+    /// Complete a prompt with a trained model
+    Generate(generate::GenerateArgs),
+    /// Write a commented TOML to start from
+    Init(init::InitArgs),
+    /// Print the JSON Schema of the TOML
+    Schema(schema::SchemaArgs),
+    /// Print what this build runs on
+    Env(env::EnvArgs),
+}
+
+/// Parses the command line, runs the verb, reports its error, returns its exit code.
+pub fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // `--help` and `--version` arrive here too; clap prints each where it belongs.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    let result = match cli.verb {
+        Verb::Train(args) => train::run(&args),
+        Verb::Validate(args) => validate::run(&args),
+        Verb::Generate(args) => generate::run(&args),
+        Verb::Init(args) => init::run(&args),
+        Verb::Schema(args) => schema::run(&args),
+        Verb::Env(args) => env::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error.print();
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+/// Prints a line to standard output. A closed pipe (`| head`) is an error like any other: the
+/// program ends instead of going on unheard.
+fn print_line(text: &str) -> Result<(), CliError> {
+    use std::io::Write;
+    writeln!(std::io::stdout().lock(), "{text}").map_err(CliError::io("standard output"))
+}

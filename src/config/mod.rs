@@ -27,7 +27,7 @@ mod template;
 pub use error::{ConfigError, Issue};
 pub use keys::*;
 pub use plan::{
-    Decay, Length, OptimizerPlan, Plan, SchedulePlan, TokenizerPlan, Validation, Warmup, load,
+    Decay, Length, OptimizerPlan, Plan, SchedulePlan, Warmup, load,
 };
 pub use reference::reference_markdown;
 pub use schema::json_schema;

@@ -27,10 +27,6 @@ pub struct Plan {
     pub shape: ModelShape,
     /// How long to train.
     pub length: Length,
-    /// Where token ids come from.
-    pub tokenizer: TokenizerPlan,
-    /// What to validate on.
-    pub validation: Validation,
     /// The update rule with its parameters.
     pub optimizer: OptimizerPlan,
     /// The learning rate over the run.
@@ -48,34 +44,7 @@ pub enum Length {
     Tokens(u64),
 }
 
-/// Where token ids come from.
-#[derive(Debug, Clone, PartialEq)]
-pub enum TokenizerPlan {
-    /// A tokenizer.json.
-    File(PathBuf),
-    /// Byte-pair encoding learned on the training split.
-    Bpe {
-        /// Number of tokens, special tokens and the 256 bytes included.
-        vocab_size: usize,
-    },
-    /// One token per byte.
-    Byte,
-    /// One token per character that occurs.
-    Char,
-}
-
-/// What to validate on.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Validation {
-    /// Nothing.
-    None,
-    /// This share of each dataset, from its end.
-    Fraction(f64),
-    /// A file of its own.
-    File(PathBuf),
-}
-
-/// The update rule with its parameters. The learning rate is the schedule's.
+/// The update rule with its parameters.
 #[derive(Debug, Clone, PartialEq)]
 pub enum OptimizerPlan {
     /// Adam with decoupled weight decay.
@@ -132,19 +101,20 @@ pub enum OptimizerPlan {
     },
 }
 
-/// The learning rate over the run: linear warm-up to the peak, then the decay.
+/// The learning rate over the run, in multiples of the peak (`optimizer.learning_rate`): linear
+/// warm-up to 1, then the decay.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SchedulePlan {
-    /// Peak learning rate.
-    pub learning_rate: f64,
+    /// What follows the warm-up.
+    pub decay: Decay,
     /// Length of the warm-up.
     pub warmup: Warmup,
-    /// What follows it.
-    pub decay: Decay,
+    /// Share of the peak at the last step; 0 for the schedules that take none.
+    pub min_lr_ratio: f64,
 }
 
 /// Length of the warm-up.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Warmup {
     /// Optimizer steps; 0 = none.
     Steps(u64),
@@ -152,36 +122,26 @@ pub enum Warmup {
     Ratio(f64),
 }
 
-/// The learning rate after warm-up. `min_lr_ratio` is its share of the peak at the last step.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// The learning rate after warm-up.
+#[derive(Debug, Clone, PartialEq)]
 pub enum Decay {
     /// The peak all the way.
     Constant,
     /// A straight line.
-    Linear {
-        /// Share of the peak at the last step.
-        min_lr_ratio: f64,
-    },
+    Linear,
     /// Half a cosine.
-    Cosine {
-        /// Share of the peak at the last step.
-        min_lr_ratio: f64,
-    },
+    Cosine,
     /// The peak, then a decay at the end.
     Wsd {
         /// Share of the run spent decaying.
-        decay_ratio: f64,
+        ratio: f64,
         /// Shape of that decay.
         shape: DecayShape,
-        /// Share of the peak at the last step.
-        min_lr_ratio: f64,
     },
     /// (1 - progress)^power.
     Polynomial {
         /// The exponent.
         power: f64,
-        /// Share of the peak at the last step.
-        min_lr_ratio: f64,
     },
     /// peak x sqrt(warm-up / step).
     InverseSqrt,

@@ -11,7 +11,7 @@ use super::document::Document;
 use super::error::Issue;
 use super::hints::describe;
 use super::keys::{Backend, Config, TokenizerKind};
-use super::plan::{Length, Plan, TokenizerPlan, Validation};
+use super::plan::{Length, Plan};
 
 /// Collects contradictions.
 struct Checks<'d> {
@@ -33,19 +33,17 @@ pub(super) fn resolve(
     };
     checks.places(&mut config);
     let length = checks.length(&config);
-    let tokenizer = checks.tokenizer(&mut config);
-    let validation = checks.data(&mut config);
+    checks.tokenizer(&mut config);
+    checks.data(&mut config);
     checks.evaluation(&config);
     let shape = checks.model(&mut config);
     let optimizer = checks.optimizer(&mut config);
     let schedule = checks.schedule(&mut config, length);
-    match (length, tokenizer, shape) {
-        (Some(length), Some(tokenizer), Some(shape)) if checks.issues.is_empty() => Ok(Plan {
+    match (length, shape) {
+        (Some(length), Some(shape)) if checks.issues.is_empty() => Ok(Plan {
             config,
             shape,
             length,
-            tokenizer,
-            validation,
             optimizer,
             schedule,
         }),
@@ -143,7 +141,7 @@ impl Checks<'_> {
         None
     }
 
-    fn tokenizer(&mut self, config: &mut Config) -> Option<TokenizerPlan> {
+    fn tokenizer(&mut self, config: &mut Config) {
         let tokenizer = &mut config.tokenizer;
         let kind = tokenizer.kind;
         let has_path = tokenizer.path.is_some();
@@ -159,29 +157,21 @@ impl Checks<'_> {
             "tokenizer.type",
             "\"bpe\"",
         );
-        match kind {
-            TokenizerKind::Byte => Some(TokenizerPlan::Byte),
-            TokenizerKind::Char => Some(TokenizerPlan::Char),
-            TokenizerKind::Bpe => Some(TokenizerPlan::Bpe {
-                vocab_size: *tokenizer.vocab_size.get_or_insert(4096),
-            }),
-            TokenizerKind::File => match &tokenizer.path {
-                Some(path) if !path.as_os_str().is_empty() => {
-                    Some(TokenizerPlan::File(path.clone()))
-                }
-                _ => {
-                    self.refuse(
-                        &["tokenizer"],
-                        "[tokenizer] type = \"file\" needs `path`".to_string(),
-                        "path = \"some/folder/tokenizer.json\", or type = \"bpe\" to train one",
-                    );
-                    None
-                }
-            },
+        if kind == TokenizerKind::Bpe {
+            tokenizer.vocab_size.get_or_insert(4096);
+        }
+        let path = tokenizer.path.as_ref();
+        let has_path = path.is_some_and(|path| !path.as_os_str().is_empty());
+        if kind == TokenizerKind::File && !has_path {
+            self.refuse(
+                &["tokenizer.path", "tokenizer.type", "tokenizer"],
+                "[tokenizer] type = \"file\" needs `path`".to_string(),
+                "path = \"some/folder/tokenizer.json\", or type = \"bpe\" to train one",
+            );
         }
     }
 
-    fn data(&mut self, config: &mut Config) -> Validation {
+    fn data(&mut self, config: &mut Config) {
         let data = &mut config.data;
         if data.datasets.is_empty() {
             self.refuse(
@@ -209,29 +199,25 @@ impl Checks<'_> {
                 );
             }
         }
-        match &data.val_path {
-            Some(path) => {
-                let is_explicit = self.document.origin("data.val_fraction").is_some();
-                if is_explicit && data.val_fraction > 0.0 {
-                    self.refuse(
-                        &["data.val_fraction", "data.val_path"],
-                        "`val_fraction` together with `val_path` in [data]".to_string(),
-                        "keep one: a share of the datasets, or a file of its own",
-                    );
-                }
-                if path.as_os_str().is_empty() {
-                    self.refuse(
-                        &["data.val_path"],
-                        "`val_path` in [data] names no file".to_string(),
-                        "remove it to hold out a share of the datasets",
-                    );
-                }
-                data.val_fraction = 0.0;
-                Validation::File(path.clone())
-            }
-            None if data.val_fraction == 0.0 => Validation::None,
-            None => Validation::Fraction(data.val_fraction),
+        let Some(path) = &data.val_path else {
+            return;
+        };
+        let is_explicit = self.document.origin("data.val_fraction").is_some();
+        if is_explicit && data.val_fraction > 0.0 {
+            self.refuse(
+                &["data.val_fraction", "data.val_path"],
+                "`val_fraction` together with `val_path` in [data]".to_string(),
+                "keep one: a share of the datasets, or a file of its own",
+            );
         }
+        if path.as_os_str().is_empty() {
+            self.refuse(
+                &["data.val_path"],
+                "`val_path` in [data] names no file".to_string(),
+                "remove it to hold out a share of the datasets",
+            );
+        }
+        data.val_fraction = 0.0;
     }
 
     fn evaluation(&mut self, config: &Config) {

@@ -98,33 +98,30 @@ impl Checks<'_> {
             );
         }
         let scheduler = &mut config.lr_scheduler;
-        let mut floor = || *scheduler.min_lr_ratio.get_or_insert(0.0);
         let decay = match scheduler.name {
             SchedulerName::Constant => Decay::Constant,
             SchedulerName::InverseSqrt => Decay::InverseSqrt,
-            SchedulerName::Linear => Decay::Linear {
-                min_lr_ratio: floor(),
-            },
-            SchedulerName::Cosine => Decay::Cosine {
-                min_lr_ratio: floor(),
-            },
+            SchedulerName::Linear => Decay::Linear,
+            SchedulerName::Cosine => Decay::Cosine,
             SchedulerName::Wsd => Decay::Wsd {
-                min_lr_ratio: floor(),
-                decay_ratio: *scheduler.decay_ratio.get_or_insert(0.2),
+                ratio: *scheduler.decay_ratio.get_or_insert(0.2),
                 shape: *scheduler.decay_shape.get_or_insert(DecayShape::Linear),
             },
             SchedulerName::Polynomial => Decay::Polynomial {
-                min_lr_ratio: floor(),
                 power: *scheduler.power.get_or_insert(2.0),
             },
         };
-        if let Decay::Wsd { decay_ratio, .. } = decay {
-            self.wsd_fits(warmup, decay_ratio, length);
+        let min_lr_ratio = match decay {
+            Decay::Constant | Decay::InverseSqrt => 0.0,
+            _ => *scheduler.min_lr_ratio.get_or_insert(0.0),
+        };
+        if let Decay::Wsd { ratio, .. } = decay {
+            self.wsd_fits(&warmup, ratio, length);
         }
         SchedulePlan {
-            learning_rate: config.optimizer.learning_rate,
-            warmup,
             decay,
+            warmup,
+            min_lr_ratio,
         }
     }
 
@@ -198,10 +195,10 @@ impl Checks<'_> {
         );
     }
 
-    fn wsd_fits(&mut self, warmup: Warmup, decay_ratio: f64, length: Option<Length>) {
+    fn wsd_fits(&mut self, warmup: &Warmup, decay_ratio: f64, length: Option<Length>) {
         let warmup_ratio = match (warmup, length) {
-            (Warmup::Ratio(ratio), _) => ratio,
-            (Warmup::Steps(warmup), Some(Length::Steps(steps))) => warmup as f64 / steps as f64,
+            (Warmup::Ratio(ratio), _) => *ratio,
+            (Warmup::Steps(warmup), Some(Length::Steps(steps))) => *warmup as f64 / steps as f64,
             // The number of steps is known once the data is counted.
             (Warmup::Steps(_), _) => return,
         };
@@ -226,10 +223,10 @@ impl Checks<'_> {
 }
 
 impl Warmup {
-    fn is_none(self) -> bool {
+    fn is_none(&self) -> bool {
         match self {
-            Warmup::Steps(steps) => steps == 0,
-            Warmup::Ratio(ratio) => ratio == 0.0,
+            Warmup::Steps(steps) => *steps == 0,
+            Warmup::Ratio(ratio) => *ratio == 0.0,
         }
     }
 }

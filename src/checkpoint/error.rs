@@ -1,0 +1,71 @@
+//! What can be wrong with a checkpoint.
+
+use std::path::PathBuf;
+
+use crate::model::ModelError;
+
+/// A checkpoint that cannot be written, found or trusted.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// The file system refused.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file of the checkpoint is malformed.
+    #[error("{}: {source}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: serde_json::Error,
+    },
+    /// The weights or moments cannot be read.
+    #[error(transparent)]
+    Tensors(#[from] ModelError),
+    /// A file is not the one that was saved.
+    #[error("{} is damaged: its BLAKE3 is {found}, saved was {expected}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// BLAKE3 in state.json.
+        expected: String,
+        /// BLAKE3 of the file.
+        found: String,
+    },
+    /// There is no checkpoint of that step.
+    #[error("{} has no checkpoint of step {step}{}", folder.display(), listed(available))]
+    NoSuchStep {
+        /// The checkpoints folder.
+        folder: PathBuf,
+        /// The step asked for.
+        step: u64,
+        /// The steps there are.
+        available: Vec<u64>,
+    },
+}
+
+fn listed(steps: &[u64]) -> String {
+    let steps: Vec<String> = steps.iter().map(u64::to_string).collect();
+    if steps.is_empty() { String::new() } else { format!("; there are: {}", steps.join(", ")) }
+}
+
+impl CheckpointError {
+    pub(super) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
+
+    /// What to do about it, where there is something to say.
+    pub fn help(&self) -> Option<String> {
+        match self {
+            Self::Damaged { .. } | Self::Malformed { .. } => {
+                Some("go back to another checkpoint with --resume STEP".to_string())
+            }
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! `runner train`: a TOML in, a trained model out.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::CliError;
+use crate::config::{self, Plan};
+use crate::train::{EventLines, Interrupt, Observer, Options, Outcome, Resume, Run, Terminal};
+
+/// Arguments of `runner train`.
+#[derive(Debug, Args)]
+pub(super) struct TrainArgs {
+    /// The experiment
+    config: PathBuf,
+    /// Override a key: `--set optimizer.learning_rate=3e-4`; repeatable
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// Run folder, instead of the config's `output_dir`
+    #[arg(long, value_name = "DIR")]
+    output_dir: Option<PathBuf>,
+    /// What to do with a run already in the folder: auto continues it, never refuses, a number goes
+    /// back to that step
+    #[arg(long, default_value = "auto", value_name = "auto|never|STEP")]
+    resume: Resume,
+    /// Load the data and print what would run; train nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Report only what needs attention
+    #[arg(short, long)]
+    quiet: bool,
+    /// Print every event as a line of JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &TrainArgs) -> Result<(), CliError> {
+    let mut sets = args.sets.clone();
+    if let Some(folder) = &args.output_dir {
+        sets.push(format!("output_dir={}", toml::Value::from(folder.to_string_lossy().as_ref())));
+    }
+    let plan = config::load(&args.config, &sets)?;
+    if args.dry_run {
+        return dry_run(args, &plan);
+    }
+    let reporter: Box<dyn Observer> = if args.json {
+        Box::new(EventLines)
+    } else {
+        Box::new(Terminal::new(plan.config.logging.logging_steps, args.quiet))
+    };
+    let options = Options {
+        resume: args.resume,
+        config_text: std::fs::read_to_string(&args.config).ok(),
+        interrupt: Interrupt::on_signals().map_err(CliError::io("signal handlers"))?,
+        observers: vec![reporter],
+    };
+    let Some(run) = Run::prepare(&plan, options)? else {
+        return say(args, &already_complete(&plan));
+    };
+    let outcome = run.train()?;
+    say(args, &summary(&plan, &outcome))
+}
+
+/// Prose for people; with `--json` the events have said it all.
+fn say(args: &TrainArgs, text: &str) -> Result<(), CliError> {
+    if args.json { Ok(()) } else { super::print_line(text) }
+}
+
+fn dry_run(args: &TrainArgs, plan: &Plan) -> Result<(), CliError> {
+    let summary = Run::dry(plan, |note| {
+        if !args.json && !args.quiet {
+            eprintln!("{note}");
+        }
+    })?;
+    if args.json {
+        return super::print_line(&serde_json::json!(summary).to_string());
+    }
+    super::print_line(&summary.describe(plan))
+}
+
+fn already_complete(plan: &Plan) -> String {
+    format!(
+        "{} is already complete\nnext    {}",
+        plan.config.output_dir.display(),
+        next_command(plan)
+    )
+}
+
+fn summary(plan: &Plan, outcome: &Outcome) -> String {
+    let progress = &outcome.progress;
+    let mut lines = vec![format!(
+        "trained {} steps, {:.2} million tokens, in {}",
+        progress.step,
+        progress.tokens as f64 / 1e6,
+        duration(progress.seconds)
+    )];
+    if let Some(best) = progress.best {
+        lines.push(format!("val loss {:.4} nats per token at step {} (best)", best.val_loss, best.step));
+        if let Some(bigram) = outcome.bigram {
+            let margin = bigram - best.val_loss;
+            let relation = if margin >= 0.0 { "better" } else { "worse" };
+            lines.push(format!(
+                "bigram   {bigram:.4}, a smoothed bigram model on the same tokens and split: the model is {:.4} {relation}",
+                margin.abs()
+            ));
+        }
+    }
+    lines.push(format!("model    {} (step {})", outcome.folder.display(), outcome.exported_step));
+    lines.push(format!("next     {}", next_command(plan)));
+    lines.join("\n")
+}
+
+/// The command that shows the user what the model has learned, as they would have to type it.
+fn next_command(plan: &Plan) -> String {
+    let runner = if std::env::var_os("CARGO").is_some() { "cargo run --release --" } else { "runner" };
+    let prompt = plan.config.eval.sample_prompts.first().map_or("The ", String::as_str);
+    format!(
+        "{runner} generate --model {} --prompt {}",
+        plan.config.output_dir.display(),
+        shell_quoted(prompt)
+    )
+}
+
+fn shell_quoted(text: &str) -> String {
+    if text.contains(['"', '$', '`', '\\', '!', '\n']) {
+        format!("'{}'", text.replace('\'', "'\\''"))
+    } else {
+        format!("\"{text}\"")
+    }
+}
+
+fn duration(seconds: f64) -> String {
+    let whole = seconds.round() as u64;
+    match (whole / 3600, whole / 60 % 60, whole % 60) {
+        (0, 0, _) => format!("{seconds:.1} s"),
+        (0, minutes, seconds) => format!("{minutes} min {seconds} s"),
+        (hours, minutes, _) => format!("{hours} h {minutes} min"),
+    }
+}

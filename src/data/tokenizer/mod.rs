@@ -1,0 +1,275 @@
+//! Text to token ids and back, over Hugging Face's `tokenizers`.
+//!
+//! Four kinds, one representation. Whatever a [`Tokenizer`] was made from (a tokenizer.json,
+//! BPE learned here, bytes, characters), it *is* a tokenizer.json: [`Tokenizer::save`] writes one
+//! that `AutoTokenizer` loads, and loading it again encodes identically. `build` makes the three
+//! kinds that do not come from a file, `special` finds the end and begin tokens, `stream` decodes
+//! one token at a time.
+//!
+//! Two habits of the format are undone on loading, because they would lose text without a word:
+//! truncation and padding stored in the file are switched off, and a char tokenizer (a BPE model
+//! without merges, which drops what it does not know) is recognised and made to refuse unknown
+//! characters.
+//!
+//! Special tokens written out in a text, as `<|endoftext|>` in TinyStories, are taken as those
+//! tokens; that is what `AutoTokenizer` does. None are added on top.
+
+mod build;
+mod special;
+mod stream;
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+pub use build::END_OF_TEXT;
+pub use stream::StreamDecoder;
+
+use super::DataError;
+use super::files::working_directory;
+
+/// A special token and its id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpecialToken {
+    /// The token's text, such as `</s>`.
+    pub text: String,
+    /// Its id.
+    pub id: u32,
+}
+
+/// Text to token ids and back.
+///
+/// ```
+/// use firebrick::data::Tokenizer;
+///
+/// let tokenizer = Tokenizer::bytes()?;
+/// assert_eq!(tokenizer.encode("hi")?, [104, 105]);
+/// assert_eq!(tokenizer.decode(&[104, 105])?, "hi");
+/// # Ok::<(), firebrick::data::DataError>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    /// The tokenizer.json, as loaded or as built.
+    json: String,
+    /// The tokenizer_config.json to write beside it.
+    config: Map<String, Value>,
+    /// Token of each character, for char tokenizers.
+    characters: Option<HashMap<char, u32>>,
+    eos: Option<SpecialToken>,
+    bos: Option<SpecialToken>,
+    vocab_size: usize,
+    tokens: usize,
+}
+
+impl Tokenizer {
+    /// Loads a tokenizer.json, and the tokenizer_config.json beside it where there is one.
+    pub fn from_file(path: &Path) -> Result<Self, DataError> {
+        let invalid = |path: &Path, reason: String| DataError::TokenizerInvalid {
+            path: path.to_path_buf(),
+            reason,
+        };
+        let json = match fs::read_to_string(path) {
+            Ok(json) => json,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(DataError::TokenizerMissing {
+                    path: path.to_path_buf(),
+                    directory: working_directory(),
+                });
+            }
+            Err(error) => return Err(invalid(path, error.to_string())),
+        };
+        let config_path = path.with_file_name("tokenizer_config.json");
+        let config = match fs::read_to_string(&config_path) {
+            Ok(config) => serde_json::from_str(&config)
+                .map_err(|error| invalid(&config_path, error.to_string()))?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Map::new(),
+            Err(error) => return Err(invalid(&config_path, error.to_string())),
+        };
+        Self::from_json(json, config, path)
+    }
+
+    /// From the contents of tokenizer.json and tokenizer_config.json; `path` is for messages.
+    pub(super) fn from_json(
+        json: String,
+        config: Map<String, Value>,
+        path: &Path,
+    ) -> Result<Self, DataError> {
+        let invalid = |reason: String| DataError::TokenizerInvalid {
+            path: path.to_path_buf(),
+            reason,
+        };
+        let mut inner =
+            tokenizers::Tokenizer::from_bytes(&json).map_err(|error| invalid(error.to_string()))?;
+        inner
+            .with_padding(None)
+            .with_truncation(None)
+            .map_err(|error| invalid(error.to_string()))?;
+        let ids: Vec<u32> = inner.get_vocab(true).into_values().collect();
+        let vocab_size = check_ids(&ids, path)?;
+        let special = special::find(&inner, &config).map_err(invalid)?;
+        let mut tokenizer = Self {
+            characters: build::characters_of(&json, &inner),
+            inner,
+            json,
+            config,
+            eos: special.eos,
+            bos: special.bos,
+            vocab_size,
+            tokens: ids.len(),
+        };
+        tokenizer.complete_config();
+        Ok(tokenizer)
+    }
+
+    /// Token ids of a text. No special tokens are added.
+    ///
+    /// A char tokenizer refuses characters that it has no token for.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, DataError> {
+        if let Some(characters) = &self.characters {
+            return encode_characters(characters, text);
+        }
+        let encoding =
+            self.inner
+                .encode_fast(text, false)
+                .map_err(|error| DataError::Tokenizer {
+                    action: "encode",
+                    reason: error.to_string(),
+                })?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of token ids, special tokens included. Bytes that are not UTF-8 become U+FFFD.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, DataError> {
+        // The library leaves unknown ids out, which would hide a model that is not this tokenizer's.
+        if let Some(&id) = ids.iter().find(|&&id| id as usize >= self.vocab_size) {
+            return Err(DataError::UnknownId {
+                id,
+                vocab_size: self.vocab_size,
+            });
+        }
+        self.inner
+            .decode(ids, false)
+            .map_err(|error| DataError::Tokenizer {
+                action: "decode",
+                reason: error.to_string(),
+            })
+    }
+
+    /// A decoder that takes one token at a time and gives text as soon as it is whole.
+    pub fn stream(&self) -> StreamDecoder<'_> {
+        StreamDecoder::new(self)
+    }
+
+    /// Rows an embedding matrix needs: the largest id + 1.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// Number of tokens; smaller than [`vocab_size`](Self::vocab_size) where ids are unused.
+    pub fn token_count(&self) -> usize {
+        self.tokens
+    }
+
+    /// The token that ends a document, if the tokenizer has one.
+    pub fn eos(&self) -> Option<&SpecialToken> {
+        self.eos.as_ref()
+    }
+
+    /// The token that begins a document, if the tokenizer has one.
+    pub fn bos(&self) -> Option<&SpecialToken> {
+        self.bos.as_ref()
+    }
+
+    /// The id of a token by its text.
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// Whether this is a char tokenizer: one token per character, unknown characters refused.
+    pub fn is_char(&self) -> bool {
+        self.characters.is_some()
+    }
+
+    /// The tokenizer.json.
+    pub fn to_json(&self) -> &str {
+        &self.json
+    }
+
+    /// Writes tokenizer.json and tokenizer_config.json into a folder that exists.
+    pub fn save(&self, directory: &Path) -> Result<(), DataError> {
+        let write = |name: &str, contents: &str| {
+            let path = directory.join(name);
+            fs::write(&path, contents).map_err(|source| DataError::Unwritable { path, source })
+        };
+        write("tokenizer.json", &self.json)?;
+        write(
+            "tokenizer_config.json",
+            &format!("{:#}\n", Value::Object(self.config.clone())),
+        )
+    }
+
+    /// Adds to the config what `AutoTokenizer` needs; what a loaded config says stays.
+    fn complete_config(&mut self) {
+        let special = [("eos_token", &self.eos), ("bos_token", &self.bos)];
+        for (key, token) in special {
+            if let Some(token) = token {
+                self.config.entry(key).or_insert_with(|| json!(token.text));
+            }
+        }
+        self.config
+            .entry("tokenizer_class")
+            .or_insert_with(|| json!("PreTrainedTokenizerFast"));
+        // transformers would otherwise "clean up" spaces before punctuation when decoding.
+        self.config
+            .entry("clean_up_tokenization_spaces")
+            .or_insert_with(|| json!(false));
+    }
+}
+
+/// Checks that ids are dense enough for an embedding matrix; returns the largest + 1.
+fn check_ids(ids: &[u32], path: &Path) -> Result<usize, DataError> {
+    let Some(&max_id) = ids.iter().max() else {
+        return Err(DataError::TokenizerInvalid {
+            path: path.to_path_buf(),
+            reason: "the vocabulary is empty".to_string(),
+        });
+    };
+    // Some published tokenizers have a few unused ids. One whose ids are mostly holes is broken,
+    // and its largest id would decide how much memory the model takes.
+    let vocab_size = max_id as usize + 1;
+    if vocab_size > 2 * ids.len() {
+        let mut sorted = ids.to_vec();
+        sorted.sort_unstable();
+        sorted.dedup();
+        let first_gap = (0..)
+            .zip(&sorted)
+            .find(|(i, id)| i != *id)
+            .map_or(0, |(i, _)| i);
+        return Err(DataError::TokenizerGaps {
+            path: path.to_path_buf(),
+            tokens: ids.len(),
+            max_id,
+            first_gap,
+        });
+    }
+    Ok(vocab_size)
+}
+
+fn encode_characters(characters: &HashMap<char, u32>, text: &str) -> Result<Vec<u32>, DataError> {
+    text.char_indices()
+        .map(|(position, character)| {
+            characters
+                .get(&character)
+                .copied()
+                .ok_or_else(|| DataError::UnknownChar {
+                    character,
+                    line: 1 + text[..position].matches('\n').count(),
+                    known: characters.len(),
+                })
+        })
+        .collect()
+}

@@ -1,0 +1,151 @@
+//! Text from a model: prefill the prompt, then decode token by token from a key/value cache.
+
+mod sampling;
+mod text;
+
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use burn::tensor::Tensor;
+
+pub use sampling::Sampling;
+pub use text::{TextRequest, complete};
+
+use crate::data::DataError;
+use crate::model::{Decoder, KvCache, ModelError};
+use sampling::Sampler;
+
+/// What to generate.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Request {
+    /// Token ids to continue. Empty: begin with the model's bos or eos token.
+    pub prompt: Vec<u32>,
+    /// Most tokens to add.
+    pub max_new_tokens: usize,
+    /// How the next token is chosen.
+    pub sampling: Sampling,
+    /// Seed of the choice.
+    pub seed: u64,
+}
+
+/// What was generated.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Completion {
+    /// New token ids, without the prompt and without the token that ended it.
+    pub tokens: Vec<u32>,
+    /// Why it ended.
+    pub finish: Finish,
+    /// Time to read the prompt.
+    pub prefill: Duration,
+    /// Time to write the new tokens.
+    pub decode: Duration,
+}
+
+/// Why a completion ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Finish {
+    /// The model wrote its end token.
+    Eos,
+    /// `max_new_tokens` were written.
+    Length,
+    /// The caller had enough: a stop string was written.
+    Stop,
+    /// The model has no position for another token.
+    ContextFull,
+}
+
+/// A completion that cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum GenerateError {
+    /// The model.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The tokenizer.
+    #[error(transparent)]
+    Tokenizer(#[from] DataError),
+    /// A prompt without a single token, and no token to begin with.
+    #[error("the prompt is empty, and this model has no token that begins a text")]
+    EmptyPrompt,
+    /// A token id the model does not know.
+    #[error("token {id} is outside the model's vocabulary of {vocab_size}")]
+    UnknownToken {
+        /// The id.
+        id: u32,
+        /// Rows of the embedding matrix.
+        vocab_size: usize,
+    },
+    /// The model's output is not a number.
+    #[error("the model's logits are not finite; its weights are damaged or it has diverged")]
+    NotFinite,
+}
+
+/// Continues a prompt. `on_token` is called with every new token as soon as it is known, and ends
+/// the completion by breaking.
+///
+/// The model must be on a plain device (`model.valid()`).
+///
+/// # Errors
+/// A prompt that is empty, too long or outside the vocabulary; logits that are not finite.
+pub fn generate(
+    model: &Decoder,
+    request: &Request,
+    mut on_token: impl FnMut(u32) -> ControlFlow<()>,
+) -> Result<Completion, GenerateError> {
+    let prompt = checked_prompt(model, &request.prompt)?;
+    let limit = model.position_limit().unwrap_or(usize::MAX);
+    let wanted = prompt.len() + request.max_new_tokens;
+    let mut cache = KvCache::new(model, wanted.min(limit));
+    let mut sampler = Sampler::new(&request.sampling, request.seed);
+
+    let started = Instant::now();
+    let mut logits = model.decode(&prompt, &mut cache)?;
+    let prefill = started.elapsed();
+
+    let started = Instant::now();
+    let mut text = prompt.clone();
+    let finish = loop {
+        if text.len() == wanted {
+            break Finish::Length;
+        }
+        if text.len() > limit {
+            break Finish::ContextFull;
+        }
+        if text.len() > prompt.len() {
+            logits = model.decode(&text[text.len() - 1..], &mut cache)?;
+        }
+        let token = sampler.next(&host(logits.clone()), &text).ok_or(GenerateError::NotFinite)?;
+        if ends_text(model, token) {
+            break Finish::Eos;
+        }
+        text.push(token);
+        if on_token(token).is_break() {
+            break Finish::Stop;
+        }
+    };
+    let tokens = text.split_off(prompt.len());
+    Ok(Completion { tokens, finish, prefill, decode: started.elapsed() })
+}
+
+fn checked_prompt(model: &Decoder, prompt: &[u32]) -> Result<Vec<u32>, GenerateError> {
+    let spec = model.spec();
+    let prompt = match prompt {
+        [] => vec![spec.bos_token_id.or(spec.eos_token_id).ok_or(GenerateError::EmptyPrompt)?],
+        tokens => tokens.to_vec(),
+    };
+    match prompt.iter().find(|&&id| id as usize >= spec.vocab_size) {
+        Some(&id) => Err(GenerateError::UnknownToken { id, vocab_size: spec.vocab_size }),
+        None => Ok(prompt),
+    }
+}
+
+/// Models that use bos as a separator (llama2.c's) write it where others write eos.
+fn ends_text(model: &Decoder, token: u32) -> bool {
+    let spec = model.spec();
+    [spec.eos_token_id, spec.bos_token_id].contains(&Some(token))
+}
+
+/// `[1, vocab]` logits on the host.
+fn host(logits: Tensor<2>) -> Vec<f32> {
+    logits.into_data().iter::<f32>().collect()
+}

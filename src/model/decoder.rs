@@ -1,0 +1,249 @@
+//! The decoder: embedding, blocks, norm, head.
+
+use burn::module::Module;
+use burn::tensor::{Device, Int, Tensor, TensorData};
+
+use super::ModelError;
+use super::attention::{Attention, Context, LayerCache, Rotary, additive_mask};
+use super::init::Init;
+use super::layers::{Embedding, Linear, Mlp, Norm};
+use super::loss::{TokenLoss, cross_entropy, cross_entropy_sum};
+use super::spec::DecoderSpec;
+use crate::config::Architecture;
+use crate::data::Batch;
+
+/// A decoder-only transformer in LLaMA or GPT-2 form. Parameters are named as in Hugging Face's
+/// LLaMA without the `model.` prefix: `layers.0.self_attn.q_proj.weight`.
+#[derive(Module, Debug)]
+pub struct Decoder {
+    /// `[vocab, dim]`.
+    pub embed_tokens: Embedding,
+    /// `[positions, dim]`, gpt2 only.
+    pub embed_positions: Option<Embedding>,
+    /// The blocks, first to last.
+    pub layers: Vec<Block>,
+    /// The norm before the head.
+    pub norm: Norm,
+    /// `[dim, vocab]`; none when the embedding is the head too.
+    pub lm_head: Option<Linear>,
+    #[module(skip)]
+    spec: DecoderSpec,
+}
+
+/// One block: x + attention(norm(x)), then x + mlp(norm(x)).
+#[derive(Module, Debug)]
+pub struct Block {
+    /// Before attention.
+    pub input_layernorm: Norm,
+    /// Attention.
+    pub self_attn: Attention,
+    /// Before the feed-forward layer.
+    pub post_attention_layernorm: Norm,
+    /// The feed-forward layer.
+    pub mlp: Mlp,
+}
+
+impl Block {
+    fn forward(&self, x: Tensor<2>, context: &Context, cache: Option<&mut LayerCache>) -> Tensor<2> {
+        let attended = self.self_attn.forward(self.input_layernorm.forward(x.clone()), context, cache);
+        let x = x + attended;
+        let fed = self.mlp.forward(self.post_attention_layernorm.forward(x.clone()));
+        x + fed
+    }
+}
+
+impl Decoder {
+    /// A decoder with random weights, a function of (spec, seed). Weights are drawn when first
+    /// used. On `device.autodiff()` it can be trained; on a plain device it can only run.
+    ///
+    /// # Errors
+    /// [`ModelError::Shape`] for a shape no decoder can have.
+    pub fn new(spec: &DecoderSpec, seed: u64, device: &Device) -> Result<Self, ModelError> {
+        spec.check()?;
+        let init = Init::new(seed, device);
+        let shape = &spec.shape;
+        let (dim, std) = (shape.hidden_size, shape.initializer_range);
+        let layers = (0..shape.num_hidden_layers).map(|i| Block {
+            input_layernorm: Norm::new(&init, shape),
+            self_attn: Attention::new(&init, &format!("layers.{i}.self_attn"), shape),
+            post_attention_layernorm: Norm::new(&init, shape),
+            mlp: Mlp::new(&init, &format!("layers.{i}.mlp"), shape),
+        });
+        let learned_positions = shape.architecture == Architecture::Gpt2;
+        Ok(Self {
+            embed_tokens: Embedding::new(&init, "embed_tokens", [spec.vocab_size, dim], std),
+            embed_positions: learned_positions.then(|| {
+                let dims = [shape.max_position_embeddings, dim];
+                Embedding::new(&init, "embed_positions", dims, std)
+            }),
+            layers: layers.collect(),
+            norm: Norm::new(&init, shape),
+            lm_head: (!shape.tie_word_embeddings)
+                .then(|| Linear::new(&init, "lm_head", [dim, spec.vocab_size], false, std)),
+            spec: spec.clone(),
+        })
+    }
+
+    /// What this decoder was built from.
+    pub fn spec(&self) -> &DecoderSpec {
+        &self.spec
+    }
+
+    /// The longest sequence there are positions for; none with rotary positions.
+    pub fn position_limit(&self) -> Option<usize> {
+        self.embed_positions.as_ref().map(|table| table.weight.lazy_shape()[0])
+    }
+
+    /// Logits `[rows x cols, vocab]` for every token of a batch.
+    ///
+    /// # Errors
+    /// [`ModelError::TooLong`] when a position is past a learned position table.
+    pub fn forward(&self, batch: &Batch) -> Result<Tensor<2>, ModelError> {
+        let device = self.device();
+        let dims = [batch.rows, batch.cols];
+        let context = self.batch_context(batch, &device);
+        let hidden = self.embed(&batch.tokens, &batch.positions, dims, &device)?;
+        let hidden = self.layers.iter().fold(hidden, |x, block| block.forward(x, &context, None));
+        Ok(self.head(hidden))
+    }
+
+    /// Loss of one micro-batch with its gradient scaled by `scale`; see [`cross_entropy`].
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn loss(&self, batch: &Batch, scale: f64) -> Result<TokenLoss, ModelError> {
+        let device = self.device().inner();
+        let (targets, weights) = (targets(batch, &device), weights(batch, &device));
+        Ok(cross_entropy(self.forward(batch)?, targets, weights, scale))
+    }
+
+    /// Σ weight · nats over a batch `[1]`. Call it on `model.valid()`: a tracked forward that is
+    /// never followed by a backward keeps its graph.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn evaluate(&self, batch: &Batch) -> Result<Tensor<1>, ModelError> {
+        let device = self.device();
+        let (targets, weights) = (targets(batch, &device), weights(batch, &device));
+        Ok(cross_entropy_sum(self.forward(batch)?, targets, weights))
+    }
+
+    /// Logits `[1, vocab]` after the last of `tokens`, which continue the sequence in `cache`.
+    ///
+    /// # Errors
+    /// [`ModelError::TooLong`] when the cache or a learned position table is full.
+    pub fn decode(&self, tokens: &[u32], cache: &mut KvCache) -> Result<Tensor<2>, ModelError> {
+        let (past, seq) = (cache.length, tokens.len());
+        let length = past + seq;
+        if length > cache.capacity {
+            return Err(ModelError::TooLong { length, limit: cache.capacity });
+        }
+        let device = self.device();
+        let positions: Vec<u32> = (past..length).map(|p| p as u32).collect();
+        let context = Context {
+            dims: [1, seq],
+            rotary: self.rotary(&positions, 1, &device),
+            mask: (seq > 1).then(|| {
+                additive_mask(1, seq, length, &device, |_, query, key| key <= past + query)
+            }),
+        };
+        let mut hidden = self.embed(tokens, &positions, [1, seq], &device)?;
+        for (block, layer) in self.layers.iter().zip(&mut cache.layers) {
+            hidden = block.forward(hidden, &context, Some(layer));
+        }
+        cache.length = length;
+        Ok(self.head(hidden.slice([seq - 1..seq])))
+    }
+
+    fn embed(
+        &self,
+        tokens: &[u32],
+        positions: &[u32],
+        dims: [usize; 2],
+        device: &Device,
+    ) -> Result<Tensor<2>, ModelError> {
+        let embedded = self.embed_tokens.forward(ids(tokens, dims, device));
+        let Some(table) = &self.embed_positions else { return Ok(embedded) };
+        let limit = table.weight.lazy_shape()[0];
+        match positions.iter().max() {
+            Some(&last) if last as usize >= limit => {
+                Err(ModelError::TooLong { length: last as usize + 1, limit })
+            }
+            _ => Ok(embedded + table.forward(ids(positions, dims, device))),
+        }
+    }
+
+    fn head(&self, hidden: Tensor<2>) -> Tensor<2> {
+        let hidden = self.norm.forward(hidden);
+        match &self.lm_head {
+            Some(head) => head.forward(hidden),
+            None => hidden.matmul(self.embed_tokens.weight.val().transpose()),
+        }
+    }
+
+    fn batch_context(&self, batch: &Batch, device: &Device) -> Context {
+        let (rows, cols) = (batch.rows, batch.cols);
+        // Most batches are rows of one text each: one mask and one set of positions serve all.
+        let same = |values: &[u32]| values.chunks(cols).all(|row| row == &values[..cols]);
+        let rotary_rows = if same(&batch.positions) { 1 } else { rows };
+        let mask_rows = if same(&batch.segment_ids) { 1 } else { rows };
+        let segments = &batch.segment_ids;
+        Context {
+            dims: [rows, cols],
+            rotary: self.rotary(&batch.positions[..rotary_rows * cols], rotary_rows, device),
+            mask: Some(additive_mask(mask_rows, cols, cols, device, |row, query, key| {
+                key <= query && segments[row * cols + key] == segments[row * cols + query]
+            })),
+        }
+    }
+
+    fn rotary(&self, positions: &[u32], rows: usize, device: &Device) -> Option<Rotary> {
+        let shape = &self.spec.shape;
+        (shape.architecture == Architecture::Llama)
+            .then(|| Rotary::new(positions, rows, shape.head_dim, shape.rope_theta, device))
+    }
+
+    fn device(&self) -> Device {
+        self.norm.weight.val().device()
+    }
+}
+
+/// Keys and values of a sequence being generated.
+#[derive(Debug, Clone)]
+pub struct KvCache {
+    layers: Vec<LayerCache>,
+    capacity: usize,
+    length: usize,
+}
+
+impl KvCache {
+    /// Room for `capacity` tokens of one sequence.
+    pub fn new(model: &Decoder, capacity: usize) -> Self {
+        let layers = model.layers.iter().map(|_| LayerCache::new(capacity)).collect();
+        Self { layers, capacity, length: 0 }
+    }
+
+    /// Tokens seen so far.
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Whether nothing has been seen yet.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+}
+
+/// `[batch, seq]` ids on a device. Ids fit i32: vocabularies and positions are below 2^31.
+fn ids(values: &[u32], dims: [usize; 2], device: &Device) -> Tensor<2, Int> {
+    let values: Vec<i32> = values.iter().map(|&id| id as i32).collect();
+    Tensor::from_data(TensorData::new(values, dims), device)
+}
+
+fn targets(batch: &Batch, device: &Device) -> Tensor<1, Int> {
+    ids(&batch.targets, [batch.rows, batch.cols], device).reshape([batch.rows * batch.cols])
+}
+
+fn weights(batch: &Batch, device: &Device) -> Tensor<1> {
+    Tensor::from_data(TensorData::new(batch.weights.clone(), [batch.weights.len()]), device)
+}

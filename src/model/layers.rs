@@ -1,0 +1,135 @@
+//! The layers every decoder is made of. All work on rows: activations are `[rows, dim]` with
+//! rows = batch x seq, so that each linear layer is one matrix product.
+
+use burn::module::{Module, Param};
+use burn::tensor::activation::{gelu, silu};
+use burn::tensor::module::layer_norm;
+use burn::tensor::{Int, Tensor};
+
+use super::init::Init;
+use crate::config::{Architecture, ModelShape};
+
+/// y = x W + b. The weight is `[in, out]`, the layout in which the forward product and both
+/// products of the backward pass read and write contiguous rows; files hold `[out, in]`.
+#[derive(Module, Debug)]
+pub struct Linear {
+    /// `[in, out]`.
+    pub weight: Param<Tensor<2>>,
+    /// `[out]`.
+    pub bias: Option<Param<Tensor<1>>>,
+}
+
+impl Linear {
+    pub(super) fn new(init: &Init, path: &str, dims: [usize; 2], bias: bool, std: f64) -> Self {
+        Self {
+            weight: init.normal(&format!("{path}.weight"), dims, std),
+            bias: bias.then(|| init.full([dims[1]], 0.0)),
+        }
+    }
+
+    /// `[rows, in]` -> `[rows, out]`.
+    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        let y = x.matmul(self.weight.val());
+        match &self.bias {
+            Some(bias) => y + bias.val().unsqueeze(),
+            None => y,
+        }
+    }
+}
+
+/// A table of vectors, one per id.
+#[derive(Module, Debug)]
+pub struct Embedding {
+    /// `[ids, dim]`.
+    pub weight: Param<Tensor<2>>,
+}
+
+impl Embedding {
+    pub(super) fn new(init: &Init, path: &str, dims: [usize; 2], std: f64) -> Self {
+        Self { weight: init.normal(&format!("{path}.weight"), dims, std) }
+    }
+
+    /// `[batch, seq]` ids -> `[batch x seq, dim]`.
+    pub fn forward(&self, ids: Tensor<2, Int>) -> Tensor<2> {
+        let [batch, seq] = ids.dims();
+        let dim = self.weight.lazy_shape()[1];
+        burn::tensor::module::embedding(self.weight.val(), ids).reshape([batch * seq, dim])
+    }
+}
+
+/// RMSNorm (Zhang and Sennrich, 2019) for llama; LayerNorm, with or without bias, for gpt2.
+#[derive(Module, Debug)]
+pub struct Norm {
+    /// `[dim]`.
+    pub weight: Param<Tensor<1>>,
+    /// `[dim]`.
+    pub bias: Option<Param<Tensor<1>>>,
+    #[module(skip)]
+    eps: f64,
+    #[module(skip)]
+    centred: bool,
+}
+
+impl Norm {
+    pub(super) fn new(init: &Init, shape: &ModelShape) -> Self {
+        let dim = shape.hidden_size;
+        let centred = shape.architecture == Architecture::Gpt2;
+        Self {
+            weight: init.full([dim], 1.0),
+            bias: (centred && shape.bias).then(|| init.full([dim], 0.0)),
+            eps: shape.norm_eps,
+            centred,
+        }
+    }
+
+    /// `[rows, dim]` -> `[rows, dim]`.
+    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        if self.centred {
+            let bias = self.bias.as_ref().map(Param::val);
+            return layer_norm(x, self.weight.val(), bias, self.eps);
+        }
+        let rms = x.clone().square().mean_dim(1).add_scalar(self.eps).sqrt();
+        x / rms * self.weight.val().unsqueeze()
+    }
+}
+
+/// The feed-forward layer: SwiGLU (Shazeer, 2020) for llama, GELU for gpt2.
+#[derive(Module, Debug)]
+pub struct Mlp {
+    /// `[dim, ffn]`, llama only.
+    pub gate_proj: Option<Linear>,
+    /// `[dim, ffn]`.
+    pub up_proj: Linear,
+    /// `[ffn, dim]`.
+    pub down_proj: Linear,
+}
+
+impl Mlp {
+    pub(super) fn new(init: &Init, path: &str, shape: &ModelShape) -> Self {
+        let (dim, ffn, std) = (shape.hidden_size, shape.intermediate_size, shape.initializer_range);
+        let gated = shape.architecture == Architecture::Llama;
+        let linear = |name: &str, dims, std| {
+            Linear::new(init, &format!("{path}.{name}"), dims, shape.bias, std)
+        };
+        Self {
+            gate_proj: gated.then(|| linear("gate_proj", [dim, ffn], std)),
+            up_proj: linear("up_proj", [dim, ffn], std),
+            down_proj: linear("down_proj", [ffn, dim], residual_std(shape)),
+        }
+    }
+
+    /// `[rows, dim]` -> `[rows, dim]`.
+    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        let hidden = match &self.gate_proj {
+            Some(gate) => silu(gate.forward(x.clone())) * self.up_proj.forward(x),
+            None => gelu(self.up_proj.forward(x)),
+        };
+        self.down_proj.forward(hidden)
+    }
+}
+
+/// Projections that write to the residual stream start smaller, so that its variance does not grow
+/// with depth (Radford et al., 2019, section 2.3).
+pub(super) fn residual_std(shape: &ModelShape) -> f64 {
+    shape.initializer_range / (2.0 * shape.num_hidden_layers as f64).sqrt()
+}

@@ -1,0 +1,25 @@
+//! The decoder-only transformer: one module tree for every supported family.
+//!
+//! [`DecoderSpec`] says what to build, [`Decoder`] is the built module, [`TokenLoss`] what training
+//! minimises, [`folder`] reads and writes Hugging Face model folders.
+
+mod attention;
+mod decoder;
+mod error;
+pub mod folder;
+mod init;
+mod layers;
+mod loss;
+mod parameters;
+mod spec;
+
+pub use attention::Attention;
+pub use decoder::{Block, Decoder, KvCache};
+pub use error::ModelError;
+pub use layers::{Embedding, Linear, Mlp, Norm};
+pub use parameters::{
+    MapParameters, Tensors, VisitParameters, map_parameters, parameters, visit_parameters,
+    with_parameters,
+};
+pub use loss::{TokenLoss, cross_entropy, cross_entropy_sum};
+pub use spec::DecoderSpec;

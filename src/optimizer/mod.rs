@@ -1,0 +1,248 @@
+//! The update rules: burn's per-tensor optimizers, applied by parameter group and kept by path.
+//!
+//! burn's own `ModuleOptimizer` keys its state by random parameter ids and saves it in its own
+//! format. Ours keys state by the parameter's path, so that a checkpoint is a plain safetensors
+//! file that means the same in the next process.
+//!
+//! Groups: matrices and embeddings are decayed, norms and biases never. With Muon the blocks'
+//! matrices take Muon's rule and everything else AdamW's.
+
+mod rules;
+mod schedule;
+
+use std::collections::BTreeMap;
+
+use burn::module::{Module, Param};
+use burn::optim::{DynState, StateSink, StateSource};
+use burn::tensor::{Device, Tensor, TensorData};
+use burn_pack::Scalar;
+use serde::{Deserialize, Serialize};
+
+use crate::config::OptimizerPlan;
+use crate::gradient::Gradient;
+use crate::model::{MapParameters, Tensors, VisitParameters, map_parameters, visit_parameters};
+use rules::Rules;
+pub use schedule::Schedule;
+
+/// Updates a module's parameters from their gradients.
+pub struct Optimizer {
+    rules: Rules,
+    states: BTreeMap<String, DynState>,
+}
+
+/// The whole state of an [`Optimizer`] on the host. Tensors are keyed
+/// `<parameter path>.<state path>`, as in `norm.weight.momentum.moment_1`; so are scalars, such as
+/// the number of updates a parameter has had.
+#[derive(Debug, Default)]
+pub struct OptimizerState {
+    /// Moments and the like.
+    pub tensors: Tensors,
+    /// Counters and the like.
+    pub scalars: BTreeMap<String, StateScalar>,
+}
+
+/// A number in an optimizer's state.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StateScalar {
+    /// A signed integer.
+    Int(i64),
+    /// An unsigned integer.
+    Uint(u64),
+    /// A float.
+    Float(f64),
+    /// A flag.
+    Bool(bool),
+}
+
+/// A saved state that does not belong to this optimizer and model.
+#[derive(Debug, thiserror::Error)]
+pub enum OptimizerError {
+    /// A parameter's state is absent, incomplete or of the wrong shape.
+    #[error("optimizer state of `{path}` is missing or does not fit")]
+    State {
+        /// Path of the parameter.
+        path: String,
+    },
+    /// The state names a parameter the model does not have.
+    #[error("optimizer state `{name}` belongs to no parameter of this model")]
+    Unexpected {
+        /// Name of the state tensor.
+        name: String,
+    },
+}
+
+impl std::fmt::Debug for Optimizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Optimizer").field("parameters", &self.states.len()).finish()
+    }
+}
+
+impl Optimizer {
+    /// An optimizer without any state yet.
+    pub fn new(plan: &OptimizerPlan) -> Self {
+        Self { rules: Rules::new(plan), states: BTreeMap::new() }
+    }
+
+    /// One update of every parameter that has a gradient.
+    pub fn step<M: Module>(&mut self, model: M, gradient: Gradient, learning_rate: f64) -> M {
+        let mut update = Update { optimizer: self, gradient, learning_rate };
+        map_parameters(model, &mut update)
+    }
+
+    /// A copy of the state on the host.
+    pub fn state(&self, model: &impl Module) -> OptimizerState {
+        struct Collect<'a> {
+            optimizer: &'a Optimizer,
+            sink: StateSink,
+        }
+        impl VisitParameters for Collect<'_> {
+            fn visit<const D: usize>(&mut self, path: &str, _param: &Param<Tensor<D>>) {
+                if let Some(state) = self.optimizer.states.get(path) {
+                    let rule = self.optimizer.rules.of(path, D);
+                    rule.state_flatten(path, state, &mut self.sink);
+                }
+            }
+        }
+        let mut collect = Collect { optimizer: self, sink: StateSink::default() };
+        visit_parameters(model, &mut collect);
+        let scalars = collect.sink.scalars.into_iter();
+        OptimizerState {
+            tensors: collect.sink.tensors.into_iter().collect(),
+            scalars: scalars.map(|(name, value)| (name, value.into())).collect(),
+        }
+    }
+
+    /// Puts a saved state in place, on `device` (the plain one).
+    ///
+    /// # Errors
+    /// A parameter whose state is missing or of another shape; state of an unknown parameter.
+    pub fn load_state(
+        &mut self,
+        model: &impl Module,
+        state: OptimizerState,
+        device: &Device,
+    ) -> Result<(), OptimizerError> {
+        let mut restore = Restore { optimizer: self, state, device, problem: None };
+        visit_parameters(model, &mut restore);
+        match (restore.problem, restore.state.tensors.into_keys().next()) {
+            (Some(problem), _) => Err(problem),
+            (None, Some(name)) => Err(OptimizerError::Unexpected { name }),
+            (None, None) => Ok(()),
+        }
+    }
+}
+
+struct Update<'a> {
+    optimizer: &'a mut Optimizer,
+    gradient: Gradient,
+    learning_rate: f64,
+}
+
+impl MapParameters for Update<'_> {
+    fn map<const D: usize>(&mut self, path: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let Some(gradient) = self.gradient.take(&param) else { return param };
+        let rule = self.optimizer.rules.of(path, D).clone();
+        let state = self.optimizer.states.remove(path);
+        // Consuming the parameter leaves one owner of its memory, so that the update is in place.
+        let (id, value, mapper) = param.consume();
+        let (value, state) = rule.step_dyn(
+            D,
+            self.learning_rate,
+            value.inner().into_bridge(),
+            gradient.into_bridge(),
+            state,
+        );
+        if let Some(state) = state {
+            self.optimizer.states.insert(path.to_string(), state);
+        }
+        let value = Tensor::<D>::from_inner(Tensor::from_bridge(value)).require_grad();
+        Param::from_mapped_value(id, value, mapper)
+    }
+}
+
+struct Restore<'a> {
+    optimizer: &'a mut Optimizer,
+    state: OptimizerState,
+    device: &'a Device,
+    problem: Option<OptimizerError>,
+}
+
+impl Restore<'_> {
+    /// The tensors and scalars of one parameter, taken out of the state.
+    fn source(&mut self, path: &str) -> StateSource {
+        let prefix = format!("{path}.");
+        let scalars = self.state.scalars.iter().filter(|(name, _)| name.starts_with(&prefix));
+        let mut source =
+            StateSource::new(scalars.map(|(name, &value)| (name.clone(), value.into())).collect());
+        let names: Vec<String> =
+            self.state.tensors.keys().filter(|name| name.starts_with(&prefix)).cloned().collect();
+        for name in names {
+            if let Some(data) = self.state.tensors.remove(&name) {
+                source.insert_tensor(name, data);
+            }
+        }
+        source
+    }
+}
+
+impl VisitParameters for Restore<'_> {
+    fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
+        let rank_fits = |data: &TensorData| data.shape().num_dims() == D;
+        let prefix = format!("{path}.");
+        let mut own = self.state.tensors.iter().filter(|(name, _)| name.starts_with(&prefix));
+        let ranks_fit = own.all(|(_, data)| rank_fits(data));
+        let mut source = self.source(path);
+        let rule = self.optimizer.rules.of(path, D);
+        let state = ranks_fit
+            .then(|| rule.state_unflatten(D, path, &mut source, self.device))
+            .flatten()
+            .filter(|state| fits(rule.as_ref(), state, path, &param.lazy_shape()));
+        match state {
+            Some(state) => {
+                self.optimizer.states.insert(path.to_string(), state);
+            }
+            None => {
+                self.problem.get_or_insert(OptimizerError::State { path: path.to_string() });
+            }
+        }
+    }
+}
+
+/// Every dimension of every state tensor is the parameter's own, or 1 where the rule keeps a
+/// factored moment.
+fn fits(
+    rule: &dyn burn::optim::DynOptimizer,
+    state: &DynState,
+    path: &str,
+    shape: &burn::tensor::Shape,
+) -> bool {
+    let mut sink = StateSink::default();
+    rule.state_flatten(path, state, &mut sink);
+    let dims: Vec<usize> = shape.iter().copied().collect();
+    sink.tensors.iter().all(|(_, data)| {
+        data.shape().iter().zip(&dims).all(|(&found, &own)| found == own || found == 1)
+    })
+}
+
+impl From<Scalar> for StateScalar {
+    fn from(scalar: Scalar) -> Self {
+        match scalar {
+            Scalar::Int(value) => Self::Int(value),
+            Scalar::UInt(value) => Self::Uint(value),
+            Scalar::Float(value) => Self::Float(value),
+            Scalar::Bool(value) => Self::Bool(value),
+        }
+    }
+}
+
+impl From<StateScalar> for Scalar {
+    fn from(scalar: StateScalar) -> Self {
+        match scalar {
+            StateScalar::Int(value) => Self::Int(value),
+            StateScalar::Uint(value) => Self::UInt(value),
+            StateScalar::Float(value) => Self::Float(value),
+            StateScalar::Bool(value) => Self::Bool(value),
+        }
+    }
+}

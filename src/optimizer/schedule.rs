@@ -1,0 +1,149 @@
+//! The learning rate as a function of the step.
+
+use std::f64::consts::PI;
+
+use crate::config::{Decay, DecayShape, Warmup};
+
+/// Learning rate over a run of known length. Steps count from 0; the schedule is stepped once per
+/// optimizer step.
+///
+/// Warm-up rises in equal steps and reaches the peak at step `warmup`; decay ends exactly at the
+/// last step.
+///
+/// ```
+/// use firebrick::config::{Decay, Warmup};
+/// use firebrick::optimizer::Schedule;
+///
+/// let schedule = Schedule::new(1e-3, &Decay::Cosine, &Warmup::Steps(10), 0.1, 100);
+/// assert_eq!(schedule.learning_rate(10), 1e-3);
+/// assert!((schedule.learning_rate(99) - 1e-4).abs() < 1e-12);
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct Schedule {
+    peak: f64,
+    decay: Decay,
+    warmup: u64,
+    floor: f64,
+    steps: u64,
+}
+
+impl Schedule {
+    /// A schedule over `steps` optimizer steps with the given peak; `min_ratio` is the share of the
+    /// peak left at the last step.
+    pub fn new(peak: f64, decay: &Decay, warmup: &Warmup, min_ratio: f64, steps: u64) -> Self {
+        let warmup = match *warmup {
+            Warmup::Steps(warmup) => warmup,
+            Warmup::Ratio(ratio) => (ratio * steps as f64).round() as u64,
+        };
+        Self { peak, decay: decay.clone(), warmup, floor: min_ratio, steps }
+    }
+
+    /// Steps before the peak.
+    pub fn warmup_steps(&self) -> u64 {
+        self.warmup
+    }
+
+    /// The learning rate of the given step, counted from 0.
+    pub fn learning_rate(&self, step: u64) -> f64 {
+        if step < self.warmup {
+            return self.peak * (step + 1) as f64 / (self.warmup + 1) as f64;
+        }
+        let floored = |share: f64| self.floor + (1.0 - self.floor) * share;
+        let share = match &self.decay {
+            Decay::Constant => 1.0,
+            Decay::InverseSqrt => ((self.warmup + 1) as f64 / (step + 1) as f64).sqrt(),
+            Decay::Linear => floored(1.0 - self.progress(step, self.warmup)),
+            Decay::Cosine => floored(half_cosine(self.progress(step, self.warmup))),
+            Decay::Polynomial { power } => {
+                floored((1.0 - self.progress(step, self.warmup)).powf(*power))
+            }
+            Decay::Wsd { ratio, shape } => {
+                let decay_steps = (ratio * self.steps as f64).round() as u64;
+                let last_at_peak = self.last().saturating_sub(decay_steps).max(self.warmup);
+                let x = self.progress(step, last_at_peak);
+                floored(match shape {
+                    DecayShape::Linear => 1.0 - x,
+                    DecayShape::Sqrt => 1.0 - x.sqrt(),
+                    DecayShape::Cosine => half_cosine(x),
+                })
+            }
+        };
+        self.peak * share
+    }
+
+    /// 0 up to step `from`, 1 from the last step on, a straight line between.
+    fn progress(&self, step: u64, from: u64) -> f64 {
+        if step <= from {
+            return 0.0;
+        }
+        let span = self.last().saturating_sub(from).max(1);
+        ((step - from) as f64 / span as f64).min(1.0)
+    }
+
+    fn last(&self) -> u64 {
+        self.steps.saturating_sub(1)
+    }
+}
+
+fn half_cosine(x: f64) -> f64 {
+    0.5 * (1.0 + (PI * x).cos())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn schedule(decay: Decay, warmup: u64, floor: f64) -> Schedule {
+        Schedule::new(2.0, &decay, &Warmup::Steps(warmup), floor, 101)
+    }
+
+    #[test]
+    fn r8_step_0_end_of_warmup_and_last_step() {
+        let wsd = |shape| Decay::Wsd { ratio: 0.2, shape };
+        // decay, learning rate at the last step with a floor of 0.1
+        let table = [
+            (Decay::Constant, 2.0),
+            (Decay::Linear, 0.2),
+            (Decay::Cosine, 0.2),
+            (Decay::Polynomial { power: 2.0 }, 0.2),
+            (Decay::InverseSqrt, 2.0 * (11.0f64 / 101.0).sqrt()),
+            (wsd(DecayShape::Linear), 0.2),
+            (wsd(DecayShape::Sqrt), 0.2),
+            (wsd(DecayShape::Cosine), 0.2),
+        ];
+        for (decay, last) in table {
+            let schedule = schedule(decay.clone(), 10, 0.1);
+            assert!((schedule.learning_rate(0) - 2.0 / 11.0).abs() < 1e-12, "{decay:?}");
+            assert!((schedule.learning_rate(9) - 20.0 / 11.0).abs() < 1e-12, "{decay:?}");
+            assert_eq!(schedule.learning_rate(10), 2.0, "{decay:?}");
+            assert!((schedule.learning_rate(100) - last).abs() < 1e-12, "{decay:?}");
+        }
+    }
+
+    #[test]
+    fn r8_midpoints() {
+        assert!((schedule(Decay::Linear, 0, 0.0).learning_rate(50) - 1.0).abs() < 1e-12);
+        assert!((schedule(Decay::Cosine, 0, 0.0).learning_rate(25) - (1.0 + 0.5f64.sqrt())).abs() < 1e-12);
+        let polynomial = schedule(Decay::Polynomial { power: 2.0 }, 0, 0.0);
+        assert!((polynomial.learning_rate(50) - 0.5).abs() < 1e-12);
+        let wsd = schedule(Decay::Wsd { ratio: 0.2, shape: DecayShape::Linear }, 0, 0.0);
+        assert_eq!(wsd.learning_rate(80), 2.0);
+        assert!((wsd.learning_rate(90) - 1.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn r8_no_warmup_starts_at_the_peak_and_never_rises_after_it() {
+        for decay in [Decay::Linear, Decay::Cosine, Decay::InverseSqrt] {
+            let schedule = schedule(decay, 0, 0.0);
+            assert_eq!(schedule.learning_rate(0), 2.0);
+            let rates: Vec<f64> = (0..101).map(|step| schedule.learning_rate(step)).collect();
+            assert!(rates.windows(2).all(|pair| pair[1] <= pair[0]));
+        }
+    }
+
+    #[test]
+    fn r8_a_run_of_one_step_has_a_learning_rate() {
+        let schedule = Schedule::new(1.0, &Decay::Cosine, &Warmup::Ratio(0.1), 0.0, 1);
+        assert_eq!(schedule.learning_rate(0), 1.0);
+    }
+}

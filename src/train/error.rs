@@ -1,0 +1,149 @@
+//! What can end a run before its last step.
+
+use std::path::PathBuf;
+
+use super::interrupt::Signal;
+use crate::checkpoint::CheckpointError;
+use crate::data::DataError;
+use crate::generate::GenerateError;
+use crate::model::ModelError;
+use crate::optimizer::OptimizerError;
+
+/// A run that did not finish.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// The data.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The model.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A checkpoint.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The optimizer's saved state.
+    #[error(transparent)]
+    Optimizer(#[from] OptimizerError),
+    /// A sample completion.
+    #[error("sample completion: {0}")]
+    Sample(#[from] GenerateError),
+    /// The run folder could not be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Another process is training into this folder.
+    #[error("{} is in use by another run", folder.display())]
+    Locked {
+        /// The run folder.
+        folder: PathBuf,
+    },
+    /// The folder holds something and `--resume never` was given.
+    #[error("{} is not empty, and --resume never asks for a fresh run", folder.display())]
+    NotEmpty {
+        /// The run folder.
+        folder: PathBuf,
+    },
+    /// The folder holds a run of another config.
+    #[error("{} holds a run with another config:\n{difference}", folder.display())]
+    OtherConfig {
+        /// The run folder.
+        folder: PathBuf,
+        /// The keys that differ, one a line.
+        difference: String,
+    },
+    /// The folder's record of its run is not readable.
+    #[error("{} is not a run's record: {message}", path.display())]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// The worker threads could not be started.
+    #[error("cannot start {threads} worker threads: {source}")]
+    Threads {
+        /// Threads asked for.
+        threads: usize,
+        /// Why.
+        source: rayon::ThreadPoolBuildError,
+    },
+    /// Loss or gradient stopped being finite.
+    #[error("diverged: loss or gradient was not finite {times} at step {step}", times = times(*in_a_row))]
+    Diverged {
+        /// Optimizer steps taken when it ended.
+        step: u64,
+        /// Non-finite steps in a row.
+        in_a_row: u32,
+        /// The last good checkpoint.
+        checkpoint: Option<u64>,
+    },
+    /// The user asked to stop; the run was saved and can be resumed.
+    #[error("stopped by {signal} after step {step}; saved, run the same command again to continue")]
+    Interrupted {
+        /// What asked.
+        signal: Signal,
+        /// Optimizer steps taken.
+        step: u64,
+    },
+}
+
+fn times(in_a_row: u32) -> String {
+    if in_a_row == 1 { "once".to_string() } else { format!("{in_a_row} times in a row") }
+}
+
+impl TrainError {
+    pub(super) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
+
+    /// The process exit code: see the table in the book's chapter on the command line.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Data(error) => error.exit_code(),
+            Self::OtherConfig { .. } | Self::NotEmpty { .. } => 2,
+            Self::Diverged { .. } => 5,
+            Self::Interrupted { signal, .. } => signal.exit_code(),
+            Self::Model(ModelError::TooLong { .. } | ModelError::Shape { .. }) => 2,
+            _ => 1,
+        }
+    }
+
+    /// The word in brackets after `error`.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Data(_) => "data",
+            Self::OtherConfig { .. } | Self::NotEmpty { .. } => "config",
+            Self::Model(_) => "model",
+            Self::Checkpoint(_) | Self::Optimizer(_) => "checkpoint",
+            Self::Diverged { .. } => "diverged",
+            Self::Interrupted { .. } => "interrupted",
+            Self::Sample(_) => "generate",
+            _ => "io",
+        }
+    }
+
+    /// What to do about it, where there is something to say.
+    pub fn help(&self) -> Option<String> {
+        match self {
+            Self::Data(error) => error.help(),
+            Self::Model(error) => error.help(),
+            Self::Checkpoint(error) => error.help(),
+            Self::Locked { .. } => Some("wait for it, or give this run its own --output-dir".to_string()),
+            Self::NotEmpty { .. } | Self::OtherConfig { .. } => {
+                Some("give this run its own --output-dir, or delete the folder".to_string())
+            }
+            Self::Diverged { checkpoint, .. } => Some(match checkpoint {
+                Some(step) => format!(
+                    "the checkpoint of step {step} is good; lower optimizer.learning_rate or raise lr_scheduler.warmup_steps"
+                ),
+                None => "lower optimizer.learning_rate or raise lr_scheduler.warmup_steps".to_string(),
+            }),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! What a run tells the world while it trains.
+
+use serde::Serialize;
+
+use super::TrainError;
+use super::evaluate::Evaluation;
+
+/// Something that happened in a run.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event<'a> {
+    /// Something a person should know: which files, which device, a cache hit.
+    Note {
+        /// One line of text.
+        text: String,
+    },
+    /// The loop begins.
+    Started {
+        /// Completed steps: 0, or where a resumed run goes on.
+        step: u64,
+        /// Steps of the whole run.
+        steps: u64,
+    },
+    /// One optimizer step.
+    Step(StepRecord),
+    /// The validation split was measured.
+    Evaluated {
+        /// Completed steps.
+        step: u64,
+        /// The result.
+        #[serde(flatten)]
+        evaluation: Evaluation,
+        /// Whether it is the lowest so far.
+        best: bool,
+    },
+    /// A sample completion.
+    Sample {
+        /// Completed steps.
+        step: u64,
+        /// What was given.
+        prompt: &'a str,
+        /// What the model added.
+        completion: &'a str,
+    },
+    /// A checkpoint was written.
+    Saved {
+        /// Completed steps.
+        step: u64,
+    },
+    /// A checkpoint was deleted by rotation.
+    Deleted {
+        /// Its step.
+        step: u64,
+    },
+    /// A step was not applied because its loss or gradient was not finite.
+    Skipped {
+        /// The step that would have been completed.
+        step: u64,
+        /// The first sequence of its batch, by its place in the data order.
+        first_sequence: u64,
+        /// Sequences in its batch.
+        sequences: u64,
+        /// The loss, as text: JSON has no NaN.
+        loss: String,
+        /// The gradient norm, as text.
+        grad_norm: String,
+    },
+    /// The run is over.
+    Finished {
+        /// Completed steps.
+        step: u64,
+    },
+}
+
+/// What is known about one optimizer step.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct StepRecord {
+    /// Completed steps, this one included.
+    pub step: u64,
+    /// Tokens trained on so far.
+    pub tokens: u64,
+    /// Nats per trained token over the whole step.
+    pub loss: f64,
+    /// Learning rate of the step.
+    pub lr: f64,
+    /// Norm of the whole gradient before clipping.
+    pub grad_norm: f64,
+    /// Trained tokens per second over the steps since the last record, evaluation and saving apart.
+    pub tokens_per_second: f64,
+}
+
+/// Watches a run. An error ends the run: a metrics file that cannot be written is a failure, not a
+/// detail.
+pub trait Observer {
+    /// Called for every event, in order.
+    ///
+    /// # Errors
+    /// Whatever makes it pointless to go on.
+    fn observe(&mut self, event: &Event) -> Result<(), TrainError>;
+}

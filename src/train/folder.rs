@@ -1,0 +1,180 @@
+//! The run folder: who owns it, where things are, what is recorded about the run.
+
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::TrainError;
+use crate::checkpoint::{CheckpointStore, Progress};
+use crate::config::Plan;
+use crate::data::{FileRecord, Tokenizer};
+use crate::durable;
+use crate::environment::{Environment, peak_memory_bytes};
+use crate::model::{DecoderSpec, Tensors, folder as model_folder};
+
+/// A run folder that this process owns until it is dropped.
+#[derive(Debug)]
+pub struct RunFolder {
+    path: PathBuf,
+    /// Held, not read: the lock goes with the file handle, also when the process is killed.
+    _lock: File,
+}
+
+/// run.json: what ran, on what, with which data, and how it ended.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct RunRecord {
+    pub(super) started: String,
+    pub(super) git: Option<String>,
+    pub(super) environment: serde_json::Value,
+    pub(super) seed: u64,
+    pub(super) parameters: u64,
+    pub(super) train_tokens: u64,
+    pub(super) val_tokens: u64,
+    pub(super) data: serde_json::Value,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) exported_step: Option<u64>,
+    #[serde(rename = "final", skip_serializing_if = "Option::is_none")]
+    pub(super) end: Option<FinalRecord>,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct FinalRecord {
+    pub(super) step: u64,
+    pub(super) val_loss: Option<f64>,
+    pub(super) best_val_loss: Option<f64>,
+    pub(super) seconds: f64,
+    pub(super) tokens: u64,
+    pub(super) peak_rss_bytes: Option<u64>,
+}
+
+impl RunRecord {
+    pub(super) fn new(
+        plan: &Plan,
+        environment: &Environment,
+        parameters: usize,
+        tokens: [u64; 2],
+        files: &[FileRecord],
+    ) -> Self {
+        let data = files.iter().map(|file| {
+            json!({"path": file.path, "bytes": file.bytes, "blake3": file.blake3})
+        });
+        Self {
+            started: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+            git: git_commit(),
+            environment: json!(environment),
+            seed: plan.config.seed,
+            parameters: parameters as u64,
+            train_tokens: tokens[0],
+            val_tokens: tokens[1],
+            data: data.collect(),
+            exported_step: None,
+            end: None,
+        }
+    }
+}
+
+impl FinalRecord {
+    pub(super) fn new(progress: &Progress) -> Self {
+        Self {
+            step: progress.step,
+            val_loss: progress.val_loss,
+            best_val_loss: progress.best.map(|best| best.val_loss),
+            seconds: progress.seconds,
+            tokens: progress.tokens,
+            peak_rss_bytes: peak_memory_bytes(),
+        }
+    }
+}
+
+impl RunFolder {
+    /// Creates the folder if need be and takes its lock.
+    ///
+    /// # Errors
+    /// A folder that cannot be created or written, or that a live run holds.
+    pub fn open(path: &Path) -> Result<Self, TrainError> {
+        fs::create_dir_all(path.join("logs")).map_err(TrainError::io(path))?;
+        let lock_path = path.join(".lock");
+        let lock = File::create(&lock_path).map_err(TrainError::io(&lock_path))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { path: path.to_path_buf(), _lock: lock }),
+            Err(TryLockError::WouldBlock) => Err(TrainError::Locked { folder: path.to_path_buf() }),
+            Err(TryLockError::Error(source)) => Err(TrainError::io(&lock_path)(source)),
+        }
+    }
+
+    /// The folder itself.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The run's checkpoints.
+    pub fn checkpoints(&self) -> CheckpointStore {
+        CheckpointStore::new(&self.path)
+    }
+
+    /// Where a file of the run lies.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    pub(super) fn write(&self, name: &str, content: &str) -> Result<(), TrainError> {
+        let path = self.file(name);
+        durable::replace_with(&path, content).map_err(TrainError::io(path))
+    }
+
+    pub(super) fn write_record(&self, record: &RunRecord) -> Result<(), TrainError> {
+        let text = serde_json::to_string_pretty(record).map_err(std::io::Error::from);
+        let text = text.map_err(TrainError::io(self.file("run.json")))?;
+        self.write("run.json", &format!("{text}\n"))
+    }
+
+    /// The record of the run in this folder; none in a folder without one.
+    pub(super) fn read_record(&self) -> Result<Option<RunRecord>, TrainError> {
+        let path = self.file("run.json");
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(TrainError::io(&path)(error)),
+        };
+        let record = serde_json::from_str(&text);
+        record.map(Some).map_err(|error| TrainError::Record { path, message: error.to_string() })
+    }
+
+    /// Writes the tokenizer and a model, ready for Hugging Face's tools and for `--model`.
+    pub(super) fn export(
+        &self,
+        spec: &DecoderSpec,
+        tensors: &Tensors,
+        tokenizer: &Tokenizer,
+    ) -> Result<(), TrainError> {
+        tokenizer.save(&self.path)?;
+        model_folder::save(&self.path, spec, tensors)?;
+        Ok(())
+    }
+
+    /// Appends every `tracing` record of this thread to logs/train.log until the guard is dropped.
+    pub(super) fn log(&self) -> Result<tracing::subscriber::DefaultGuard, TrainError> {
+        let path = self.file("logs/train.log");
+        let file = fs::OpenOptions::new().create(true).append(true).open(&path);
+        let file = file.map_err(TrainError::io(path))?;
+        let subscriber = tracing_subscriber::fmt()
+            .with_writer(std::sync::Mutex::new(file))
+            .with_ansi(false)
+            .with_target(false)
+            .finish();
+        Ok(tracing::subscriber::set_default(subscriber))
+    }
+}
+
+/// The commit the working directory stands on, `-dirty` if files differ from it.
+fn git_commit() -> Option<String> {
+    let output = std::process::Command::new("git")
+        .args(["describe", "--always", "--dirty", "--abbrev=12"])
+        .output()
+        .ok()
+        .filter(|output| output.status.success())?;
+    Some(String::from_utf8(output.stdout).ok()?.trim().to_string())
+}

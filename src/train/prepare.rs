@@ -1,0 +1,272 @@
+//! From a plan to a run that only has to be started: threads, folder, data, model, resume.
+
+use burn::module::Module;
+use burn::tensor::Device;
+
+use super::folder::RunRecord;
+use super::resume::starting_point;
+use super::run::{Clock, Trainer};
+use super::{CsvMetrics, Event, Interrupt, JsonlMetrics, Observer, Resume, Run, RunFolder, TrainError};
+use crate::checkpoint::Progress;
+use crate::config::{Plan, Report};
+use crate::data::{Corpus, Sampler, TokenCache};
+use crate::environment::Environment;
+use crate::model::{Decoder, DecoderSpec, folder::decoder_from_hf};
+use crate::optimizer::Optimizer;
+use crate::phase::Timeline;
+
+/// How to run a plan.
+#[derive(Default)]
+pub struct Options {
+    /// What to do with a run that is already in the folder.
+    pub resume: Resume,
+    /// The TOML as the user wrote it, to be kept beside the resolved one.
+    pub config_text: Option<String>,
+    /// Asks the loop to save and stop.
+    pub interrupt: Interrupt,
+    /// Who is told what happens, besides the metrics files of `logging.report_to`.
+    pub observers: Vec<Box<dyn Observer>>,
+}
+
+/// What a plan amounts to, once the data is known.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Summary {
+    /// Trainable parameters.
+    pub parameters: u64,
+    /// Rows of the embedding matrix.
+    pub vocab_size: u64,
+    /// Tokens in the training split.
+    pub train_tokens: u64,
+    /// Tokens in the validation split.
+    pub val_tokens: u64,
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Tokens per optimizer step.
+    pub tokens_per_step: u64,
+    /// Passes over the training split.
+    pub epochs: f64,
+}
+
+impl Run {
+    /// Loads the data and works out what the plan amounts to. Writes nothing but the token cache.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the data, the tokenizer or the model's shape.
+    pub fn dry(plan: &Plan, mut note: impl FnMut(&str)) -> Result<Summary, TrainError> {
+        start_threads(plan.config.train.threads)?;
+        let parts = Parts::load(plan)?;
+        parts.corpus.notes.iter().for_each(|text| note(text));
+        Ok(parts.summary())
+    }
+
+    /// Builds everything a run needs: takes the run folder, loads the data, builds or restores the
+    /// model and the optimizer. Returns none when the run in the folder is already complete.
+    ///
+    /// # Errors
+    /// Whatever is wrong with folder, data, model or checkpoint.
+    pub fn prepare(plan: &Plan, options: Options) -> Result<Option<Self>, TrainError> {
+        let Options { resume, config_text, interrupt, mut observers } = options;
+        start_threads(plan.config.train.threads)?;
+        let folder = RunFolder::open(&plan.config.output_dir)?;
+        let log = folder.log()?;
+        observers.push(Box::new(super::terminal::LogEvents));
+        let checkpoint = starting_point(&folder, plan, resume)?;
+
+        let environment = Environment::detect();
+        let mut notes = vec![format!(
+            "device cpu: {}, {} threads",
+            environment.cpu, environment.threads
+        )];
+        let parts = Parts::load(plan)?;
+        notes.extend(parts.corpus.notes.iter().cloned());
+        let summary = parts.summary();
+        notes.push(summary.describe(plan));
+        let steps = summary.steps;
+        let Parts { corpus, spec, timeline, .. } = parts;
+
+        let device = Device::flex().autodiff();
+        let (model, optimizer, progress) = match checkpoint {
+            None => {
+                let model = Decoder::new(&spec, plan.config.seed, &device)?;
+                (model, Optimizer::new(&plan.optimizer), Progress::default())
+            }
+            Some(step) => {
+                notes.push(format!("resumed from the checkpoint of step {step}"));
+                notes.extend(thread_warning(&folder, &environment)?);
+                restore(&folder, plan, &spec, step, &device)?
+            }
+        };
+        if checkpoint.is_some() && progress.step >= steps && resume == Resume::Auto {
+            return Ok(None);
+        }
+
+        record(&folder, plan, config_text, &environment, &summary, &corpus)?;
+        observers.extend(metrics(&folder, plan, progress.step)?);
+        let sampling = plan.config.data.sampling;
+        let sampler = Sampler::new(&corpus, sampling, plan.config.data.sequence_len, plan.config.seed)?;
+        let mut trainer = Trainer {
+            plan: plan.clone(),
+            spec,
+            timeline,
+            corpus,
+            sampler,
+            optimizer,
+            clock: Clock::new(progress.seconds, plan.config.logging.logging_steps),
+            progress,
+            store: folder.checkpoints(),
+            folder,
+            observers,
+            interrupt,
+            _log: log,
+        };
+        for text in notes {
+            trainer.tell(&Event::Note { text })?;
+        }
+        Ok(Some(Run { model, trainer }))
+    }
+}
+
+/// Data, and what follows from data and plan together.
+struct Parts {
+    corpus: Corpus,
+    spec: DecoderSpec,
+    timeline: Timeline,
+    parameters: usize,
+}
+
+impl Parts {
+    fn load(plan: &Plan) -> Result<Self, TrainError> {
+        let config = &plan.config;
+        let corpus = Corpus::load(&config.data, &config.tokenizer, &TokenCache::from_environment())?;
+        let spec = DecoderSpec {
+            shape: plan.shape.clone(),
+            vocab_size: corpus.tokenizer.vocab_size(),
+            eos_token_id: corpus.tokenizer.eos().map(|token| token.id),
+            bos_token_id: corpus.tokenizer.bos().map(|token| token.id),
+        };
+        let timeline = Timeline::new(plan, corpus.train_tokens());
+        // Parameters are drawn when first used: counting those of a built module is free.
+        let parameters = Decoder::new(&spec, config.seed, &Device::flex())?.num_params();
+        Ok(Self { corpus, spec, timeline, parameters })
+    }
+
+    fn summary(&self) -> Summary {
+        let train_tokens = self.corpus.train_tokens();
+        let steps = self.timeline.steps();
+        let tokens_per_step = self.timeline.at(0).map_or(0, |phase| phase.tokens_per_step());
+        Summary {
+            parameters: self.parameters as u64,
+            vocab_size: self.spec.vocab_size as u64,
+            train_tokens,
+            val_tokens: self.corpus.val.as_ref().map_or(0, |val| val.len() as u64),
+            steps,
+            tokens_per_step,
+            epochs: (steps * tokens_per_step) as f64 / train_tokens as f64,
+        }
+    }
+}
+
+impl Summary {
+    /// One line for a person.
+    pub fn describe(&self, plan: &Plan) -> String {
+        let train = &plan.config.train;
+        format!(
+            "{} parameters; {} steps of {} x {} tokens = {:.1} passes over {} training tokens",
+            grouped(self.parameters),
+            grouped(self.steps),
+            train.micro_batch_size * train.gradient_accumulation_steps,
+            plan.config.data.sequence_len,
+            self.epochs,
+            grouped(self.train_tokens),
+        )
+    }
+}
+
+/// 1234567 -> 1,234,567.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let groups: Vec<&str> =
+        digits.as_bytes().rchunks(3).rev().map(|g| std::str::from_utf8(g).unwrap_or("")).collect();
+    groups.join(",")
+}
+
+/// Sizes the global pool that all tensor operations share. A pool that exists already is kept: in
+/// a program that trains twice, or that brings its own.
+fn start_threads(threads: usize) -> Result<(), TrainError> {
+    let threads = if threads == 0 { num_cores() } else { threads };
+    match rayon::ThreadPoolBuilder::new().num_threads(threads).build_global() {
+        Err(error) if !error.to_string().contains("already") => {
+            Err(TrainError::Threads { threads, source: error })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn num_cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+fn restore(
+    folder: &RunFolder,
+    plan: &Plan,
+    spec: &DecoderSpec,
+    step: u64,
+    device: &Device,
+) -> Result<(Decoder, Optimizer, Progress), TrainError> {
+    let snapshot = folder.checkpoints().load(step)?;
+    let model = decoder_from_hf(spec, snapshot.model, device)?;
+    let mut optimizer = Optimizer::new(&plan.optimizer);
+    // A checkpoint before the first update has no moments yet.
+    if !snapshot.optimizer.tensors.is_empty() {
+        optimizer.load_state(&model, snapshot.optimizer, &device.clone().inner())?;
+    }
+    Ok((model, optimizer, snapshot.progress))
+}
+
+/// Bit-equality holds between runs on the same number of threads and CPU features only.
+fn thread_warning(
+    folder: &RunFolder,
+    environment: &Environment,
+) -> Result<Option<String>, TrainError> {
+    let Some(record) = folder.read_record()? else { return Ok(None) };
+    let now = serde_json::json!(environment);
+    let changed = ["threads", "cpu_features"].iter().any(|key| record.environment[key] != now[key]);
+    Ok(changed.then(|| {
+        "warning: thread count or CPU differs from the first part of this run; \
+         results will agree to rounding, not bit for bit"
+            .to_string()
+    }))
+}
+
+fn record(
+    folder: &RunFolder,
+    plan: &Plan,
+    config_text: Option<String>,
+    environment: &Environment,
+    summary: &Summary,
+    corpus: &Corpus,
+) -> Result<(), TrainError> {
+    let tokens = [summary.train_tokens, summary.val_tokens];
+    let record = RunRecord::new(plan, environment, summary.parameters as usize, tokens, &corpus.files);
+    if let Some(text) = config_text {
+        folder.write("config.toml", &text)?;
+    }
+    folder.write("resolved.toml", &plan.to_toml())?;
+    folder.write_record(&record)
+}
+
+fn metrics(
+    folder: &RunFolder,
+    plan: &Plan,
+    resumed_at: u64,
+) -> Result<Vec<Box<dyn Observer>>, TrainError> {
+    let every = plan.config.logging.logging_steps;
+    let mut observers: Vec<Box<dyn Observer>> = Vec::new();
+    for report in &plan.config.logging.report_to {
+        observers.push(match report {
+            Report::Jsonl => Box::new(JsonlMetrics::open(&folder.file("metrics.jsonl"), every, resumed_at)?),
+            Report::Csv => Box::new(CsvMetrics::open(&folder.file("metrics.csv"), every, resumed_at)?),
+        });
+    }
+    Ok(observers)
+}

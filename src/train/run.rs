@@ -1,0 +1,341 @@
+//! The loop.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use burn::module::Module;
+
+use super::folder::FinalRecord;
+use super::{Evaluation, Event, Interrupt, Observer, RunFolder, StepRecord, TrainError, evaluate};
+use crate::checkpoint::{BestEvaluation, CheckpointStore, Progress, Snapshot};
+use crate::config::{OnNonfinite, Plan};
+use crate::data::{Batch, Bigram, Corpus, Sampler};
+use crate::generate::{Sampling, TextRequest, complete};
+use crate::gradient::Gradient;
+use crate::model::{Decoder, DecoderSpec, folder::hf_tensors};
+use crate::optimizer::Optimizer;
+use crate::phase::{Phase, Timeline};
+
+/// Non-finite steps in a row after which a run is given up.
+const MOST_NONFINITE: u32 = 3;
+/// Largest training split that the bigram baseline is fitted on: it is counted in memory.
+const BIGRAM_LIMIT: u64 = 50_000_000;
+
+/// A run that only has to be started. Made by [`Run::prepare`].
+pub struct Run {
+    pub(super) model: Decoder,
+    pub(super) trainer: Trainer,
+}
+
+/// Everything of a run but its weights.
+pub(super) struct Trainer {
+    pub(super) plan: Plan,
+    pub(super) spec: DecoderSpec,
+    pub(super) timeline: Timeline,
+    pub(super) corpus: Corpus,
+    pub(super) sampler: Sampler,
+    pub(super) optimizer: Optimizer,
+    pub(super) progress: Progress,
+    pub(super) clock: Clock,
+    pub(super) store: CheckpointStore,
+    pub(super) folder: RunFolder,
+    pub(super) observers: Vec<Box<dyn Observer>>,
+    pub(super) interrupt: Interrupt,
+    /// Held, not read: sends this thread's log to the run folder.
+    pub(super) _log: tracing::subscriber::DefaultGuard,
+}
+
+/// How a finished run went.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    /// Where everything is, the exported model included.
+    pub folder: std::path::PathBuf,
+    /// How far it came: steps, tokens, seconds, best evaluation.
+    pub progress: Progress,
+    /// The last evaluation.
+    pub evaluation: Option<Evaluation>,
+    /// Nats per token of a smoothed bigram model over the same tokens and split: what a language
+    /// model must beat to have learned more than which token follows which.
+    pub bigram: Option<f64>,
+    /// The step whose weights were exported.
+    pub exported_step: u64,
+}
+
+impl Run {
+    /// Trains to the end.
+    ///
+    /// # Errors
+    /// See [`TrainError`]. The last checkpoint stays good whatever happens.
+    pub fn train(self) -> Result<Outcome, TrainError> {
+        let Self { mut model, mut trainer } = self;
+        let (step, steps) = (trainer.progress.step, trainer.timeline.steps());
+        trainer.tell(&Event::Started { step, steps })?;
+        let mut evaluation = None;
+        while let Some(phase) = trainer.timeline.at(trainer.progress.step).cloned() {
+            model = trainer.step(model, &phase)?;
+            evaluation = trainer.evaluate_if_due(&model)?;
+            trainer.save_if_due(&model, evaluation)?;
+            trainer.stop_if_asked(&model)?;
+        }
+        trainer.finish(evaluation)
+    }
+}
+
+impl Trainer {
+    /// One optimizer step: micro-batches -> gradient -> clip -> update.
+    fn step(&mut self, model: Decoder, phase: &Phase) -> Result<Decoder, TrainError> {
+        let started = Instant::now();
+        let step = self.progress.step;
+        let batches = self.micro_batches(phase);
+        let weight: f64 = batches.iter().map(Batch::weight).sum();
+
+        let (nats, gradient) = forward_backward(&model, &batches, weight)?;
+        let loss = nats / weight;
+        let norm = gradient.norm(&model);
+        let learning_rate = phase.learning_rate(step);
+        let finite = loss.is_finite() && norm.is_finite();
+        let model = if finite {
+            let gradient = gradient.clip(norm, self.plan.config.train.max_grad_norm, &model);
+            self.optimizer.step(model, gradient, learning_rate)
+        } else {
+            model
+        };
+
+        let first_sequence = self.progress.sequences;
+        self.progress.step += 1;
+        self.progress.sequences += phase.sequences_per_step();
+        self.progress.val_loss = None;
+        self.clock.stepped(started.elapsed(), weight);
+        if !finite {
+            self.skip(loss, norm, first_sequence, phase)?;
+            return Ok(model);
+        }
+        self.progress.nonfinite_in_a_row = 0;
+        self.progress.tokens += weight as u64;
+        self.tell(&Event::Step(StepRecord {
+            step: self.progress.step,
+            tokens: self.progress.tokens,
+            loss,
+            lr: learning_rate,
+            grad_norm: norm,
+            tokens_per_second: self.clock.tokens_per_second(),
+        }))?;
+        Ok(model)
+    }
+
+    /// The micro-batches of the next step: sequences in data order, whatever their grouping.
+    fn micro_batches(&self, phase: &Phase) -> Vec<Batch> {
+        let rows = phase.micro_batch_size;
+        let first = self.progress.sequences;
+        (0..phase.accumulation as u64)
+            .map(|pass| self.sampler.batch(first + pass * rows as u64, rows))
+            .collect()
+    }
+
+    /// The weights stay as they were; the batch is written down; too many in a row end the run.
+    fn skip(
+        &mut self,
+        loss: f64,
+        norm: f64,
+        first_sequence: u64,
+        phase: &Phase,
+    ) -> Result<(), TrainError> {
+        self.progress.nonfinite_in_a_row += 1;
+        let in_a_row = self.progress.nonfinite_in_a_row;
+        let event = Event::Skipped {
+            step: self.progress.step,
+            first_sequence,
+            sequences: phase.sequences_per_step(),
+            loss: loss.to_string(),
+            grad_norm: norm.to_string(),
+        };
+        let tokens = self.sampler.batch(first_sequence, phase.sequences_per_step() as usize).tokens;
+        let dump = serde_json::json!({ "event": event, "tokens": tokens });
+        let name = format!("logs/nonfinite-step-{:06}.json", self.progress.step);
+        self.folder.write(&name, &format!("{dump}\n"))?;
+        self.tell(&event)?;
+        let most = match self.plan.config.train.on_nonfinite {
+            OnNonfinite::Skip => MOST_NONFINITE,
+            OnNonfinite::Stop => 1,
+        };
+        if in_a_row < most {
+            return Ok(());
+        }
+        let checkpoint = self.store.latest()?;
+        Err(TrainError::Diverged { step: self.progress.step, in_a_row, checkpoint })
+    }
+
+    /// Whether something done every `every` steps is due; at the last step it always is.
+    fn is_due(&self, every: u64) -> bool {
+        let step = self.progress.step;
+        step == self.timeline.steps() || (every > 0 && step.is_multiple_of(every))
+    }
+
+    fn evaluate_if_due(&mut self, model: &Decoder) -> Result<Option<Evaluation>, TrainError> {
+        if !self.is_due(self.plan.config.eval.eval_steps) {
+            return Ok(None);
+        }
+        // Off the autodiff device: a tracked forward without a backward keeps its graph for good.
+        let model = model.valid();
+        let step = self.progress.step;
+        let mut result = None;
+        if let Some(val) = &self.corpus.val {
+            let config = &self.plan.config;
+            let (seq, rows) = (config.data.sequence_len, config.train.micro_batch_size);
+            let evaluation = evaluate(&model, val, self.corpus.val_bytes, seq, rows)?;
+            let val_loss = evaluation.val_loss;
+            let best = self.progress.best.is_none_or(|best| val_loss < best.val_loss);
+            self.progress.val_loss = Some(val_loss);
+            if best && val_loss.is_finite() {
+                self.progress.best = Some(BestEvaluation { step, val_loss });
+            }
+            self.tell(&Event::Evaluated { step, evaluation, best })?;
+            result = Some(evaluation);
+        }
+        for prompt in self.plan.config.eval.sample_prompts.clone() {
+            let completion = self.sample(&model, &prompt)?;
+            self.tell(&Event::Sample { step, prompt: &prompt, completion: &completion })?;
+        }
+        Ok(result)
+    }
+
+    fn sample(&self, model: &Decoder, prompt: &str) -> Result<String, TrainError> {
+        let eval = &self.plan.config.eval;
+        let sampling = Sampling { temperature: eval.sample_temperature, ..Sampling::default() };
+        let request = TextRequest {
+            prompt,
+            max_new_tokens: eval.sample_tokens,
+            sampling,
+            seed: self.plan.config.seed,
+            stop: &[],
+        };
+        let (text, _) = complete(model, &self.corpus.tokenizer, &request, |_| {})?;
+        Ok(text)
+    }
+
+    /// Saves on schedule, at the end, and whenever a new best was measured, so that `best` always
+    /// has its weights.
+    fn save_if_due(
+        &mut self,
+        model: &Decoder,
+        evaluation: Option<Evaluation>,
+    ) -> Result<(), TrainError> {
+        let best_now = evaluation.is_some()
+            && self.progress.best.is_some_and(|best| best.step == self.progress.step);
+        if best_now || self.is_due(self.plan.config.checkpoint.save_steps) {
+            self.save(model, best_now)?;
+        }
+        Ok(())
+    }
+
+    fn save(&mut self, model: &Decoder, best: bool) -> Result<(), TrainError> {
+        self.progress.seconds = self.clock.total_seconds();
+        let snapshot = Snapshot {
+            model: hf_tensors(model),
+            optimizer: self.optimizer.state(model),
+            progress: self.progress.clone(),
+        };
+        self.store.save(&snapshot)?;
+        let step = self.progress.step;
+        if best {
+            self.store.mark_best(step)?;
+        }
+        self.tell(&Event::Saved { step })?;
+        for step in self.store.rotate(self.plan.config.checkpoint.save_total_limit)? {
+            self.tell(&Event::Deleted { step })?;
+        }
+        Ok(())
+    }
+
+    fn stop_if_asked(&mut self, model: &Decoder) -> Result<(), TrainError> {
+        let step = self.progress.step;
+        let Some(signal) = self.interrupt.raised() else { return Ok(()) };
+        if step == self.timeline.steps() {
+            return Ok(());
+        }
+        if self.store.latest()? != Some(step) {
+            self.save(model, false)?;
+        }
+        Err(TrainError::Interrupted { signal, step })
+    }
+
+    /// Exports the best model, else the last, and closes the record.
+    fn finish(mut self, evaluation: Option<Evaluation>) -> Result<Outcome, TrainError> {
+        let last = self.progress.step;
+        let exported_step = self.store.best().unwrap_or(last);
+        let tensors = self.store.load_model(exported_step)?;
+        self.folder.export(&self.spec, &tensors, &self.corpus.tokenizer)?;
+        self.progress.seconds = self.clock.total_seconds();
+        if let Some(mut record) = self.folder.read_record()? {
+            record.exported_step = Some(exported_step);
+            record.end = Some(FinalRecord::new(&self.progress));
+            self.folder.write_record(&record)?;
+        }
+        self.tell(&Event::Finished { step: last })?;
+        let fits = self.corpus.train_tokens() <= BIGRAM_LIMIT;
+        let bigram = if fits { self.bigram() } else { None };
+        let folder = self.folder.path().to_path_buf();
+        Ok(Outcome { folder, progress: self.progress, evaluation, bigram, exported_step })
+    }
+
+    /// Nats per token of the bigram model on the validation split.
+    fn bigram(&self) -> Option<f64> {
+        let train = self.corpus.train.iter().map(|stream| &stream.tokens);
+        let model = Bigram::fit(train, self.corpus.tokenizer.vocab_size());
+        model.nats_per_token(self.corpus.val.as_ref()?)
+    }
+
+    pub(super) fn tell(&mut self, event: &Event) -> Result<(), TrainError> {
+        self.observers.iter_mut().try_for_each(|observer| observer.observe(event))
+    }
+}
+
+/// Loss (Σ nats) and gradient of a whole optimizer step. Every micro-batch's gradient is scaled by
+/// one over the trained tokens of the step, so that they add up to the gradient of the mean however
+/// the tokens are grouped.
+fn forward_backward(
+    model: &Decoder,
+    batches: &[Batch],
+    weight: f64,
+) -> Result<(f64, Gradient), TrainError> {
+    let mut nats = 0.0;
+    let mut gradient = Gradient::default();
+    for batch in batches {
+        let loss = model.loss(batch, 1.0 / weight)?;
+        gradient = gradient.accumulate(Gradient::backward(&loss.objective, model), model);
+        nats += f64::from(loss.sum.into_scalar::<f32>());
+    }
+    Ok((nats, gradient))
+}
+
+/// Wall-clock time of a run over all its sessions, and the speed of its last steps.
+pub(super) struct Clock {
+    started: Instant,
+    before: f64,
+    window: VecDeque<(Duration, f64)>,
+    length: usize,
+}
+
+impl Clock {
+    pub(super) fn new(seconds_before: f64, window: u64) -> Self {
+        let length = window.clamp(1, 1000) as usize;
+        Self { started: Instant::now(), before: seconds_before, window: VecDeque::new(), length }
+    }
+
+    fn stepped(&mut self, time: Duration, tokens: f64) {
+        self.window.push_back((time, tokens));
+        if self.window.len() > self.length {
+            self.window.pop_front();
+        }
+    }
+
+    fn tokens_per_second(&self) -> f64 {
+        let time: Duration = self.window.iter().map(|(time, _)| *time).sum();
+        let tokens: f64 = self.window.iter().map(|(_, tokens)| tokens).sum();
+        tokens / time.as_secs_f64().max(1e-9)
+    }
+
+    fn total_seconds(&self) -> f64 {
+        self.before + self.started.elapsed().as_secs_f64()
+    }
+}

@@ -1,0 +1,156 @@
+//! What a person sees of a run: a progress bar on a terminal, lines in a pipe, JSON for programs,
+//! and the log file.
+
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tracing::{info, warn};
+
+use super::{Event, Observer, StepRecord, TrainError};
+
+/// Reports to standard error: a bar that redraws itself on a terminal, otherwise a line per
+/// evaluation and per `every` steps.
+pub struct Terminal {
+    bar: ProgressBar,
+    every: u64,
+    quiet: bool,
+    steps: u64,
+    smoothed_loss: Option<f64>,
+    val_loss: Option<f64>,
+}
+
+impl Terminal {
+    /// A reporter with lines every `every` steps where there is no terminal. A quiet one reports
+    /// only what needs attention: skipped steps and deleted checkpoints.
+    pub fn new(every: u64, quiet: bool) -> Self {
+        let bar = if quiet || !std::io::stderr().is_terminal() {
+            ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden())
+        } else {
+            ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(8))
+        };
+        Self { bar, every, quiet, steps: 0, smoothed_loss: None, val_loss: None }
+    }
+
+    fn start(&mut self, step: u64, steps: u64) {
+        self.steps = steps;
+        let template = "{percent:>3}% [{bar:24}] {pos}/{len} {msg} eta {eta}";
+        // The template is a constant; a mistake in it would show in the first test.
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            self.bar.set_style(style.progress_chars("=> "));
+        }
+        self.bar.set_length(steps);
+        self.bar.set_position(step);
+        self.bar.reset_eta();
+        self.bar.enable_steady_tick(Duration::from_millis(250));
+    }
+
+    fn step(&mut self, record: &StepRecord) {
+        // The mean of about the last twenty steps, which a person can read a trend from.
+        let smoothed = self.smoothed_loss.map_or(record.loss, |old| 0.95 * old + 0.05 * record.loss);
+        self.smoothed_loss = Some(smoothed);
+        let val = self.val_loss.map_or(String::new(), |val| format!(" val {val:.3}"));
+        let status = format!(
+            "loss {smoothed:.3}{val} lr {:.1e} {} tok/s",
+            record.lr,
+            thousands(record.tokens_per_second)
+        );
+        self.bar.set_message(status.clone());
+        self.bar.set_position(record.step);
+        let due = record.step == 1 || record.step.is_multiple_of(self.every);
+        if self.bar.is_hidden() && due && !self.quiet {
+            let percent = record.step * 100 / self.steps.max(1);
+            eprintln!("{percent:>3}% step {}/{} {status}", record.step, self.steps);
+        }
+    }
+
+    fn line(&self, text: &str) {
+        if self.bar.is_hidden() {
+            if !self.quiet {
+                eprintln!("{text}");
+            }
+        } else {
+            self.bar.println(text);
+        }
+    }
+}
+
+impl Observer for Terminal {
+    fn observe(&mut self, event: &Event) -> Result<(), TrainError> {
+        match event {
+            Event::Note { text } => self.line(text),
+            Event::Started { step, steps } => self.start(*step, *steps),
+            Event::Step(record) => self.step(record),
+            Event::Evaluated { step, evaluation, best } => {
+                self.val_loss = Some(evaluation.val_loss);
+                let mark = if *best { "  best so far" } else { "" };
+                self.line(&format!(
+                    "step {step}: val loss {:.4}, {:.3} bits per byte{mark}",
+                    evaluation.val_loss, evaluation.bits_per_byte
+                ));
+            }
+            Event::Sample { prompt, completion, .. } => {
+                self.line(&format!("  {prompt:?} -> {completion:?}"));
+            }
+            Event::Saved { .. } => {}
+            Event::Deleted { step } => {
+                self.line(&format!("deleted the checkpoint of step {step} (checkpoint.save_total_limit)"));
+            }
+            Event::Skipped { step, loss, grad_norm, .. } => {
+                let text = format!(
+                    "warning: step {step} skipped: loss {loss}, gradient norm {grad_norm}; its batch is in logs/"
+                );
+                self.bar.suspend(|| eprintln!("{text}"));
+            }
+            Event::Finished { .. } => self.bar.finish_and_clear(),
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Terminal {
+    /// A run that ends early leaves no half-drawn bar above its error message.
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+fn thousands(number: f64) -> String {
+    if number >= 10_000.0 { format!("{:.1}k", number / 1000.0) } else { format!("{number:.0}") }
+}
+
+/// Writes every event as one line of JSON to standard output, for programs.
+#[derive(Debug, Default)]
+pub struct EventLines;
+
+impl Observer for EventLines {
+    fn observe(&mut self, event: &Event) -> Result<(), TrainError> {
+        let line = serde_json::to_string(event).map_err(std::io::Error::from);
+        line.and_then(|line| writeln!(std::io::stdout().lock(), "{line}"))
+            .map_err(TrainError::io("standard output"))
+    }
+}
+
+/// Passes events to `tracing`, and so to logs/train.log.
+pub(super) struct LogEvents;
+
+impl Observer for LogEvents {
+    fn observe(&mut self, event: &Event) -> Result<(), TrainError> {
+        match event {
+            Event::Note { text } => info!("{text}"),
+            Event::Started { step, steps } => info!(step, steps, "started"),
+            Event::Step(_) => {}
+            Event::Evaluated { step, evaluation, best } => {
+                info!(step, val_loss = evaluation.val_loss, best, "evaluated");
+            }
+            Event::Sample { step, prompt, completion } => info!(step, prompt, completion, "sample"),
+            Event::Saved { step } => info!(step, "saved"),
+            Event::Deleted { step } => info!(step, "deleted by rotation"),
+            Event::Skipped { step, first_sequence, sequences, loss, grad_norm } => {
+                warn!(step, first_sequence, sequences, loss, grad_norm, "skipped: not finite");
+            }
+            Event::Finished { step } => info!(step, "finished"),
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,86 @@
+//! Small models and batches that the behaviour tests share.
+#![allow(dead_code, missing_docs)]
+
+use firebrick::config::{Architecture, ModelShape};
+use firebrick::data::Batch;
+use firebrick::model::DecoderSpec;
+
+/// A shape with every dimension different, so that a mix-up shows.
+pub fn tiny(architecture: Architecture) -> DecoderSpec {
+    let llama = architecture == Architecture::Llama;
+    DecoderSpec {
+        shape: ModelShape {
+            architecture,
+            hidden_size: 24,
+            intermediate_size: 40,
+            num_hidden_layers: 2,
+            num_attention_heads: if llama { 4 } else { 3 },
+            num_key_value_heads: if llama { 2 } else { 3 },
+            head_dim: if llama { 6 } else { 8 },
+            max_position_embeddings: 16,
+            tie_word_embeddings: true,
+            bias: false,
+            norm_eps: 1e-5,
+            rope_theta: 10_000.0,
+            initializer_range: 0.2,
+        },
+        vocab_size: 13,
+        eos_token_id: None,
+        bos_token_id: None,
+    }
+}
+
+/// Every architecture with every option that changes its parameters.
+pub fn variants() -> Vec<(String, DecoderSpec)> {
+    let mut all = Vec::new();
+    for tied in [true, false] {
+        for kv_heads in [1, 2, 4] {
+            let mut spec = tiny(Architecture::Llama);
+            spec.shape.tie_word_embeddings = tied;
+            spec.shape.num_key_value_heads = kv_heads;
+            all.push((format!("llama tied={tied} kv_heads={kv_heads}"), spec));
+        }
+        for bias in [true, false] {
+            let mut spec = tiny(Architecture::Gpt2);
+            spec.shape.tie_word_embeddings = tied;
+            spec.shape.bias = bias;
+            all.push((format!("gpt2 tied={tied} bias={bias}"), spec));
+        }
+    }
+    all
+}
+
+/// `rows` sequences of arbitrary but fixed tokens.
+pub fn batch(rows: usize, cols: usize, vocab: usize) -> Batch {
+    let token = |i: usize| ((i * i * 7 + i * 3 + 1) % vocab) as u32;
+    let cells = rows * cols;
+    Batch {
+        rows,
+        cols,
+        tokens: (0..cells).map(token).collect(),
+        targets: (0..cells).map(|i| token(i + 1)).collect(),
+        weights: vec![1.0; cells],
+        segment_ids: vec![0; cells],
+        positions: (0..cells).map(|i| (i % cols) as u32).collect(),
+    }
+}
+
+/// The given rows of a batch.
+pub fn rows(batch: &Batch, rows: std::ops::Range<usize>) -> Batch {
+    let cells = rows.start * batch.cols..rows.end * batch.cols;
+    Batch {
+        rows: rows.len(),
+        cols: batch.cols,
+        tokens: batch.tokens[cells.clone()].to_vec(),
+        targets: batch.targets[cells.clone()].to_vec(),
+        weights: batch.weights[cells.clone()].to_vec(),
+        segment_ids: batch.segment_ids[cells.clone()].to_vec(),
+        positions: batch.positions[cells].to_vec(),
+    }
+}
+
+/// Largest absolute difference.
+pub fn distance(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
