@@ -10,7 +10,7 @@ use std::error::Error;
 use burn::module::Module;
 use burn::tensor::Device;
 use firebrick::config::{
-    Architecture, DataConfig, DatasetConfig, ModelShape, OneOrMany, OptimizerPlan, Sampling,
+    Architecture, DataConfig, DatasetConfig, ModelShape, OptimizerPlan, Sampling,
     TokenizerConfig, TokenizerKind,
 };
 use firebrick::data::{Corpus, Sampler, TokenCache};
@@ -46,9 +46,7 @@ pub fn train(steps: u64, eval_every: u64) -> Result<(Decoder, Vec<f64>), Box<dyn
     let data = DataConfig {
         sequence_len: SEQUENCE_LEN,
         val_fraction: 0.1,
-        datasets: vec![DatasetConfig::text(OneOrMany::One(
-            "src/model/*.rs".to_string(),
-        ))],
+        datasets: vec![DatasetConfig::new("src/model/*.rs")],
         ..DataConfig::default()
     };
     let tokenizer = TokenizerConfig {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::report::{self, Diagnostic};
 use crate::config::ConfigError;
 use crate::data::DataError;
 use crate::generate::GenerateError;
@@ -49,16 +50,30 @@ impl CliError {
             Self::Train(error) => error.exit_code(),
             Self::Data(error) => error.exit_code(),
             Self::Model(_) | Self::Io { .. } => 1,
-            Self::Generate(error) => match error {
-                GenerateError::Model(_) | GenerateError::NotFinite => 1,
-                GenerateError::Tokenizer(_)
-                | GenerateError::EmptyPrompt
-                | GenerateError::UnknownToken { .. } => 2,
-            },
+            Self::Generate(error) => error.exit_code(),
         }
     }
 
+    /// Shows it on standard error.
     pub(super) fn print(&self) {
-        eprintln!("error: {self}");
+        report::print(|styled| match self {
+            Self::Config(error) => report::render_config(error, styled),
+            other => report::render(&[other.diagnostic()], styled),
+        });
+    }
+
+    fn diagnostic(&self) -> Diagnostic {
+        let (kind, help) = match self {
+            Self::Config(_) => ("config", None),
+            Self::Train(error) => (error.kind(), error.help()),
+            Self::Model(error) => ("model", error.help()),
+            Self::Data(error) => ("data", error.help()),
+            Self::Generate(error) => ("generate", error.help()),
+            Self::Io { .. } => ("io", None),
+        };
+        Diagnostic {
+            help,
+            ..Diagnostic::new(kind, self.to_string())
+        }
     }
 }

@@ -3,7 +3,11 @@
 mod env;
 mod error;
 mod generate;
+mod init;
+pub mod report;
+mod schema;
 mod train;
+mod validate;
 
 use std::process::ExitCode;
 
@@ -23,8 +27,14 @@ struct Cli {
 enum Verb {
     /// Train what a TOML file describes
     Train(train::TrainArgs),
+    /// Check a TOML and say everything that is wrong with it
+    Validate(validate::ValidateArgs),
     /// Complete a prompt with a trained model
     Generate(generate::GenerateArgs),
+    /// Write a commented TOML to start from
+    Init(init::InitArgs),
+    /// Print the JSON Schema of the TOML
+    Schema(schema::SchemaArgs),
     /// Print what this build runs on
     Env(env::EnvArgs),
 }
@@ -41,7 +51,10 @@ pub fn run() -> ExitCode {
     };
     let result = match cli.verb {
         Verb::Train(args) => train::run(&args),
+        Verb::Validate(args) => validate::run(&args),
         Verb::Generate(args) => generate::run(&args),
+        Verb::Init(args) => init::run(&args),
+        Verb::Schema(args) => schema::run(&args),
         Verb::Env(args) => env::run(&args),
     };
     match result {

@@ -152,6 +152,16 @@ pub enum Architecture {
     Gpt2,
 }
 
+impl Architecture {
+    /// Its name in a configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Architecture::Llama => "llama",
+            Architecture::Gpt2 => "gpt2",
+        }
+    }
+}
+
 /// Published shapes. The vocabulary size always comes from the tokenizer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Preset {
@@ -300,11 +310,11 @@ pub struct DatasetConfig {
 }
 
 impl DatasetConfig {
-    /// The given files, format by name, weight 1.
-    pub fn text(path: OneOrMany) -> Self {
+    /// Files at a path or glob, with every other key at its default.
+    pub fn new(path: impl Into<String>) -> Self {
         Self {
-            path,
-            kind: DatasetKind::Auto,
+            path: OneOrMany::One(path.into()),
+            kind: DatasetKind::default(),
             weight: one(),
             fields: FieldNames::default(),
         }

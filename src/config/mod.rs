@@ -1,7 +1,36 @@
-//! What the TOML says ([`Config`]) and what will run (`Plan`).
+//! What the TOML says ([`Config`]) and what will run ([`Plan`]).
+//!
+//! ```text
+//! file, --set -> Document -> check -> Config -> resolve -> Plan
+//!                (origins)   (keys)   (serde)   (cross-field checks)
+//! ```
+//!
+//! Nothing stops at the first mistake: [`load`] returns a plan, or a [`ConfigError`] with every
+//! issue, each pointing at the text that caused it. The keys are defined once, in the structs
+//! re-exported here; the checker, [`json_schema`], [`reference_markdown`] and [`template`] are
+//! derived from them.
+mod check;
+mod document;
+mod error;
+mod hints;
 mod keys;
+mod overrides;
 mod plan;
+mod presets;
+mod reference;
+mod resolve;
+mod schema;
 mod shape;
+mod source;
+mod template;
+
+pub use error::{ConfigError, Issue};
 pub use keys::*;
-pub use plan::*;
+pub use plan::{
+    Decay, Length, OptimizerPlan, Plan, SchedulePlan, Warmup, load,
+};
+pub use reference::reference_markdown;
+pub use schema::json_schema;
 pub use shape::ModelShape;
+pub use source::{Location, Origin, Sources};
+pub use template::{TemplateName, template};

@@ -1,119 +1,297 @@
-#![allow(missing_docs)]
-use super::*;
+//! What will run: the configuration with every default filled in and every contradiction refused.
+//!
+//! [`Config`] is what the TOML says; [`Plan`] is what follows from it. A plan can only be made by
+//! [`load`] or [`Plan::from_config`], both of which run the same checks and report everything that
+//! is wrong at once. Its `config` is fully resolved: written out as TOML and read back, it gives
+//! the same plan, which is what makes `resolved.toml` in a run folder a faithful record.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::check::check;
+use super::document::Document;
+use super::error::{ConfigError, Issue};
+use super::keys::{Config, DataConfig, DecayShape};
+use super::resolve::resolve;
+use super::shape::ModelShape;
+use super::source::Sources;
+
+/// What will run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// The configuration with every default that applies filled in and the preset expanded.
+    pub config: Config,
+    /// The model's shape; the vocabulary size comes from the tokenizer.
+    pub shape: ModelShape,
+    /// How long to train.
+    pub length: Length,
+    /// The update rule with its parameters.
+    pub optimizer: OptimizerPlan,
+    /// The learning rate over the run.
+    pub schedule: SchedulePlan,
+}
+
+/// Length of a run.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Length {
+    /// Optimizer steps.
+    Steps(u64),
+    /// Passes over the training data.
+    Epochs(f64),
+    /// Trained tokens.
+    Tokens(u64),
+}
+
+/// The update rule with its parameters.
 #[derive(Debug, Clone, PartialEq)]
 pub enum OptimizerPlan {
+    /// Adam with decoupled weight decay.
     AdamW {
+        /// Decay of the first and second moment estimates.
         betas: [f64; 2],
+        /// Added to the denominator.
         eps: f64,
+        /// Decay of matrices and embeddings.
         weight_decay: f64,
     },
+    /// Adam; weight decay is added to the gradient.
     Adam {
+        /// Decay of the first and second moment estimates.
         betas: [f64; 2],
+        /// Added to the denominator.
         eps: f64,
+        /// Decay of matrices and embeddings.
         weight_decay: f64,
     },
+    /// Stochastic gradient descent; weight decay is added to the gradient.
     Sgd {
+        /// Momentum; 0 = none.
         momentum: f64,
+        /// Nesterov's form of it.
         nesterov: bool,
+        /// Decay of matrices and embeddings.
         weight_decay: f64,
     },
+    /// Sign of the momentum, decoupled weight decay.
     Lion {
+        /// Interpolation of the update and decay of the momentum.
         betas: [f64; 2],
+        /// Decay of matrices and embeddings.
         weight_decay: f64,
     },
+    /// Factored second moments.
     Adafactor {
+        /// Decay of matrices and embeddings.
         weight_decay: f64,
     },
+    /// Orthogonalised momentum for the blocks' matrices, AdamW for the rest.
     Muon {
+        /// Momentum of the matrices.
         momentum: f64,
+        /// Nesterov's form of it.
         nesterov: bool,
+        /// AdamW's moments, for the rest.
         betas: [f64; 2],
+        /// AdamW's epsilon, for the rest.
         eps: f64,
+        /// Decay of matrices and embeddings.
         weight_decay: f64,
     },
 }
+
+/// The learning rate over the run, in multiples of the peak (`optimizer.learning_rate`): linear
+/// warm-up to 1, then the decay.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Decay {
-    Constant,
-    Linear,
-    Cosine,
-    Wsd { ratio: f64, shape: DecayShape },
-    Polynomial { power: f64 },
-    InverseSqrt,
+pub struct SchedulePlan {
+    /// What follows the warm-up.
+    pub decay: Decay,
+    /// Length of the warm-up.
+    pub warmup: Warmup,
+    /// Share of the peak at the last step; 0 for the schedules that take none.
+    pub min_lr_ratio: f64,
 }
+
+/// Length of the warm-up.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Warmup {
+    /// Optimizer steps; 0 = none.
     Steps(u64),
+    /// Share of the run.
     Ratio(f64),
 }
 
+/// The learning rate after warm-up.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Length {
-    Steps(u64),
-    Epochs(f64),
-    Tokens(u64),
+pub enum Decay {
+    /// The peak all the way.
+    Constant,
+    /// A straight line.
+    Linear,
+    /// Half a cosine.
+    Cosine,
+    /// The peak, then a decay at the end.
+    Wsd {
+        /// Share of the run spent decaying.
+        ratio: f64,
+        /// Shape of that decay.
+        shape: DecayShape,
+    },
+    /// (1 - progress)^power.
+    Polynomial {
+        /// The exponent.
+        power: f64,
+    },
+    /// peak x sqrt(warm-up / step).
+    InverseSqrt,
 }
-#[derive(Debug, Clone, PartialEq)]
-pub struct SchedulePlan {
-    pub decay: Decay,
-    pub warmup: Warmup,
-    pub min_lr_ratio: f64,
+
+/// Reads a configuration file, applies `--set` arguments (`train.max_steps=100`) and resolves it.
+///
+/// ```
+/// # let folder = tempfile::tempdir()?;
+/// # let path = folder.path().join("x.toml");
+/// std::fs::write(&path, r#"
+///     [model]
+///     preset = "stories-260k"
+///     [[data.datasets]]
+///     path = "data/*.txt"
+///     [train]
+///     max_steps = 100
+/// "#)?;
+/// let plan = firebrick::config::load(&path, &["train.max_steps=7".to_string()])?;
+/// assert_eq!(plan.length, firebrick::config::Length::Steps(7));
+/// assert_eq!(plan.shape.head_dim, 8);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn load(path: &Path, sets: &[String]) -> Result<Plan, ConfigError> {
+    let sources = Sources {
+        path: path.to_path_buf(),
+        text: read(path)?,
+        sets: sets.to_vec(),
+    };
+    Plan::from_sources(sources)
 }
-#[derive(Debug, Clone, PartialEq)]
-pub struct Plan {
-    pub config: Config,
-    pub shape: ModelShape,
-    pub length: Length,
-    pub optimizer: OptimizerPlan,
-    pub schedule: SchedulePlan,
+
+/// No configuration comes near this; /dev/zero does.
+const MAX_BYTES: u64 = 1 << 20;
+
+fn read(path: &Path) -> Result<String, ConfigError> {
+    let unreadable = |source| ConfigError::Read {
+        path: path.to_path_buf(),
+        source,
+    };
+    let file = std::fs::File::open(path).map_err(unreadable)?;
+    let mut bytes = Vec::new();
+    file.take(MAX_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .map_err(unreadable)?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(ConfigError::TooLarge {
+            path: path.to_path_buf(),
+            limit: MAX_BYTES,
+        });
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let offset = error.utf8_error().valid_up_to();
+        let before = &error.as_bytes()[..offset];
+        ConfigError::NotUtf8 {
+            path: path.to_path_buf(),
+            offset,
+            line: before.iter().filter(|&&byte| byte == b'\n').count() + 1,
+        }
+    })
 }
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct ConfigError(pub String);
+
 impl Plan {
-    pub fn to_toml(&self) -> String {
-        toml::to_string(&self.config).unwrap()
-    }
-    pub fn from_config(config: Config) -> Result<Plan, ConfigError> {
-        let m = config.model.clone();
-        let h = m.hidden_size.unwrap();
-        let heads = m.num_attention_heads.unwrap();
-        let shape = ModelShape {
-            architecture: m.architecture.unwrap(),
-            hidden_size: h,
-            intermediate_size: m.intermediate_size.unwrap_or(4 * h),
-            num_hidden_layers: m.num_hidden_layers.unwrap(),
-            num_attention_heads: heads,
-            num_key_value_heads: m.num_key_value_heads.unwrap_or(heads),
-            head_dim: h / heads,
-            max_position_embeddings: config.data.sequence_len,
-            tie_word_embeddings: true,
-            bias: m.bias.unwrap_or(false),
-            norm_eps: 1e-5,
-            rope_theta: 1e4,
-            initializer_range: 0.02,
+    /// Resolves a configuration built in code. It passes through the same checks as a file;
+    /// issues point into the TOML it would be.
+    ///
+    /// ```
+    /// use firebrick::config::{Config, DatasetConfig, Plan, Preset};
+    ///
+    /// let mut config = Config::default();
+    /// config.model.preset = Some(Preset::Stories260K);
+    /// config.data.datasets.push(DatasetConfig::new("data/*.txt"));
+    /// config.train.max_steps = Some(100);
+    /// let plan = Plan::from_config(config)?;
+    /// assert_eq!(plan.shape.hidden_size, 64);
+    /// # Ok::<(), firebrick::config::ConfigError>(())
+    /// ```
+    pub fn from_config(mut config: Config) -> Result<Self, ConfigError> {
+        // A file that names val_path leaves val_fraction out; a struct cannot.
+        let untouched = config.data.val_fraction == DataConfig::default().val_fraction;
+        if config.data.val_path.is_some() && untouched {
+            config.data.val_fraction = 0.0;
+        }
+        let (text, unwritable) = match toml::to_string(&config) {
+            Ok(text) => (text, None),
+            Err(error) => (String::new(), Some(error)),
         };
-        let o = config.optimizer.clone();
-        Ok(Plan {
-            shape,
-            length: Length::Steps(config.train.max_steps.unwrap()),
-            optimizer: OptimizerPlan::AdamW {
-                betas: o.betas.unwrap_or([0.9, 0.95]),
-                eps: 1e-8,
-                weight_decay: o.weight_decay,
-            },
-            schedule: SchedulePlan {
-                decay: Decay::Cosine,
-                warmup: Warmup::Steps(config.lr_scheduler.warmup_steps.unwrap_or(0)),
-                min_lr_ratio: config.lr_scheduler.min_lr_ratio.unwrap_or(0.0),
-            },
-            config,
-        })
+        let sources = Sources {
+            path: PathBuf::from("Config"),
+            text,
+            sets: Vec::new(),
+        };
+        match unwritable {
+            None => Self::from_sources(sources),
+            Some(error) => Err(ConfigError::Invalid {
+                issues: vec![Issue {
+                    message: format!("this configuration cannot be written as TOML: {error}"),
+                    origin: None,
+                    help: None,
+                }],
+                sources,
+            }),
+        }
     }
-}
-pub fn load(path: &std::path::Path, _sets: &[String]) -> Result<Plan, ConfigError> {
-    Plan::from_config(
-        toml::from_str(&std::fs::read_to_string(path).unwrap())
-            .map_err(|e| ConfigError(e.to_string()))?,
-    )
+
+    /// Resolves a text that has been read already.
+    pub fn from_sources(sources: Sources) -> Result<Self, ConfigError> {
+        let (document, syntax) = Document::parse(sources);
+        let has_syntax_errors = !syntax.is_empty();
+        let checked = check(document);
+        let mut issues = [syntax, checked.issues].concat();
+        // Past a syntax error it is unknown what is missing and what was meant.
+        let resolved = if has_syntax_errors {
+            None
+        } else {
+            match Config::deserialize(checked.document.to_toml()) {
+                Ok(config) => match resolve(config, &checked.document, &checked.rejected) {
+                    Ok(plan) => Some(plan),
+                    Err(contradictions) => {
+                        issues.extend(contradictions);
+                        None
+                    }
+                },
+                // What the check cut out may have been required; it has been reported then.
+                Err(_) if !issues.is_empty() => None,
+                Err(error) => {
+                    issues.push(Issue {
+                        message: error.message().to_string(),
+                        origin: None,
+                        help: None,
+                    });
+                    None
+                }
+            }
+        };
+        match resolved {
+            Some(plan) if issues.is_empty() => Ok(plan),
+            _ => {
+                issues.sort_by_key(|issue| issue.origin.as_ref().map(|origin| origin.rank()));
+                Err(ConfigError::Invalid {
+                    sources: checked.document.sources,
+                    issues,
+                })
+            }
+        }
+    }
+
+    /// The resolved configuration as TOML: the contents of `resolved.toml`.
+    pub fn to_toml(&self) -> String {
+        // Every plan was read from TOML, so all its numbers, strings and paths fit into it.
+        toml::to_string(&self.config).expect("a resolved config is TOML")
+    }
 }

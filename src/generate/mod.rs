@@ -80,6 +80,33 @@ pub enum GenerateError {
     NotFinite,
 }
 
+impl GenerateError {
+    /// The process exit code: a prompt that does not fit the model is the caller's, 2; damaged
+    /// files are 1.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Model(ModelError::TooLong { .. })
+            | Self::EmptyPrompt
+            | Self::UnknownToken { .. } => 2,
+            Self::Model(_) | Self::NotFinite => 1,
+            Self::Tokenizer(error) => error.exit_code(),
+        }
+    }
+
+    /// What to do about it, where there is something to say.
+    pub fn help(&self) -> Option<String> {
+        match self {
+            Self::Model(error) => error.help(),
+            Self::Tokenizer(error) => error.help(),
+            Self::EmptyPrompt => Some("give it at least one character with --prompt".to_string()),
+            Self::UnknownToken { .. } => {
+                Some("tokenizer.json belongs to another model than model.safetensors".to_string())
+            }
+            Self::NotFinite => None,
+        }
+    }
+}
+
 /// Continues a prompt. `on_token` is called with every new token as soon as it is known, and ends
 /// the completion by breaking.
 ///

@@ -1,0 +1,244 @@
+//! From what the TOML says to what will run: every check that involves more than one key.
+//!
+//! Each section fills in its defaults and refuses its contradictions; [`Checks`] collects what they
+//! find. A check names the keys it read, so that it points at the first of them and keeps silent
+//! when one was rejected already (with a misspelled `max_step`, "max_steps is missing" is noise).
+
+mod model;
+mod update;
+
+use super::document::Document;
+use super::error::Issue;
+use super::hints::describe;
+use super::keys::{Backend, Config, TokenizerKind};
+use super::plan::{Length, Plan};
+
+/// Collects contradictions.
+struct Checks<'d> {
+    document: &'d Document,
+    rejected: &'d [String],
+    issues: Vec<Issue>,
+}
+
+/// Resolves a configuration. `rejected` are the paths that the strict check cut out.
+pub(super) fn resolve(
+    mut config: Config,
+    document: &Document,
+    rejected: &[String],
+) -> Result<Plan, Vec<Issue>> {
+    let mut checks = Checks {
+        document,
+        rejected,
+        issues: Vec::new(),
+    };
+    checks.places(&mut config);
+    let length = checks.length(&config);
+    checks.tokenizer(&mut config);
+    checks.data(&mut config);
+    checks.evaluation(&config);
+    let shape = checks.model(&mut config);
+    let optimizer = checks.optimizer(&mut config);
+    let schedule = checks.schedule(&mut config, length);
+    match (length, shape) {
+        (Some(length), Some(shape)) if checks.issues.is_empty() => Ok(Plan {
+            config,
+            shape,
+            length,
+            optimizer,
+            schedule,
+        }),
+        _ => Err(checks.issues),
+    }
+}
+
+impl Checks<'_> {
+    /// Keys that cannot stand as they are. The issue points at the first of `keys` that was
+    /// written, by a path such as `train.max_steps`; what a section lacks is said of the section.
+    fn refuse(&mut self, keys: &[&str], message: String, help: &str) {
+        if keys.iter().any(|key| self.is_rejected(key)) {
+            return;
+        }
+        let origin = keys.iter().find_map(|key| self.document.origin(key));
+        let section = keys.first().and_then(|key| key.rsplit_once('.'));
+        self.issues.push(Issue {
+            message,
+            origin: origin.or_else(|| self.document.origin(section?.0)),
+            help: Some(help.to_string()),
+        });
+    }
+
+    /// Whether the key at `path`, something it is part of, or something in it was cut out.
+    fn is_rejected(&self, path: &str) -> bool {
+        let within = |inner: &str, outer: &str| {
+            let rest = inner.strip_prefix(outer);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        let mut rejected = self.rejected.iter();
+        rejected.any(|cut| within(path, cut) || within(cut, path))
+    }
+
+    /// A key that takes effect only together with another one's value.
+    fn only_with(&mut self, given: bool, key: &str, decider: &str, needed: &str) {
+        if given {
+            let name = decider.rsplit('.').next().unwrap_or(decider);
+            self.refuse(
+                &[key, decider],
+                format!("{} takes effect only with {name} = {needed}", describe(key)),
+                &format!("remove it, or set {name} = {needed}"),
+            );
+        }
+    }
+
+    /// The run folder and the device.
+    fn places(&mut self, config: &mut Config) {
+        if config.output_dir.as_os_str().is_empty() {
+            self.refuse(
+                &["output_dir"],
+                "`output_dir` is empty".to_string(),
+                "name a folder, as in \"outputs/run\"",
+            );
+        }
+        match config.device.backend {
+            Backend::Auto | Backend::Cpu => config.device.backend = Backend::Cpu,
+            Backend::Cuda | Backend::Wgpu => self.refuse(
+                &["device.backend"],
+                "this build has only the CPU backend".to_string(),
+                "device.backend = \"cpu\" or \"auto\"",
+            ),
+        }
+    }
+
+    fn length(&mut self, config: &Config) -> Option<Length> {
+        let train = &config.train;
+        let given: Vec<(&str, Length)> = [
+            ("train.max_steps", train.max_steps.map(Length::Steps)),
+            ("train.num_epochs", train.num_epochs.map(Length::Epochs)),
+            ("train.max_tokens", train.max_tokens.map(Length::Tokens)),
+        ]
+        .into_iter()
+        .filter_map(|(key, length)| Some((key, length?)))
+        .collect();
+        match given.as_slice() {
+            [(_, length)] => return Some(*length),
+            [] => self.refuse(
+                &["train"],
+                "the length of the run is not given".to_string(),
+                "set one of max_steps, num_epochs, max_tokens in [train]",
+            ),
+            [first @ .., (last, _)] => {
+                let earlier: Vec<&str> = first.iter().map(|(key, _)| leaf(key)).collect();
+                let keys: Vec<&str> = std::iter::once(*last)
+                    .chain(first.iter().map(|(key, _)| *key))
+                    .collect();
+                let earlier = earlier.join(" and ");
+                self.refuse(
+                    &keys,
+                    format!("{} together with {earlier}: a run has one length", describe(last)),
+                    "keep one of max_steps, num_epochs, max_tokens",
+                );
+            }
+        }
+        None
+    }
+
+    fn tokenizer(&mut self, config: &mut Config) {
+        let tokenizer = &mut config.tokenizer;
+        let kind = tokenizer.kind;
+        let has_path = tokenizer.path.is_some();
+        self.only_with(
+            has_path && kind != TokenizerKind::File,
+            "tokenizer.path",
+            "tokenizer.type",
+            "\"file\"",
+        );
+        self.only_with(
+            tokenizer.vocab_size.is_some() && kind != TokenizerKind::Bpe,
+            "tokenizer.vocab_size",
+            "tokenizer.type",
+            "\"bpe\"",
+        );
+        if kind == TokenizerKind::Bpe {
+            tokenizer.vocab_size.get_or_insert(4096);
+        }
+        let path = tokenizer.path.as_ref();
+        let has_path = path.is_some_and(|path| !path.as_os_str().is_empty());
+        if kind == TokenizerKind::File && !has_path {
+            self.refuse(
+                &["tokenizer.path", "tokenizer.type", "tokenizer"],
+                "[tokenizer] type = \"file\" needs `path`".to_string(),
+                "path = \"some/folder/tokenizer.json\", or type = \"bpe\" to train one",
+            );
+        }
+    }
+
+    fn data(&mut self, config: &mut Config) {
+        let data = &mut config.data;
+        if data.datasets.is_empty() {
+            self.refuse(
+                &["data"],
+                "there is nothing to train on: no [[data.datasets]]".to_string(),
+                "add [[data.datasets]] with path = \"some/file.txt\"",
+            );
+        }
+        for (position, dataset) in data.datasets.iter().enumerate() {
+            let path = format!("data.datasets.{position}.path");
+            let paths = dataset.path.as_slice();
+            if paths.is_empty() || paths.iter().any(String::is_empty) {
+                self.refuse(
+                    &[&path],
+                    format!("{} names no file", describe(&path)),
+                    "path = \"some/file.txt\", a glob, or a list of them",
+                );
+            }
+            if dataset.fields.text.is_empty() {
+                let field = format!("data.datasets.{position}.fields.text");
+                self.refuse(
+                    &[&field],
+                    format!("{} names no field", describe(&field)),
+                    "the default is \"text\"",
+                );
+            }
+        }
+        let Some(path) = &data.val_path else {
+            return;
+        };
+        let is_explicit = self.document.origin("data.val_fraction").is_some();
+        if is_explicit && data.val_fraction > 0.0 {
+            self.refuse(
+                &["data.val_fraction", "data.val_path"],
+                "`val_fraction` together with `val_path` in [data]".to_string(),
+                "keep one: a share of the datasets, or a file of its own",
+            );
+        }
+        if path.as_os_str().is_empty() {
+            self.refuse(
+                &["data.val_path"],
+                "`val_path` in [data] names no file".to_string(),
+                "remove it to hold out a share of the datasets",
+            );
+        }
+        data.val_fraction = 0.0;
+    }
+
+    fn evaluation(&mut self, config: &Config) {
+        if !config.eval.sample_prompts.is_empty() && config.eval.sample_tokens == 0 {
+            self.refuse(
+                &["eval.sample_tokens", "eval.sample_prompts"],
+                "`sample_prompts` in [eval] are to be completed by 0 tokens".to_string(),
+                "raise sample_tokens, or remove sample_prompts",
+            );
+        }
+        let reports = &config.logging.report_to;
+        if (1..reports.len()).any(|i| reports[..i].contains(&reports[i])) {
+            self.refuse(
+                &["logging.report_to"],
+                format!("{} names a format twice", describe("logging.report_to")),
+                "name each format once",
+            );
+        }
+    }
+}
+
+fn leaf(path: &str) -> &str {
+    path.rsplit('.').next().unwrap_or(path)
+}
