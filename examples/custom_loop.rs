@@ -10,8 +10,8 @@ use std::error::Error;
 use burn::module::Module;
 use burn::tensor::Device;
 use firebrick::config::{
-    Architecture, DataConfig, DatasetConfig, ModelShape, OptimizerPlan, Sampling,
-    TokenizerConfig, TokenizerKind,
+    Architecture, DataConfig, DatasetConfig, ModelShape, OptimizerPlan, Sampling, TokenizerConfig,
+    TokenizerKind,
 };
 use firebrick::data::{Corpus, Sampler, TokenCache};
 use firebrick::generate::{Sampling as Choice, TextRequest, complete};

@@ -301,7 +301,11 @@ fn initial_weights_depend_on_seed_and_path_alone() {
         weights(&spec, 1)["embed_tokens.weight"],
         weights(&spec, 2)["embed_tokens.weight"]
     );
-    for path in ["embed_tokens.weight", "layers.1.self_attn.q_proj.weight", "layers.0.mlp.up_proj.weight"] {
+    for path in [
+        "embed_tokens.weight",
+        "layers.1.self_attn.q_proj.weight",
+        "layers.0.mlp.up_proj.weight",
+    ] {
         assert_eq!(weights(&spec, 1)[path], weights(&deeper, 1)[path]);
     }
     let mut wide = tiny(Architecture::Llama);

@@ -122,8 +122,11 @@ impl Checker {
             (Kind::Choice(choices), Value::String(text)) => {
                 let known = choices.iter().any(|choice| choice.name == *text);
                 if !known {
-                    let message =
-                        format!("unknown value \"{}\" for {}", text.escape_debug(), describe(path));
+                    let message = format!(
+                        "unknown value \"{}\" for {}",
+                        text.escape_debug(),
+                        describe(path)
+                    );
                     let help = hints::choice(choices, text);
                     self.report(&node.origin, message, Some(help));
                 }
@@ -154,7 +157,11 @@ impl Checker {
     fn range(&mut self, range: &Range, number: f64, shown: &str, path: &str, at: &Origin) -> bool {
         let place = describe(path);
         if !number.is_finite() {
-            self.report(at, format!("{place} must be a finite number, found {shown}"), None);
+            self.report(
+                at,
+                format!("{place} must be a finite number, found {shown}"),
+                None,
+            );
             return false;
         }
         let good = range.contains(number);
@@ -264,7 +271,10 @@ fn rewrite(kind: &Kind, value: &Value) -> Option<String> {
         }
         (Kind::Integer(_), Value::String(text)) => text.parse::<i64>().ok().map(|n| n.to_string()),
         (Kind::Number(_), Value::String(text)) => {
-            let number = text.parse::<f64>().ok().filter(|number| number.is_finite())?;
+            let number = text
+                .parse::<f64>()
+                .ok()
+                .filter(|number| number.is_finite())?;
             Some(format!("{number:?}"))
         }
         (Kind::Boolean, Value::String(text)) => match text.to_lowercase().as_str() {

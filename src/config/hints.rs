@@ -222,16 +222,16 @@ fn similarity(a: &str, b: &str) -> f64 {
 }
 
 /// The key whose own or other name is closest to `name`, if any is close.
-fn nearest<'p, 's>(
-    places: impl Iterator<Item = &'p Place<'s>>,
-    name: &str,
-) -> Option<&'p Place<'s>>
+fn nearest<'p, 's>(places: impl Iterator<Item = &'p Place<'s>>, name: &str) -> Option<&'p Place<'s>>
 where
     's: 'p,
 {
     let score = |key: &Key| {
         let own = similarity(&key.name, name);
-        let aliases = key.aliases.iter().map(|alias| similarity(&alias.name, name));
+        let aliases = key
+            .aliases
+            .iter()
+            .map(|alias| similarity(&alias.name, name));
         aliases.fold(own, f64::max)
     };
     places
