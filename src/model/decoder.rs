@@ -169,7 +169,7 @@ impl Decoder {
             hidden = block.forward(hidden, &context, Some(layer));
         }
         cache.length = length;
-        Ok(self.head(hidden.slice([seq - 1..seq])))
+        Ok(self.head(hidden.narrow(0, seq - 1, 1)))
     }
 
     fn embed(

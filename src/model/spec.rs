@@ -102,13 +102,13 @@ impl DecoderSpec {
                 )));
             }
         }
-        if s.num_attention_heads % s.num_key_value_heads != 0 {
+        if !s.num_attention_heads.is_multiple_of(s.num_key_value_heads) {
             return Err(ModelError::shape(format!(
                 "{} query heads cannot share {} key/value heads evenly",
                 s.num_attention_heads, s.num_key_value_heads
             )));
         }
-        if s.architecture == Architecture::Llama && s.head_dim % 2 != 0 {
+        if s.architecture == Architecture::Llama && !s.head_dim.is_multiple_of(2) {
             return Err(ModelError::shape(format!(
                 "head_dim = {} is odd; rotary positions turn pairs",
                 s.head_dim

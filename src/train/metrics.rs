@@ -65,7 +65,7 @@ impl Rows {
 
     /// The first step, every n-th, and every evaluated one.
     fn is_logged(&self, row: &Row) -> bool {
-        row.step.step == 1 || row.step.step % self.every == 0 || row.evaluation.is_some()
+        row.step.step == 1 || row.step.step.is_multiple_of(self.every) || row.evaluation.is_some()
     }
 }
 

@@ -6,6 +6,7 @@
 //!
 //! Read `run.rs` first.
 
+mod card;
 mod error;
 mod evaluate;
 mod event;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use burn::module::Module;
 
+use super::card::model_card;
 use super::folder::FinalRecord;
 use super::{Evaluation, Event, Interrupt, Observer, RunFolder, StepRecord, TrainError, evaluate};
 use crate::checkpoint::{BestEvaluation, CheckpointStore, Progress, Snapshot};
@@ -297,6 +298,8 @@ impl Trainer {
         self.folder
             .export(&self.spec, &tensors, &self.corpus.tokenizer)?;
         self.progress.seconds = self.clock.total_seconds();
+        let card = model_card(&self.plan, &self.corpus, &self.progress, exported_step);
+        self.folder.write("README.md", &card)?;
         if let Some(mut record) = self.folder.read_record()? {
             record.exported_step = Some(exported_step);
             record.end = Some(FinalRecord::new(&self.progress));

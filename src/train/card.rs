@@ -1,0 +1,63 @@
+//! The README.md of an exported model: what it is and how it came to be.
+
+use crate::checkpoint::Progress;
+use crate::config::Plan;
+use crate::data::Corpus;
+use crate::environment::Environment;
+
+/// Markdown with the front matter that model hubs read.
+pub(super) fn model_card(
+    plan: &Plan,
+    corpus: &Corpus,
+    progress: &Progress,
+    exported_step: u64,
+) -> String {
+    let config = &plan.config;
+    let shape = &plan.shape;
+    let name = config
+        .output_dir
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy();
+    let environment = Environment::detect();
+    let quality = match progress.best {
+        Some(best) => format!(
+            "Validation loss {:.4} nats per token at step {}, over {} held-out tokens.",
+            best.val_loss,
+            best.step,
+            corpus.val.as_ref().map_or(0, |val| val.len()),
+        ),
+        None => "Trained without a validation split.".to_string(),
+    };
+    let files: String = corpus
+        .files
+        .iter()
+        .take(50)
+        .map(|file| format!("- `{}`, {} bytes\n", file.path.display(), file.bytes))
+        .collect();
+    let more = corpus.files.len().saturating_sub(50);
+    let more = if more > 0 {
+        format!("- and {more} more, listed in run.json\n")
+    } else {
+        String::new()
+    };
+    format!(
+        "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n# {name}\n\n\
+         A {:?} decoder: {} layers, hidden size {}, {} heads ({} for keys and values), vocabulary {}.\n\n\
+         {quality} These are the weights of step {exported_step}.\n\n\
+         Trained with firebrick {} for {} steps on {} tokens in {:.0} seconds on {}, {} threads. \
+         `resolved.toml` beside this file repeats the run.\n\n## Data\n\n{files}{more}",
+        shape.architecture,
+        shape.num_hidden_layers,
+        shape.hidden_size,
+        shape.num_attention_heads,
+        shape.num_key_value_heads,
+        corpus.tokenizer.vocab_size(),
+        environment.firebrick,
+        progress.step,
+        progress.tokens,
+        progress.seconds,
+        environment.cpu,
+        environment.threads,
+    )
+}
