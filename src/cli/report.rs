@@ -98,7 +98,9 @@ impl Diagnostic {
 impl SourceLine {
     /// The line on which `span` begins, and as much of the span as lies on it.
     fn around(text: &str, span: Range<usize>, number: usize) -> Self {
-        let start = text[..span.start].rfind('\n').map_or(0, |newline| newline + 1);
+        let start = text[..span.start]
+            .rfind('\n')
+            .map_or(0, |newline| newline + 1);
         let end = text[span.start..]
             .find('\n')
             .map_or(text.len(), |newline| span.start + newline);

@@ -64,7 +64,10 @@ fn issues(path: &Path, error: &ConfigError) -> Vec<Value> {
 fn summary(path: &Path, plan: &Plan) -> String {
     let shape = &plan.shape;
     let train = &plan.config.train;
-    let mut batch = format!("{} x {}", train.micro_batch_size, plan.config.data.sequence_len);
+    let mut batch = format!(
+        "{} x {}",
+        train.micro_batch_size, plan.config.data.sequence_len
+    );
     if train.gradient_accumulation_steps > 1 {
         batch = format!("{} x {batch}", train.gradient_accumulation_steps);
     }

@@ -14,7 +14,7 @@ use super::source::Origin;
 pub(super) struct Checked {
     pub(super) document: Document,
     pub(super) issues: Vec<Issue>,
-    /// Dotted paths of what was cut out.
+    /// Dotted paths of what was cut out, and of what was probably meant by it.
     pub(super) rejected: Vec<String>,
 }
 
@@ -98,12 +98,12 @@ impl Checker {
         let Some((meant, key)) = hint.meant else {
             return;
         };
-        self.rejected.push(meant);
         // A misspelled section still says what its keys are meant to be: check them too.
         if let (Value::Table(table), Kind::Section(section)) = (&mut node.value, &key.kind) {
             let origin = node.origin.clone();
-            self.section(table, section, &join(path, name), &origin);
+            self.section(table, section, &meant, &origin);
         }
+        self.rejected.push(meant);
     }
 
     /// Checks one value; false when it cannot be used.
@@ -112,8 +112,14 @@ impl Checker {
             (Kind::String, Value::String(_)) | (Kind::Boolean, Value::Boolean(_)) => true,
             (Kind::Integer(range) | Kind::Number(range), Value::Integer(number)) => {
                 // Bounds are far below 2^53, where f64 starts to round.
-                let (number, shown) = (*number as f64, number.to_string());
-                self.range(range, number, &shown, path, &node.origin)
+                let (value, shown) = (*number as f64, number.to_string());
+                if i64::try_from(*number).is_ok() || !range.contains(value) {
+                    return self.range(range, value, &shown, path, &node.origin);
+                }
+                let place = describe(path);
+                let message = format!("{place} must fit a signed 64-bit integer, found {shown}");
+                self.report(&node.origin, message, None);
+                false
             }
             (Kind::Number(range), Value::Float(number)) => {
                 let (number, shown) = (*number, number.to_string());
@@ -122,8 +128,11 @@ impl Checker {
             (Kind::Choice(choices), Value::String(text)) => {
                 let known = choices.iter().any(|choice| choice.name == *text);
                 if !known {
-                    let message =
-                        format!("unknown value \"{}\" for {}", text.escape_debug(), describe(path));
+                    let message = format!(
+                        "unknown value \"{}\" for {}",
+                        text.escape_debug(),
+                        describe(path)
+                    );
                     let help = hints::choice(choices, text);
                     self.report(&node.origin, message, Some(help));
                 }
@@ -154,7 +163,11 @@ impl Checker {
     fn range(&mut self, range: &Range, number: f64, shown: &str, path: &str, at: &Origin) -> bool {
         let place = describe(path);
         if !number.is_finite() {
-            self.report(at, format!("{place} must be a finite number, found {shown}"), None);
+            self.report(
+                at,
+                format!("{place} must be a finite number, found {shown}"),
+                None,
+            );
             return false;
         }
         let good = range.contains(number);
@@ -264,7 +277,10 @@ fn rewrite(kind: &Kind, value: &Value) -> Option<String> {
         }
         (Kind::Integer(_), Value::String(text)) => text.parse::<i64>().ok().map(|n| n.to_string()),
         (Kind::Number(_), Value::String(text)) => {
-            let number = text.parse::<f64>().ok().filter(|number| number.is_finite())?;
+            let number = text
+                .parse::<f64>()
+                .ok()
+                .filter(|number| number.is_finite())?;
             Some(format!("{number:?}"))
         }
         (Kind::Boolean, Value::String(text)) => match text.to_lowercase().as_str() {

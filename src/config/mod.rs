@@ -26,9 +26,7 @@ mod template;
 
 pub use error::{ConfigError, Issue};
 pub use keys::*;
-pub use plan::{
-    Decay, Length, OptimizerPlan, Plan, SchedulePlan, Warmup, load,
-};
+pub use plan::{Decay, Length, OptimizerPlan, Plan, SchedulePlan, Warmup, load};
 pub use reference::reference_markdown;
 pub use schema::json_schema;
 pub use shape::ModelShape;

@@ -23,7 +23,15 @@ struct Row {
 }
 
 const fn llama(name: &'static str, numbers: [usize; 7], rope_theta: f64, tied: bool) -> Row {
-    let [hidden, intermediate, layers, heads, kv_heads, positions, vocab] = numbers;
+    let [
+        hidden,
+        intermediate,
+        layers,
+        heads,
+        kv_heads,
+        positions,
+        vocab,
+    ] = numbers;
     Row {
         name,
         architecture: Architecture::Llama,
@@ -76,30 +84,41 @@ impl Preset {
     /// hidden, intermediate, layers, heads, key/value heads, positions, vocabulary.
     const fn row(self) -> Row {
         match self {
-            Preset::Stories260K => {
-                llama("stories-260k", [64, 172, 5, 8, 4, 512, 512], 1e4, true)
-            }
-            Preset::Stories15M => {
-                llama("stories-15m", [288, 768, 6, 6, 6, 256, 32000], 1e4, true)
-            }
+            Preset::Stories260K => llama("stories-260k", [64, 172, 5, 8, 4, 512, 512], 1e4, true),
+            Preset::Stories15M => llama("stories-15m", [288, 768, 6, 6, 6, 256, 32000], 1e4, true),
             Preset::Stories42M => {
                 llama("stories-42m", [512, 1376, 8, 8, 8, 1024, 32000], 1e4, true)
             }
-            Preset::Stories110M => {
-                llama("stories-110m", [768, 2048, 12, 12, 12, 1024, 32000], 1e4, true)
-            }
-            Preset::SmolLm2_135M => {
-                llama("smollm2-135m", [576, 1536, 30, 9, 3, 8192, 49152], 1e5, true)
-            }
-            Preset::SmolLm2_360M => {
-                llama("smollm2-360m", [960, 2560, 32, 15, 5, 8192, 49152], 1e5, true)
-            }
-            Preset::SmolLm2_1_7B => {
-                llama("smollm2-1.7b", [2048, 8192, 24, 32, 32, 8192, 49152], 1.3e5, true)
-            }
-            Preset::TinyLlama1_1B => {
-                llama("tinyllama-1.1b", [2048, 5632, 22, 32, 4, 2048, 32000], 1e4, false)
-            }
+            Preset::Stories110M => llama(
+                "stories-110m",
+                [768, 2048, 12, 12, 12, 1024, 32000],
+                1e4,
+                true,
+            ),
+            Preset::SmolLm2_135M => llama(
+                "smollm2-135m",
+                [576, 1536, 30, 9, 3, 8192, 49152],
+                1e5,
+                true,
+            ),
+            Preset::SmolLm2_360M => llama(
+                "smollm2-360m",
+                [960, 2560, 32, 15, 5, 8192, 49152],
+                1e5,
+                true,
+            ),
+            Preset::SmolLm2_1_7B => llama(
+                "smollm2-1.7b",
+                [2048, 8192, 24, 32, 32, 8192, 49152],
+                1.3e5,
+                true,
+            ),
+            Preset::TinyLlama1_1B => llama(
+                "tinyllama-1.1b",
+                [2048, 5632, 22, 32, 4, 2048, 32000],
+                1e4,
+                false,
+            ),
             Preset::Gpt2 => gpt2("gpt2", [768, 12, 12]),
             Preset::Gpt2Medium => gpt2("gpt2-medium", [1024, 24, 16]),
             Preset::Gpt2Large => gpt2("gpt2-large", [1280, 36, 20]),

@@ -40,8 +40,14 @@ fn sections(page: &mut String, section: &Section, path: &str) {
             _ => format!("[{path}]"),
         };
         // The type's own words start with the heading, as in "`[model]`: a preset or a shape".
-        let about = inner.doc.split_once(": ").map_or(inner.doc.as_str(), |(_, rest)| rest);
-        line(page, format_args!("\n## `{heading}`\n\n{}\n", sentence(about)));
+        let about = inner
+            .doc
+            .split_once(": ")
+            .map_or(inner.doc.as_str(), |(_, rest)| rest);
+        line(
+            page,
+            format_args!("\n## `{heading}`\n\n{}\n", sentence(about)),
+        );
         keys(page, inner);
         sections(page, inner, &format!("{path}."));
     }
@@ -49,7 +55,11 @@ fn sections(page: &mut String, section: &Section, path: &str) {
 
 /// One item per key: name, type, default; meaning; choices; other trainers' names.
 fn keys(page: &mut String, section: &Section) {
-    for key in section.keys.iter().filter(|key| key.kind.section().is_none()) {
+    for key in section
+        .keys
+        .iter()
+        .filter(|key| key.kind.section().is_none())
+    {
         let default = match (&key.default, key.required) {
             (Some(default), _) => format!(", default `{}`", toml_value(default)),
             (None, true) => ", required".to_string(),
@@ -57,10 +67,18 @@ fn keys(page: &mut String, section: &Section) {
         };
         line(
             page,
-            format_args!("- **`{}`**: {}{default}. {}", key.name, type_name(&key.kind), flow(&key.doc)),
+            format_args!(
+                "- **`{}`**: {}{default}. {}",
+                key.name,
+                type_name(&key.kind),
+                flow(&key.doc)
+            ),
         );
         for choice in choices(&key.kind) {
-            line(page, format_args!("  - `\"{}\"`: {}", choice.name, flow(&choice.doc)));
+            line(
+                page,
+                format_args!("  - `\"{}\"`: {}", choice.name, flow(&choice.doc)),
+            );
         }
         let elsewhere = elsewhere(key);
         if !elsewhere.is_empty() {
@@ -91,7 +109,9 @@ fn elsewhere(key: &Key) -> String {
 /// "whole number from 1 to 4096", "string or list of strings".
 fn type_name(kind: &Kind) -> String {
     let bounded = |name: &str, range: &schema::Range| {
-        format!("{name} {}", range.describe()).trim_end().to_string()
+        format!("{name} {}", range.describe())
+            .trim_end()
+            .to_string()
     };
     match kind {
         Kind::String => "string".to_string(),
@@ -138,7 +158,11 @@ fn presets(page: &mut String) {
                 shape.num_key_value_heads,
                 shape.max_position_embeddings,
                 vocab,
-                if shape.tie_word_embeddings { "yes" } else { "no" },
+                if shape.tie_word_embeddings {
+                    "yes"
+                } else {
+                    "no"
+                },
             ),
         );
     }

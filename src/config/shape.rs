@@ -49,21 +49,22 @@ impl ModelShape {
         let bias = u64::from(self.bias);
         let norm = hidden * (1 + bias);
 
-        let attention = 2 * hidden * queries
-            + 2 * hidden * keys
-            + bias * (queries + 2 * keys + hidden);
+        let attention =
+            2 * hidden * queries + 2 * hidden * keys + bias * (queries + 2 * keys + hidden);
         let feed_forward = match self.architecture {
             Architecture::Llama => 3 * hidden * intermediate,
-            Architecture::Gpt2 => {
-                2 * hidden * intermediate + bias * (intermediate + hidden)
-            }
+            Architecture::Gpt2 => 2 * hidden * intermediate + bias * (intermediate + hidden),
         };
         let positions = match self.architecture {
             Architecture::Llama => 0,
             Architecture::Gpt2 => self.max_position_embeddings as u64 * hidden,
         };
         let embedding = vocab_size as u64 * hidden;
-        let head = if self.tie_word_embeddings { 0 } else { embedding };
+        let head = if self.tie_word_embeddings {
+            0
+        } else {
+            embedding
+        };
         let block = attention + feed_forward + 2 * norm;
         embedding + positions + self.num_hidden_layers as u64 * block + norm + head
     }

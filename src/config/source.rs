@@ -37,14 +37,16 @@ impl Origin {
     pub fn to(&self, other: &Origin) -> Origin {
         match (self, other) {
             (Origin::File(a), Origin::File(b)) if a.start <= b.end => Origin::File(a.start..b.end),
-            (Origin::Set { index, span: a }, Origin::Set { index: same, span: b })
-                if index == same && a.start <= b.end =>
-            {
+            (
+                Origin::Set { index, span: a },
                 Origin::Set {
-                    index: *index,
-                    span: a.start..b.end,
-                }
-            }
+                    index: same,
+                    span: b,
+                },
+            ) if index == same && a.start <= b.end => Origin::Set {
+                index: *index,
+                span: a.start..b.end,
+            },
             _ => other.clone(),
         }
     }

@@ -136,7 +136,12 @@ fn of_kind(kind: &Kind) -> Value {
         Kind::Integer(Range { min, .. }) => (min.unwrap_or(0.0) as u64).into(),
         Kind::Number(range) => {
             let bound = range.min.or(range.above).unwrap_or(0.0);
-            (if range.contains(bound) { bound } else { bound + 1.0 }).into()
+            (if range.contains(bound) {
+                bound
+            } else {
+                bound + 1.0
+            })
+            .into()
         }
         Kind::Choice(choices) => choices.first().map(|choice| choice.name.clone()).into(),
         Kind::List { item, min, .. } => vec![of_kind(item); *min].into(),

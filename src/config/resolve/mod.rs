@@ -133,7 +133,10 @@ impl Checks<'_> {
                 let earlier = earlier.join(" and ");
                 self.refuse(
                     &keys,
-                    format!("{} together with {earlier}: a run has one length", describe(last)),
+                    format!(
+                        "{} together with {earlier}: a run has one length",
+                        describe(last)
+                    ),
                     "keep one of max_steps, num_epochs, max_tokens",
                 );
             }

@@ -14,14 +14,18 @@ impl Checks<'_> {
         let optimizer = &mut config.optimizer;
         let name = optimizer.name;
         let takes = [
-            ("betas", optimizer.betas.is_some(), &[Adamw, Adam, Lion, Muon][..]),
+            (
+                "betas",
+                optimizer.betas.is_some(),
+                &[Adamw, Adam, Lion, Muon][..],
+            ),
             ("eps", optimizer.eps.is_some(), &[Adamw, Adam, Muon]),
             ("momentum", optimizer.momentum.is_some(), &[Sgd, Muon]),
             ("nesterov", optimizer.nesterov.is_some(), &[Sgd, Muon]),
         ];
         for (key, is_given, rules) in takes {
             if is_given && !rules.contains(&name) {
-                let rules: Vec<String> = rules.iter().map(|rule| lower(rule)).collect();
+                let rules: Vec<String> = rules.iter().map(lower).collect();
                 self.refuse(
                     &[&format!("optimizer.{key}"), "optimizer.name"],
                     format!("{} ignores `{key}` in [optimizer]", lower(&name)),
@@ -69,8 +73,12 @@ impl Checks<'_> {
     }
 
     fn nesterov(&mut self, plan: &OptimizerPlan) {
-        let (OptimizerPlan::Sgd { momentum, nesterov, .. }
-        | OptimizerPlan::Muon { momentum, nesterov, .. }) = plan
+        let (OptimizerPlan::Sgd {
+            momentum, nesterov, ..
+        }
+        | OptimizerPlan::Muon {
+            momentum, nesterov, ..
+        }) = plan
         else {
             return;
         };
@@ -169,7 +177,10 @@ impl Checks<'_> {
             };
             self.refuse(
                 &["lr_scheduler.min_lr_ratio", "lr_scheduler.name"],
-                format!("{schedule} ignores {}", describe("lr_scheduler.min_lr_ratio")),
+                format!(
+                    "{schedule} ignores {}",
+                    describe("lr_scheduler.min_lr_ratio")
+                ),
                 "remove it, or choose linear, cosine, wsd or polynomial",
             );
         }
