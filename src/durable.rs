@@ -9,12 +9,18 @@ use std::path::{Path, PathBuf};
 ///
 /// # Errors
 /// Whatever the file system says; the half-written temporary is removed.
-pub fn replace(path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+pub fn replace(
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> io::Result<()> {
     let temporary = temporary_beside(path);
     let written = File::create(&temporary).and_then(|file| {
         let mut buffered = io::BufWriter::with_capacity(1 << 20, file);
         write(&mut buffered)?;
-        buffered.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
+        buffered
+            .into_inner()
+            .map_err(io::IntoInnerError::into_error)?
+            .sync_all()
     });
     let renamed = written.and_then(|()| fs::rename(&temporary, path));
     if renamed.is_err() {
@@ -39,11 +45,17 @@ pub fn replace_with(path: &Path, content: impl AsRef<[u8]>) -> io::Result<()> {
 /// Whatever the file system says.
 pub fn sync_folder(folder: &Path) -> io::Result<()> {
     // Only Unix can open a folder as a file; elsewhere the rename itself is all there is.
-    if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
+    if cfg!(unix) {
+        File::open(folder)?.sync_all()
+    } else {
+        Ok(())
+    }
 }
 
 fn parent(path: &Path) -> &Path {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    path.parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
 }
 
 /// In the same folder, so that the rename stays within one file system; named after the process,

@@ -66,11 +66,14 @@ fn cpu_model() -> Option<String> {
     let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
     let value = |label: &str| {
         let line = text.lines().find(|line| line.starts_with(label))?;
-        line.split_once(':').map(|(_, value)| value.trim().to_string())
+        line.split_once(':')
+            .map(|(_, value)| value.trim().to_string())
     };
     // Virtual machines often hide the model's name; family and model still identify the core.
     match (value("model name"), value("cpu family"), value("model\t")) {
-        (Some(name), Some(family), Some(model)) => Some(format!("{name} (family {family}, model {model})")),
+        (Some(name), Some(family), Some(model)) => {
+            Some(format!("{name} (family {family}, model {model})"))
+        }
         (name, ..) => name,
     }
 }
@@ -83,7 +86,14 @@ fn cpu_features() -> Vec<&'static str> {
             $(if std::arch::is_x86_feature_detected!($feature) { found.push($feature); })*
         };
     }
-    probe!("avx2", "fma", "avx512f", "avx512bw", "avx512vnni", "avx512bf16");
+    probe!(
+        "avx2",
+        "fma",
+        "avx512f",
+        "avx512bw",
+        "avx512vnni",
+        "avx512bf16"
+    );
     found
 }
 

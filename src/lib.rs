@@ -1,4 +1,27 @@
-//! Firebrick: a training framework on burn with a declarative runner.
+//! Firebrick: a training framework for language models on [burn](https://burn.dev), with a
+//! declarative runner. `runner train configs/quickstart.toml` is where a user starts;
+//! [`train::Run`] is what it calls.
+//!
+//! This page is the map. Data flows one way, top to bottom, and a module imports only what stands
+//! above it:
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`durable`] | files that are old or new, never half |
+//! | [`environment`] | what this process runs on |
+//! | [`config`] | what the TOML says ([`config::Config`]) and what will run ([`config::Plan`]) |
+//! | [`data`] | files -> documents -> token ids -> batches; a batch is a function of (seed, number) |
+//! | [`model`] | the decoder, its loss, Hugging Face model folders |
+//! | [`gradient`] | backward on all cores, accumulate, measure, clip |
+//! | [`optimizer`] | update rules by parameter group, learning-rate schedules |
+//! | [`phase`] | a run as a list of phases: what holds at a step |
+//! | [`checkpoint`] | everything a run needs to go on, saved so that a crash cannot lose it |
+//! | [`generate`] | text from a model: cache, sampling, stop strings |
+//! | [`train`] | the loop (`train/run.rs`), the run folder, resume, metrics, the terminal |
+//! | [`cli`] | one file per verb; `main.rs` only calls it |
+//!
+//! Every part works on its own: `examples/custom_loop.rs` is a training loop in sixty lines.
+
 pub mod checkpoint;
 pub mod cli;
 pub mod config;

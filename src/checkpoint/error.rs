@@ -50,7 +50,11 @@ pub enum CheckpointError {
 
 fn listed(steps: &[u64]) -> String {
     let steps: Vec<String> = steps.iter().map(u64::to_string).collect();
-    if steps.is_empty() { String::new() } else { format!("; there are: {}", steps.join(", ")) }
+    if steps.is_empty() {
+        String::new()
+    } else {
+        format!("; there are: {}", steps.join(", "))
+    }
 }
 
 impl CheckpointError {

@@ -40,7 +40,9 @@ struct Checksums {
 impl CheckpointStore {
     /// The store in a run folder. Creates nothing until the first save.
     pub fn new(run_folder: &Path) -> Self {
-        Self { folder: run_folder.join("checkpoints") }
+        Self {
+            folder: run_folder.join("checkpoints"),
+        }
     }
 
     /// Saves a snapshot under its step, replacing one of the same step, and makes it the last.
@@ -78,7 +80,11 @@ impl CheckpointStore {
         let folder = self.step_folder(step);
         if !folder.is_dir() {
             let available = self.steps()?;
-            return Err(CheckpointError::NoSuchStep { folder: self.folder.clone(), step, available });
+            return Err(CheckpointError::NoSuchStep {
+                folder: self.folder.clone(),
+                step,
+                available,
+            });
         }
         let path = folder.join(STATE);
         let text = fs::read_to_string(&path).map_err(CheckpointError::io(&path))?;
@@ -86,8 +92,15 @@ impl CheckpointStore {
             .map_err(|source| CheckpointError::Malformed { path, source })?;
         let model = read_verified(&folder.join(MODEL), &state.blake3.model)?;
         let tensors = read_verified(&folder.join(OPTIMIZER), &state.blake3.optimizer)?;
-        let optimizer = OptimizerState { tensors, scalars: state.optimizer };
-        Ok(Snapshot { model, optimizer, progress: state.progress })
+        let optimizer = OptimizerState {
+            tensors,
+            scalars: state.optimizer,
+        };
+        Ok(Snapshot {
+            model,
+            optimizer,
+            progress: state.progress,
+        })
     }
 
     /// The weights of a step, without the rest.
@@ -148,9 +161,15 @@ impl CheckpointStore {
     pub fn rotate(&self, keep: usize) -> Result<Vec<u64>, CheckpointError> {
         let steps = self.steps()?;
         let (best, last) = (self.best(), steps.last().copied());
-        let ordinary: Vec<u64> =
-            steps.into_iter().filter(|&step| Some(step) != best && Some(step) != last).collect();
-        let surplus = if keep == 0 { 0 } else { ordinary.len().saturating_sub(keep) };
+        let ordinary: Vec<u64> = steps
+            .into_iter()
+            .filter(|&step| Some(step) != best && Some(step) != last)
+            .collect();
+        let surplus = if keep == 0 {
+            0
+        } else {
+            ordinary.len().saturating_sub(keep)
+        };
         for &step in &ordinary[..surplus] {
             remove_folder(&self.step_folder(step))?;
         }
@@ -200,8 +219,11 @@ fn write_step(folder: &Path, snapshot: &Snapshot) -> Result<(), CheckpointError>
         blake3: Checksums { model, optimizer },
     };
     let path = folder.join(STATE);
-    let text = serde_json::to_string_pretty(&state)
-        .map_err(|source| CheckpointError::Malformed { path: path.clone(), source })?;
+    let text =
+        serde_json::to_string_pretty(&state).map_err(|source| CheckpointError::Malformed {
+            path: path.clone(),
+            source,
+        })?;
     write_flushed(&path, text.as_bytes())?;
     durable::sync_folder(folder).map_err(CheckpointError::io(folder))
 }
@@ -224,7 +246,11 @@ fn read_verified(path: &Path, expected: &str) -> Result<Tensors, CheckpointError
     let found = blake3::hash(&bytes).to_hex().to_string();
     if found != expected {
         let expected = expected.to_string();
-        return Err(CheckpointError::Damaged { path: path.to_path_buf(), expected, found });
+        return Err(CheckpointError::Damaged {
+            path: path.to_path_buf(),
+            expected,
+            found,
+        });
     }
     Ok(tensors_from_bytes(path, &bytes)?)
 }
@@ -241,8 +267,15 @@ mod tests {
         let scalars = [("a.b.time".to_string(), StateScalar::Uint(step))];
         Snapshot {
             model: tensors(step as f32),
-            optimizer: OptimizerState { tensors: tensors(0.5), scalars: scalars.into() },
-            progress: Progress { step, seconds: 0.1 + 0.2, ..Progress::default() },
+            optimizer: OptimizerState {
+                tensors: tensors(0.5),
+                scalars: scalars.into(),
+            },
+            progress: Progress {
+                step,
+                seconds: 0.1 + 0.2,
+                ..Progress::default()
+            },
         }
     }
 
@@ -287,15 +320,24 @@ mod tests {
                 let mut bad = good.clone();
                 bad[byte] ^= 1;
                 fs::write(&path, &bad).unwrap();
-                assert!(matches!(store.load(1), Err(CheckpointError::Damaged { .. })));
+                assert!(matches!(
+                    store.load(1),
+                    Err(CheckpointError::Damaged { .. })
+                ));
                 fs::write(&path, &good[..byte]).unwrap();
-                assert!(matches!(store.load(1), Err(CheckpointError::Damaged { .. })));
+                assert!(matches!(
+                    store.load(1),
+                    Err(CheckpointError::Damaged { .. })
+                ));
             }
             fs::write(&path, &good).unwrap();
         }
         assert!(store.load(1).is_ok());
         fs::write(step.join(STATE), "{\"version\": 1").unwrap();
-        assert!(matches!(store.load(1), Err(CheckpointError::Malformed { .. })));
+        assert!(matches!(
+            store.load(1),
+            Err(CheckpointError::Malformed { .. })
+        ));
         drop(folder);
     }
 
@@ -316,6 +358,9 @@ mod tests {
         let (_folder, store) = store();
         store.save(&snapshot(3)).unwrap();
         let message = store.load(4).unwrap_err().to_string();
-        assert!(message.ends_with("has no checkpoint of step 4; there are: 3"), "{message}");
+        assert!(
+            message.ends_with("has no checkpoint of step 4; there are: 3"),
+            "{message}"
+        );
     }
 }

@@ -18,9 +18,11 @@ pub(super) fn run(args: &EnvArgs) -> Result<(), CliError> {
     if args.json {
         return super::print_line(&format!("{:#}", serde_json::json!(environment)));
     }
-    let memory = environment.memory_bytes.map_or("unknown".to_string(), |bytes| {
-        format!("{:.1} GiB", bytes as f64 / (1u64 << 30) as f64)
-    });
+    let memory = environment
+        .memory_bytes
+        .map_or("unknown".to_string(), |bytes| {
+            format!("{:.1} GiB", bytes as f64 / (1u64 << 30) as f64)
+        });
     super::print_line(&format!(
         "firebrick  {}\nburn       {}\nbackends   {}\nplatform   {}\ncpu        {}\nfeatures   {}\nthreads    {}\nmemory     {memory}",
         environment.firebrick,

@@ -50,12 +50,7 @@ impl CliError {
             Self::Train(error) => error.exit_code(),
             Self::Data(error) => error.exit_code(),
             Self::Model(_) | Self::Io { .. } => 1,
-            Self::Generate(error) => match error {
-                GenerateError::Model(_) | GenerateError::NotFinite => 1,
-                GenerateError::Tokenizer(_)
-                | GenerateError::EmptyPrompt
-                | GenerateError::UnknownToken { .. } => 2,
-            },
+            Self::Generate(error) => error.exit_code(),
         }
     }
 
@@ -63,23 +58,22 @@ impl CliError {
     pub(super) fn print(&self) {
         report::print(|styled| match self {
             Self::Config(error) => report::render_config(error, styled),
-            other => report::render(&[Diagnostic::new(other.kind(), other.to_string())], styled),
+            other => report::render(&[other.diagnostic()], styled),
         });
     }
 
-    /// The word in `error[kind]`.
-    fn kind(&self) -> &'static str {
-        match self {
-            Self::Config(_) => "config",
-            Self::Train(TrainError::Data(_)) => "data",
-            Self::Train(TrainError::Model(_)) => "model",
-            Self::Train(TrainError::OtherConfig { .. }) => "config",
-            Self::Train(TrainError::Io { .. }) => "io",
-            Self::Train(_) => "train",
-            Self::Model(_) => "model",
-            Self::Data(_) => "data",
-            Self::Generate(_) => "generate",
-            Self::Io { .. } => "io",
+    fn diagnostic(&self) -> Diagnostic {
+        let (kind, help) = match self {
+            Self::Config(_) => ("config", None),
+            Self::Train(error) => (error.kind(), error.help()),
+            Self::Model(error) => ("model", error.help()),
+            Self::Data(error) => ("data", error.help()),
+            Self::Generate(error) => ("generate", error.help()),
+            Self::Io { .. } => ("io", None),
+        };
+        Diagnostic {
+            help,
+            ..Diagnostic::new(kind, self.to_string())
         }
     }
 }

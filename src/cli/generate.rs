@@ -74,7 +74,10 @@ pub(super) fn run(args: &GenerateArgs) -> Result<(), CliError> {
     let (text, completion) = complete(&model, &tokenizer, &request, |piece| {
         if !args.json && broken_pipe.is_none() {
             let mut out = std::io::stdout().lock();
-            broken_pipe = out.write_all(piece.as_bytes()).and_then(|()| out.flush()).err();
+            broken_pipe = out
+                .write_all(piece.as_bytes())
+                .and_then(|()| out.flush())
+                .err();
         }
     })?;
     if let Some(error) = broken_pipe {
@@ -95,12 +98,18 @@ pub(super) fn run(args: &GenerateArgs) -> Result<(), CliError> {
         );
     }
     // A prompt of the shell should not begin in the middle of a line; a file gets the text alone.
-    if std::io::stdout().is_terminal() { super::print_line("") } else { Ok(()) }
+    if std::io::stdout().is_terminal() {
+        super::print_line("")
+    } else {
+        Ok(())
+    }
 }
 
 fn standard_input() -> Result<String, CliError> {
     let mut text = String::new();
-    std::io::stdin().read_to_string(&mut text).map_err(CliError::io("standard input"))?;
+    std::io::stdin()
+        .read_to_string(&mut text)
+        .map_err(CliError::io("standard input"))?;
     Ok(text)
 }
 
@@ -113,10 +122,18 @@ fn above_zero(text: &str) -> Result<f64, String> {
 }
 
 fn share(text: &str) -> Result<f64, String> {
-    number(text, "between 0 and 1", |value| (0.0..=1.0).contains(&value))
+    number(text, "between 0 and 1", |value| {
+        (0.0..=1.0).contains(&value)
+    })
 }
 
 fn number(text: &str, range: &str, fits: impl Fn(f64) -> bool) -> Result<f64, String> {
-    let value: f64 = text.parse().map_err(|_| format!("`{text}` is not a number"))?;
-    if value.is_finite() && fits(value) { Ok(value) } else { Err(format!("must be {range}")) }
+    let value: f64 = text
+        .parse()
+        .map_err(|_| format!("`{text}` is not a number"))?;
+    if value.is_finite() && fits(value) {
+        Ok(value)
+    } else {
+        Err(format!("must be {range}"))
+    }
 }

@@ -37,7 +37,10 @@ pub(super) struct TrainArgs {
 pub(super) fn run(args: &TrainArgs) -> Result<(), CliError> {
     let mut sets = args.sets.clone();
     if let Some(folder) = &args.output_dir {
-        sets.push(format!("output_dir={}", toml::Value::from(folder.to_string_lossy().as_ref())));
+        sets.push(format!(
+            "output_dir={}",
+            toml::Value::from(folder.to_string_lossy().as_ref())
+        ));
     }
     let plan = config::load(&args.config, &sets)?;
     if args.dry_run {
@@ -63,7 +66,11 @@ pub(super) fn run(args: &TrainArgs) -> Result<(), CliError> {
 
 /// Prose for people; with `--json` the events have said it all.
 fn say(args: &TrainArgs, text: &str) -> Result<(), CliError> {
-    if args.json { Ok(()) } else { super::print_line(text) }
+    if args.json {
+        Ok(())
+    } else {
+        super::print_line(text)
+    }
 }
 
 fn dry_run(args: &TrainArgs, plan: &Plan) -> Result<(), CliError> {
@@ -95,7 +102,10 @@ fn summary(plan: &Plan, outcome: &Outcome) -> String {
         duration(progress.seconds)
     )];
     if let Some(best) = progress.best {
-        lines.push(format!("val loss {:.4} nats per token at step {} (best)", best.val_loss, best.step));
+        lines.push(format!(
+            "val loss {:.4} nats per token at step {} (best)",
+            best.val_loss, best.step
+        ));
         if let Some(bigram) = outcome.bigram {
             let margin = bigram - best.val_loss;
             let relation = if margin >= 0.0 { "better" } else { "worse" };
@@ -105,15 +115,28 @@ fn summary(plan: &Plan, outcome: &Outcome) -> String {
             ));
         }
     }
-    lines.push(format!("model    {} (step {})", outcome.folder.display(), outcome.exported_step));
+    lines.push(format!(
+        "model    {} (step {})",
+        outcome.folder.display(),
+        outcome.exported_step
+    ));
     lines.push(format!("next     {}", next_command(plan)));
     lines.join("\n")
 }
 
 /// The command that shows the user what the model has learned, as they would have to type it.
 fn next_command(plan: &Plan) -> String {
-    let runner = if std::env::var_os("CARGO").is_some() { "cargo run --release --" } else { "runner" };
-    let prompt = plan.config.eval.sample_prompts.first().map_or("The ", String::as_str);
+    let runner = if std::env::var_os("CARGO").is_some() {
+        "cargo run --release --"
+    } else {
+        "runner"
+    };
+    let prompt = plan
+        .config
+        .eval
+        .sample_prompts
+        .first()
+        .map_or("The ", String::as_str);
     format!(
         "{runner} generate --model {} --prompt {}",
         plan.config.output_dir.display(),

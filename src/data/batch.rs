@@ -1,5 +1,7 @@
 //! One micro-batch of token sequences, on the host.
 
+use std::ops::Range;
+
 /// Token sequences of equal length with everything the loss needs to know about each token.
 ///
 /// All five arrays are row-major `[rows, cols]`. Targets are already shifted: `targets[i]` is the
@@ -23,6 +25,20 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// The given rows as a batch of their own.
+    pub fn rows(&self, rows: Range<usize>) -> Batch {
+        let cells = rows.start * self.cols..rows.end * self.cols;
+        Batch {
+            rows: rows.len(),
+            cols: self.cols,
+            tokens: self.tokens[cells.clone()].to_vec(),
+            targets: self.targets[cells.clone()].to_vec(),
+            weights: self.weights[cells.clone()].to_vec(),
+            segment_ids: self.segment_ids[cells.clone()].to_vec(),
+            positions: self.positions[cells].to_vec(),
+        }
+    }
+
     /// Sum of the loss weights: the number of trained tokens when weights are 0 and 1.
     pub fn weight(&self) -> f64 {
         self.weights.iter().map(|&w| f64::from(w)).sum()

@@ -5,24 +5,18 @@
 //! they are not there read, split and tokenise. A second run therefore reads every file once, to
 //! hash it, and maps the tokens.
 
-use std::cell::OnceCell;
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::Path;
 
 use super::DataError;
 use super::cache::{Lookup, TokenCache};
-use super::documents::{self, Documents, Format};
 use super::encode::encode_documents;
-use super::files::{FileRecord, existing_file, expand};
-use super::notes::{self, Findings, Summary, counted, grouped};
-use super::split::{Split, split};
+use super::files::FileRecord;
+use super::notes::{self, Summary, counted, grouped};
+use super::source::{Key, Source, Texts};
 use super::token_stream::TokenStream;
-use super::tokenizer::Tokenizer;
-use crate::config::{DataConfig, DatasetConfig, DatasetKind, TokenizerConfig, TokenizerKind};
-
-/// Part of every cache key. Raise it when the same files and config give other tokens, or the
-/// files of the cache other contents.
-const CACHE_VERSION: &str = "firebrick tokens 1";
+use super::tokenizer::{Tokenizer, Unknown};
+use crate::config::{DataConfig, TokenizerConfig, TokenizerKind};
 
 /// `tokenizer.vocab_size` where the config does not say.
 const DEFAULT_VOCAB_SIZE: usize = 4096;
@@ -74,7 +68,8 @@ impl Corpus {
             tokenizer_note_at..tokenizer_note_at,
             source.describe(&summary),
         );
-        notes.push(corpus.describe_tokens(&origin));
+        notes.extend(warn_of_unknown(&corpus.tokenizer, &summary));
+        notes.push(corpus.describe_tokens(origin));
         Ok(Self { notes, ..corpus })
     }
 
@@ -150,228 +145,6 @@ fn train_name(index: usize) -> String {
     format!("train.{index}")
 }
 
-/// The files of a config, hashed, and their texts once they are needed.
-struct Source<'a> {
-    config: &'a DataConfig,
-    datasets: Vec<Dataset<'a>>,
-    val_file: Option<FileRecord>,
-    texts: OnceCell<Texts>,
-}
-
-struct Dataset<'a> {
-    config: &'a DatasetConfig,
-    files: Vec<FileRecord>,
-}
-
-impl Dataset<'_> {
-    fn paths(&self) -> Vec<PathBuf> {
-        self.files.iter().map(|file| file.path.clone()).collect()
-    }
-}
-
-struct Texts {
-    /// Training documents per dataset.
-    train: Vec<Vec<String>>,
-    val: Vec<String>,
-    summary: Summary,
-}
-
-impl<'a> Source<'a> {
-    fn survey(config: &'a DataConfig) -> Result<Self, DataError> {
-        if config.datasets.is_empty() {
-            return Err(DataError::NoDatasets);
-        }
-        let mut datasets = Vec::with_capacity(config.datasets.len());
-        for dataset in &config.datasets {
-            let paths = expand(dataset.path.as_slice())?;
-            let files = paths
-                .iter()
-                .map(|path| FileRecord::survey(path))
-                .collect::<Result<_, _>>()?;
-            datasets.push(Dataset {
-                config: dataset,
-                files,
-            });
-        }
-        let val_file = match &config.val_path {
-            Some(path) => Some(FileRecord::survey(&existing_file(path)?)?),
-            None => None,
-        };
-        Ok(Self {
-            config,
-            datasets,
-            val_file,
-            texts: OnceCell::new(),
-        })
-    }
-
-    fn validates(&self) -> bool {
-        self.val_file.is_some() || self.config.val_fraction > 0.0
-    }
-
-    /// The text field of the validation file's records: the first dataset's.
-    fn val_field(&self) -> &str {
-        &self.datasets[0].config.fields.text
-    }
-
-    fn files(&self) -> Vec<FileRecord> {
-        let mut files: Vec<FileRecord> = Vec::new();
-        for file in self
-            .datasets
-            .iter()
-            .flat_map(|d| &d.files)
-            .chain(&self.val_file)
-        {
-            if !files.iter().any(|seen| seen.path == file.path) {
-                files.push(file.clone());
-            }
-        }
-        files
-    }
-
-    /// Hash of everything that decides the documents and the split. Paths and weights do not.
-    fn fingerprint(&self) -> blake3::Hash {
-        let mut key = Key::new(CACHE_VERSION);
-        let mut add_file = |file: &FileRecord, field: &str| {
-            key.add("file");
-            key.add(&file.blake3);
-            if Format::of(&file.path) == Format::Records {
-                key.add(field);
-            }
-        };
-        for dataset in &self.datasets {
-            for file in &dataset.files {
-                add_file(file, &dataset.config.fields.text);
-            }
-        }
-        if let Some(file) = &self.val_file {
-            add_file(file, self.val_field());
-        }
-        for dataset in &self.datasets {
-            key.add(&dataset.files.len().to_string());
-        }
-        match self.val_file {
-            Some(_) => key.add("val_path"),
-            None => key.add(&format!(
-                "val_fraction {:016x}",
-                self.config.val_fraction.to_bits()
-            )),
-        }
-        key.finish()
-    }
-
-    /// Reads and splits the documents, the first time it is called.
-    fn texts(&self) -> Result<&Texts, DataError> {
-        if let Some(texts) = self.texts.get() {
-            return Ok(texts);
-        }
-        let texts = self.read_texts()?;
-        Ok(self.texts.get_or_init(|| texts))
-    }
-
-    fn read_texts(&self) -> Result<Texts, DataError> {
-        let mut texts = Texts {
-            train: Vec::with_capacity(self.datasets.len()),
-            val: Vec::new(),
-            summary: Summary::default(),
-        };
-        let val_fraction = if self.val_file.is_some() {
-            0.0
-        } else {
-            self.config.val_fraction
-        };
-        for (index, dataset) in self.datasets.iter().enumerate() {
-            let files = read_files(&dataset.files, &dataset.config.fields.text)?;
-            if files
-                .iter()
-                .all(|(_, documents)| documents.texts.is_empty())
-            {
-                return Err(DataError::Empty {
-                    what: notes::dataset_name(index, &dataset.paths()),
-                });
-            }
-            texts.summary.datasets.push(Findings::of(&files));
-            let Split { train, val } = split(files, val_fraction);
-            texts.train.push(train);
-            texts.val.extend(val);
-        }
-        if let Some(file) = &self.val_file {
-            let files = read_files(std::slice::from_ref(file), self.val_field())?;
-            texts.summary.val = Some(Findings::of(&files));
-            texts.val = files
-                .into_iter()
-                .flat_map(|(_, documents)| documents.texts)
-                .collect();
-            if texts.val.is_empty() {
-                return Err(DataError::Empty {
-                    what: format!("the validation file `{}`", file.path.display()),
-                });
-            }
-        }
-        texts.summary.val_bytes = texts.val.iter().map(|text| text.len() as u64).sum();
-        Ok(texts)
-    }
-
-    /// Files that are in the data twice, which the user may or may not mean.
-    fn warnings(&self) -> Vec<String> {
-        let mut first: HashMap<&str, (usize, &FileRecord)> = HashMap::new();
-        let mut warnings = Vec::new();
-        for (index, dataset) in self.datasets.iter().enumerate() {
-            for file in &dataset.files {
-                match first.get(file.blake3.as_str()) {
-                    Some((other, same)) if file.bytes > 0 => warnings.push(format!(
-                        "warning: `{}` in data.datasets[{index}] has the same contents as `{}` in data.datasets[{other}]",
-                        file.path.display(),
-                        same.path.display(),
-                    )),
-                    _ => {
-                        first.insert(&file.blake3, (index, file));
-                    }
-                }
-            }
-        }
-        if let Some(val) = &self.val_file
-            && let Some((index, _)) = first.get(val.blake3.as_str())
-        {
-            warnings.push(format!(
-                "warning: the validation file `{}` is also trained on, in data.datasets[{index}]: its loss will say nothing",
-                val.path.display(),
-            ));
-        }
-        warnings
-    }
-
-    /// A line per dataset, and one for the validation file.
-    fn describe(&self, summary: &Summary) -> Vec<String> {
-        let mut lines = Vec::new();
-        for (index, (dataset, findings)) in self.datasets.iter().zip(&summary.datasets).enumerate()
-        {
-            let formats = notes::formats(
-                &dataset.paths(),
-                dataset.config.kind,
-                &dataset.config.fields.text,
-            );
-            lines.push(format!(
-                "data.datasets[{index}]: {formats}: {}",
-                findings.describe()
-            ));
-        }
-        if let (Some(file), Some(findings)) = (&self.val_file, &summary.val) {
-            let paths = [file.path.clone()];
-            let formats = notes::formats(&paths, DatasetKind::Auto, self.val_field());
-            lines.push(format!("data.val_path: {formats}: {}", findings.describe()));
-        }
-        lines
-    }
-}
-
-fn read_files(files: &[FileRecord], field: &str) -> Result<Vec<(Format, Documents)>, DataError> {
-    files
-        .iter()
-        .map(|file| Ok((Format::of(&file.path), documents::read(file, field)?)))
-        .collect()
-}
-
 /// The tokenizer the config asks for.
 fn make_tokenizer(
     config: &TokenizerConfig,
@@ -380,63 +153,55 @@ fn make_tokenizer(
     notes: &mut Vec<String>,
     files: &mut Vec<FileRecord>,
 ) -> Result<Tokenizer, DataError> {
-    match config.kind {
+    let (tokenizer, what) = match config.kind {
         TokenizerKind::File => {
             let path = config.path.as_ref().ok_or(DataError::TokenizerPathUnset)?;
             let tokenizer = Tokenizer::from_file(path)?;
             files.push(FileRecord::survey(path)?);
-            notes.push(format!(
-                "tokenizer: `{}`, {}",
-                path.display(),
-                describe_vocabulary(&tokenizer)
-            ));
-            Ok(tokenizer)
+            (tokenizer, format!("`{}`", path.display()))
         }
-        TokenizerKind::Byte => {
-            let tokenizer = Tokenizer::bytes()?;
-            notes.push(format!(
-                "tokenizer: byte, {}",
-                describe_vocabulary(&tokenizer)
-            ));
-            Ok(tokenizer)
-        }
+        TokenizerKind::Byte => (Tokenizer::bytes()?, "byte".to_string()),
         TokenizerKind::Char => {
-            let made = cached_tokenizer("char", source, cache, notes, |texts| {
-                Tokenizer::chars(
-                    texts
-                        .train
-                        .iter()
-                        .flatten()
-                        .chain(&texts.val)
-                        .map(String::as_str),
-                )
-            });
-            let (tokenizer, origin) = made?;
-            let vocabulary = describe_vocabulary(&tokenizer);
-            notes.push(format!(
-                "tokenizer: char, {vocabulary}, those of the data ({origin})"
-            ));
-            Ok(tokenizer)
+            let (tokenizer, origin) = cached_tokenizer("char", source, cache, notes, |texts| {
+                let documents = texts.train.iter().flatten().chain(&texts.val);
+                Tokenizer::chars(documents.map(String::as_str))
+            })?;
+            (tokenizer, format!("char, from all of the data ({origin})"))
         }
         TokenizerKind::Bpe => {
             let asked = config.vocab_size.unwrap_or(DEFAULT_VOCAB_SIZE);
-            let made = cached_tokenizer(&format!("bpe {asked}"), source, cache, notes, |texts| {
+            let recipe = format!("bpe {asked}");
+            let (tokenizer, origin) = cached_tokenizer(&recipe, source, cache, notes, |texts| {
                 Tokenizer::train_bpe(texts.train.iter().flatten().map(String::as_str), asked)
-            });
-            let (tokenizer, origin) = made?;
-            let vocabulary = describe_vocabulary(&tokenizer);
-            notes.push(format!(
-                "tokenizer: bpe, {vocabulary}, learned on the training split ({origin})"
-            ));
+            })?;
             if tokenizer.vocab_size() < asked {
                 notes.push(format!(
-                    "warning: tokenizer.vocab_size = {asked} is more than this data supports: no pair of tokens \
-                     is left that occurs twice; the vocabulary has {}",
+                    "warning: tokenizer.vocab_size = {asked} is more than this data supports: \
+                     no pair of tokens is left that occurs twice; the vocabulary has {}",
                     tokenizer.vocab_size()
                 ));
             }
-            Ok(tokenizer)
+            (
+                tokenizer,
+                format!("bpe, learned on the training part ({origin})"),
+            )
         }
+    };
+    let vocabulary = describe_vocabulary(&tokenizer);
+    notes.push(format!("tokenizer: {what}: {vocabulary}"));
+    Ok(tokenizer)
+}
+
+fn warn_of_unknown(tokenizer: &Tokenizer, summary: &Summary) -> Option<String> {
+    match tokenizer.unknown() {
+        Unknown::Token(_) if summary.unknown_tokens > 0 => Some(format!(
+            "warning: the tokenizer does not know all of this text: {} stand for what it does not",
+            counted(summary.unknown_tokens, "unknown token"),
+        )),
+        Unknown::Dropped => Some(
+            "warning: this tokenizer leaves out characters that it has no token for".to_string(),
+        ),
+        _ => None,
     }
 }
 
@@ -466,9 +231,10 @@ fn cached_tokenizer(
     let key = key.finish().to_hex().to_string();
     match cache.tokenizer(&key) {
         Lookup::Hit(json) => {
-            let tokenizer =
-                Tokenizer::from_json(json, serde_json::Map::new(), &PathBuf::from("(cached)"))?;
-            return Ok((tokenizer, "cache hit"));
+            match Tokenizer::from_json(json, serde_json::Map::new(), Path::new("(cached)")) {
+                Ok(tokenizer) => return Ok((tokenizer, "cache hit")),
+                Err(error) => notes.push(format!("warning: {error}; made anew")),
+            }
         }
         Lookup::Miss => {}
         Lookup::Damaged(error) => notes.push(format!("warning: {error}; made anew")),
@@ -487,7 +253,7 @@ fn load_tokens(
     tokenizer: &Tokenizer,
     cache: &TokenCache,
     notes: &mut Vec<String>,
-) -> Result<(HashMap<String, TokenStream>, Summary, String), DataError> {
+) -> Result<(HashMap<String, TokenStream>, Summary, &'static str), DataError> {
     let mut key = Key::new("tokens");
     key.add(source.fingerprint().to_hex().as_str());
     key.add(tokenizer.to_json());
@@ -495,7 +261,7 @@ fn load_tokens(
     let key = key.finish().to_hex().to_string();
     match cache.tokens(&key) {
         Lookup::Hit(file) => match serde_json::from_str(&file.summary) {
-            Ok(summary) => return Ok((file.streams, summary, "cache hit".to_string())),
+            Ok(summary) => return Ok((file.streams, summary, "cache hit")),
             Err(error) => notes.push(format!(
                 "warning: token cache: the summary of {key}: {error}; made anew"
             )),
@@ -511,38 +277,19 @@ fn load_tokens(
     if source.validates() {
         streams.push((VAL.to_string(), encode_documents(tokenizer, &texts.val)?));
     }
+    let mut summary = texts.summary.clone();
+    if let Unknown::Token(unknown) = tokenizer.unknown() {
+        let ids = streams.iter().flat_map(|(_, stream)| stream.iter());
+        summary.unknown_tokens = ids.filter(|&id| id == unknown).count() as u64;
+    }
     // A Summary is numbers in structs, which always serialise.
-    let summary = serde_json::to_string(&texts.summary).expect("a summary is valid JSON");
-    let (streams, origin) = match cache.store_tokens(&key, &summary, &streams) {
+    let summary_json = serde_json::to_string(&summary).expect("a summary is valid JSON");
+    let (streams, origin) = match cache.store_tokens(&key, &summary_json, &streams) {
         Ok(file) => (file.streams, "cache miss, now cached"),
         Err(error) => {
             notes.push(format!("warning: {error}; the tokens stay in memory"));
             (streams.into_iter().collect(), "not cached")
         }
     };
-    Ok((
-        streams,
-        serde_json::from_str(&summary).unwrap_or_default(),
-        origin.to_string(),
-    ))
-}
-
-/// A hash over several strings that keeps them apart.
-struct Key(blake3::Hasher);
-
-impl Key {
-    fn new(purpose: &str) -> Self {
-        let mut key = Self(blake3::Hasher::new());
-        key.add(purpose);
-        key
-    }
-
-    fn add(&mut self, part: &str) {
-        self.0.update(&(part.len() as u64).to_le_bytes());
-        self.0.update(part.as_bytes());
-    }
-
-    fn finish(self) -> blake3::Hash {
-        self.0.finalize()
-    }
+    Ok((streams, summary, origin))
 }

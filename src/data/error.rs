@@ -176,12 +176,12 @@ pub enum DataError {
         reason: String,
     },
     /// A character that a char tokenizer has no token for.
-    #[error("line {line} of the text: character {character:?} (U+{:04X}) is not among the tokenizer's {known}", u32::from(*character))]
+    #[error("character {character:?} (U+{:04X}) is not among the tokenizer's {known} characters: {near:?}", u32::from(*character))]
     UnknownChar {
         /// The character.
         character: char,
-        /// Line within the text being encoded, from 1.
-        line: usize,
+        /// The text around it.
+        near: String,
         /// Number of characters that have a token.
         known: usize,
     },

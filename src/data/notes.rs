@@ -13,7 +13,7 @@ use super::documents::{Documents, Format};
 use crate::config::DatasetKind;
 
 /// What was found in the data when it was tokenised.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct Summary {
     /// Per dataset.
     pub(super) datasets: Vec<Findings>,
@@ -21,10 +21,12 @@ pub(super) struct Summary {
     pub(super) val: Option<Findings>,
     /// UTF-8 bytes of the validation text.
     pub(super) val_bytes: u64,
+    /// Tokens that stand for text the tokenizer has no token for.
+    pub(super) unknown_tokens: u64,
 }
 
 /// What was found in some files.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct Findings {
     documents: u64,
     characters: u64,

@@ -54,12 +54,16 @@ enum Purpose {
 
 impl Sampler {
     /// A sampler of windows of `sequence_len` tokens. An error if a dataset has not one.
+    ///
+    /// # Panics
+    /// If `sequence_len` is 0.
     pub fn new(
         corpus: &Corpus,
         sampling: Sampling,
         sequence_len: usize,
         seed: u64,
     ) -> Result<Self, DataError> {
+        assert!(sequence_len > 0, "an empty window holds no tokens");
         let mut sources = Vec::with_capacity(corpus.train.len());
         for stream in &corpus.train {
             let tokens = stream.tokens.len();

@@ -80,6 +80,33 @@ pub enum GenerateError {
     NotFinite,
 }
 
+impl GenerateError {
+    /// The process exit code: a prompt that does not fit the model is the caller's, 2; damaged
+    /// files are 1.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Model(ModelError::TooLong { .. })
+            | Self::EmptyPrompt
+            | Self::UnknownToken { .. } => 2,
+            Self::Model(_) | Self::NotFinite => 1,
+            Self::Tokenizer(error) => error.exit_code(),
+        }
+    }
+
+    /// What to do about it, where there is something to say.
+    pub fn help(&self) -> Option<String> {
+        match self {
+            Self::Model(error) => error.help(),
+            Self::Tokenizer(error) => error.help(),
+            Self::EmptyPrompt => Some("give it at least one character with --prompt".to_string()),
+            Self::UnknownToken { .. } => {
+                Some("tokenizer.json belongs to another model than model.safetensors".to_string())
+            }
+            Self::NotFinite => None,
+        }
+    }
+}
+
 /// Continues a prompt. `on_token` is called with every new token as soon as it is known, and ends
 /// the completion by breaking.
 ///
@@ -114,7 +141,9 @@ pub fn generate(
         if text.len() > prompt.len() {
             logits = model.decode(&text[text.len() - 1..], &mut cache)?;
         }
-        let token = sampler.next(&host(logits.clone()), &text).ok_or(GenerateError::NotFinite)?;
+        let token = sampler
+            .next(&host(logits.clone()), &text)
+            .ok_or(GenerateError::NotFinite)?;
         if ends_text(model, token) {
             break Finish::Eos;
         }
@@ -124,17 +153,29 @@ pub fn generate(
         }
     };
     let tokens = text.split_off(prompt.len());
-    Ok(Completion { tokens, finish, prefill, decode: started.elapsed() })
+    Ok(Completion {
+        tokens,
+        finish,
+        prefill,
+        decode: started.elapsed(),
+    })
 }
 
 fn checked_prompt(model: &Decoder, prompt: &[u32]) -> Result<Vec<u32>, GenerateError> {
     let spec = model.spec();
     let prompt = match prompt {
-        [] => vec![spec.bos_token_id.or(spec.eos_token_id).ok_or(GenerateError::EmptyPrompt)?],
+        [] => vec![
+            spec.bos_token_id
+                .or(spec.eos_token_id)
+                .ok_or(GenerateError::EmptyPrompt)?,
+        ],
         tokens => tokens.to_vec(),
     };
     match prompt.iter().find(|&&id| id as usize >= spec.vocab_size) {
-        Some(&id) => Err(GenerateError::UnknownToken { id, vocab_size: spec.vocab_size }),
+        Some(&id) => Err(GenerateError::UnknownToken {
+            id,
+            vocab_size: spec.vocab_size,
+        }),
         None => Ok(prompt),
     }
 }

@@ -22,7 +22,13 @@ pub struct Sampling {
 
 impl Default for Sampling {
     fn default() -> Self {
-        Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0 }
+        Self {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+        }
     }
 }
 
@@ -34,22 +40,35 @@ pub(super) struct Sampler {
 
 impl Sampler {
     pub(super) fn new(sampling: &Sampling, seed: u64) -> Self {
-        Self { sampling: sampling.clone(), rng: ChaCha8Rng::seed_from_u64(seed) }
+        Self {
+            sampling: sampling.clone(),
+            rng: ChaCha8Rng::seed_from_u64(seed),
+        }
     }
 
     /// The token after `text`; none when a logit is not a number.
     pub(super) fn next(&mut self, logits: &[f32], text: &[u32]) -> Option<u32> {
-        if logits.is_empty() || logits.iter().any(|logit| logit.is_nan() || *logit == f32::INFINITY) {
+        if logits.is_empty()
+            || logits
+                .iter()
+                .any(|logit| logit.is_nan() || *logit == f32::INFINITY)
+        {
             return None;
         }
-        let mut candidates: Vec<(u32, f64)> =
-            (0u32..).zip(logits).map(|(id, &logit)| (id, f64::from(logit))).collect();
+        let mut candidates: Vec<(u32, f64)> = (0u32..)
+            .zip(logits)
+            .map(|(id, &logit)| (id, f64::from(logit)))
+            .collect();
         penalise(&mut candidates, text, self.sampling.repetition_penalty);
         // Ties go to the smaller id, so that the choice does not depend on the sort.
         let by_likelihood =
             |a: &(u32, f64), b: &(u32, f64)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
         if self.sampling.temperature == 0.0 {
-            return candidates.iter().copied().min_by(by_likelihood).map(|(id, _)| id);
+            return candidates
+                .iter()
+                .copied()
+                .min_by(by_likelihood)
+                .map(|(id, _)| id);
         }
         if self.sampling.top_k > 0 && self.sampling.top_k < candidates.len() {
             candidates.select_nth_unstable_by(self.sampling.top_k - 1, by_likelihood);
@@ -89,7 +108,11 @@ fn penalise(candidates: &mut [(u32, f64)], text: &[u32], penalty: f64) {
     let distinct: std::collections::BTreeSet<u32> = text.iter().copied().collect();
     for id in distinct {
         if let Some((_, logit)) = candidates.get_mut(id as usize) {
-            *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+            *logit = if *logit > 0.0 {
+                *logit / penalty
+            } else {
+                *logit * penalty
+            };
         }
     }
 }
@@ -117,13 +140,18 @@ mod tests {
         let mut sampler = Sampler::new(&sampling, 7);
         let mut counts = std::collections::BTreeMap::new();
         for _ in 0..20_000 {
-            *counts.entry(sampler.next(&LOGITS, &[]).unwrap()).or_default() += 1;
+            *counts
+                .entry(sampler.next(&LOGITS, &[]).unwrap())
+                .or_default() += 1;
         }
         counts
     }
 
     fn at(temperature: f64) -> Sampling {
-        Sampling { temperature, ..Sampling::default() }
+        Sampling {
+            temperature,
+            ..Sampling::default()
+        }
     }
 
     #[test]
@@ -138,24 +166,61 @@ mod tests {
         let counts = seen(at(0.7));
         for (id, weight) in (0..).zip(&weights) {
             let share = counts[&id] as f64 / 20_000.0;
-            assert!((share - weight / total).abs() < 0.01, "{id}: {share} {}", weight / total);
+            assert!(
+                (share - weight / total).abs() < 0.01,
+                "{id}: {share} {}",
+                weight / total
+            );
         }
     }
 
     #[test]
     fn i2_top_k_top_p_and_min_p_drop_the_unlikely() {
         let kept = |sampling: Sampling| seen(sampling).into_keys().collect::<Vec<_>>();
-        assert_eq!(kept(Sampling { top_k: 2, ..at(1.0) }), [1, 3]);
-        assert_eq!(kept(Sampling { top_k: 3, ..at(1.0) }), [1, 2, 3]);
+        assert_eq!(
+            kept(Sampling {
+                top_k: 2,
+                ..at(1.0)
+            }),
+            [1, 3]
+        );
+        assert_eq!(
+            kept(Sampling {
+                top_k: 3,
+                ..at(1.0)
+            }),
+            [1, 2, 3]
+        );
         // Shares: 0.39, 0.39, 0.14, 0.05, 0.02.
-        assert_eq!(kept(Sampling { top_p: 0.3, ..at(1.0) }), [1]);
-        assert_eq!(kept(Sampling { top_p: 0.8, ..at(1.0) }), [1, 2, 3]);
-        assert_eq!(kept(Sampling { min_p: 0.5, ..at(1.0) }), [1, 3]);
+        assert_eq!(
+            kept(Sampling {
+                top_p: 0.3,
+                ..at(1.0)
+            }),
+            [1]
+        );
+        assert_eq!(
+            kept(Sampling {
+                top_p: 0.8,
+                ..at(1.0)
+            }),
+            [1, 2, 3]
+        );
+        assert_eq!(
+            kept(Sampling {
+                min_p: 0.5,
+                ..at(1.0)
+            }),
+            [1, 3]
+        );
     }
 
     #[test]
     fn i2_a_repetition_penalty_makes_every_seen_token_less_likely() {
-        let penalised = Sampling { repetition_penalty: 2.0, ..at(0.0) };
+        let penalised = Sampling {
+            repetition_penalty: 2.0,
+            ..at(0.0)
+        };
         let mut sampler = Sampler::new(&penalised, 0);
         assert_eq!(sampler.next(&LOGITS, &[1, 1, 1]), Some(3));
         assert_eq!(sampler.next(&LOGITS, &[1, 3]), Some(1));

@@ -70,7 +70,12 @@ struct StopGate<'a> {
 
 impl<'a> StopGate<'a> {
     fn new(stop: &'a [String]) -> Self {
-        Self { stop, text: String::new(), held: String::new(), stopped: false }
+        Self {
+            stop,
+            text: String::new(),
+            held: String::new(),
+            stopped: false,
+        }
     }
 
     fn pass(&mut self, piece: &str, out: &mut impl FnMut(&str)) -> ControlFlow<()> {
@@ -85,7 +90,12 @@ impl<'a> StopGate<'a> {
             self.stopped = true;
             return ControlFlow::Break(());
         }
-        let keep = self.stop.iter().map(|stop| overlap(&self.held, stop)).max().unwrap_or(0);
+        let keep = self
+            .stop
+            .iter()
+            .map(|stop| overlap(&self.held, stop))
+            .max()
+            .unwrap_or(0);
         let rest = self.held.split_off(self.held.len() - keep);
         self.release(out);
         self.held = rest;
@@ -104,7 +114,11 @@ impl<'a> StopGate<'a> {
 /// Bytes at the end of `text` that are a proper beginning of `stop`.
 fn overlap(text: &str, stop: &str) -> usize {
     let beginnings = stop.char_indices().map(|(at, _)| &stop[..at]);
-    beginnings.filter(|beginning| text.ends_with(beginning)).map(str::len).max().unwrap_or(0)
+    beginnings
+        .filter(|beginning| text.ends_with(beginning))
+        .map(str::len)
+        .max()
+        .unwrap_or(0)
 }
 
 #[cfg(test)]

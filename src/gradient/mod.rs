@@ -1,8 +1,12 @@
 //! The gradient of one optimizer step, between backward and update: accumulate, measure, clip.
 
+mod backward;
+
 use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
+
+pub use backward::{Backward, backward};
 
 use crate::model::{VisitParameters, visit_parameters};
 
@@ -15,7 +19,9 @@ pub struct Gradient {
 impl Gradient {
     /// Runs the backward pass from a scalar `objective` and collects the parameters' gradients.
     pub fn backward(objective: &Tensor<1>, model: &impl Module) -> Self {
-        Self { tensors: GradientsParams::from_grads(objective.backward(), model) }
+        Self {
+            tensors: GradientsParams::from_grads(objective.backward(), model),
+        }
     }
 
     /// The gradient of the parameter `param`; none if the objective does not depend on it.
@@ -36,7 +42,9 @@ impl Gradient {
         }
         impl VisitParameters for Add {
             fn visit<const D: usize>(&mut self, _path: &str, param: &Param<Tensor<D>>) {
-                let Some(other) = self.other.remove::<D>(param.id) else { return };
+                let Some(other) = self.other.remove::<D>(param.id) else {
+                    return;
+                };
                 let sum = match self.sum.remove::<D>(param.id) {
                     Some(sum) => sum + other,
                     None => other,
@@ -44,7 +52,10 @@ impl Gradient {
                 self.sum.register(param.id, sum);
             }
         }
-        let mut add = Add { sum: self.tensors, other: other.tensors };
+        let mut add = Add {
+            sum: self.tensors,
+            other: other.tensors,
+        };
         visit_parameters(model, &mut add);
         Self { tensors: add.sum }
     }
@@ -63,7 +74,10 @@ impl Gradient {
                 }
             }
         }
-        let mut squares = Squares { gradient: &self.tensors, sums: Vec::new() };
+        let mut squares = Squares {
+            gradient: &self.tensors,
+            sums: Vec::new(),
+        };
         visit_parameters(model, &mut squares);
         if squares.sums.is_empty() {
             return 0.0;
@@ -82,19 +96,29 @@ impl Gradient {
         impl VisitParameters for Scale {
             fn visit<const D: usize>(&mut self, _path: &str, param: &Param<Tensor<D>>) {
                 if let Some(gradient) = self.tensors.remove::<D>(param.id) {
-                    self.tensors.register(param.id, gradient.mul_scalar(self.factor));
+                    self.tensors
+                        .register(param.id, gradient.mul_scalar(self.factor));
                 }
             }
         }
-        let mut scale = Scale { tensors: self.tensors, factor };
+        let mut scale = Scale {
+            tensors: self.tensors,
+            factor,
+        };
         visit_parameters(model, &mut scale);
-        Self { tensors: scale.tensors }
+        Self {
+            tensors: scale.tensors,
+        }
     }
 
     /// Scales the whole gradient down to `max_norm` if its `norm` is larger; 0 turns clipping off.
     /// The factor is `max_norm / (norm + 1e-6)`, PyTorch's.
     pub fn clip(self, norm: f64, max_norm: f64, model: &impl Module) -> Self {
         let factor = max_norm / (norm + 1e-6);
-        if max_norm > 0.0 && factor < 1.0 { self.scale(factor, model) } else { self }
+        if max_norm > 0.0 && factor < 1.0 {
+            self.scale(factor, model)
+        } else {
+            self
+        }
     }
 }

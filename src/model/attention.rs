@@ -95,7 +95,8 @@ impl Attention {
     /// `[batch x seq, heads x head_dim]` -> `[batch, heads, seq, head_dim]`.
     fn split(&self, x: Tensor<2>, context: &Context, heads: usize) -> Tensor<4> {
         let [batch, seq] = context.dims;
-        x.reshape([batch, seq, heads, self.head_dim]).swap_dims(1, 2)
+        x.reshape([batch, seq, heads, self.head_dim])
+            .swap_dims(1, 2)
     }
 }
 
@@ -112,7 +113,9 @@ pub(super) struct Context {
 impl Context {
     /// The mask for `group` stacked query heads: `[1 or batch, 1, group x seq, keys]`.
     fn mask(&self, group: usize) -> Option<Tensor<4>> {
-        self.mask.as_ref().map(|mask| mask.clone().repeat_dim(2, group))
+        self.mask
+            .as_ref()
+            .map(|mask| mask.clone().repeat_dim(2, group))
     }
 }
 
@@ -162,9 +165,12 @@ impl Rotary {
             .map(|i| 1.0 / (theta as f32).powf(2.0 * i as f32 / head_dim as f32))
             .collect();
         let angles = || {
-            positions
-                .iter()
-                .flat_map(|&p| frequencies.iter().chain(&frequencies).map(move |f| p as f32 * f))
+            positions.iter().flat_map(|&p| {
+                frequencies
+                    .iter()
+                    .chain(&frequencies)
+                    .map(move |f| p as f32 * f)
+            })
         };
         let table = |values: Vec<f32>| {
             Tensor::from_data(TensorData::new(values, [rows, 1, seq, head_dim]), device)
@@ -202,7 +208,11 @@ pub(super) struct LayerCache {
 
 impl LayerCache {
     pub(super) fn new(capacity: usize) -> Self {
-        Self { store: None, capacity, length: 0 }
+        Self {
+            store: None,
+            capacity,
+            length: 0,
+        }
     }
 
     /// Appends `[batch, kv_heads, seq, head_dim]`, returns everything up to now.
@@ -220,7 +230,10 @@ impl LayerCache {
         let all_values = old_values.slice_assign(slot, values);
         self.length = end;
         let seen = [0..batch, 0..heads, 0..end, 0..head_dim];
-        let result = (all_keys.clone().slice(seen.clone()), all_values.clone().slice(seen));
+        let result = (
+            all_keys.clone().slice(seen.clone()),
+            all_values.clone().slice(seen),
+        );
         self.store = Some([all_keys, all_values]);
         result
     }

@@ -44,10 +44,19 @@ pub struct Block {
 }
 
 impl Block {
-    fn forward(&self, x: Tensor<2>, context: &Context, cache: Option<&mut LayerCache>) -> Tensor<2> {
-        let attended = self.self_attn.forward(self.input_layernorm.forward(x.clone()), context, cache);
+    fn forward(
+        &self,
+        x: Tensor<2>,
+        context: &Context,
+        cache: Option<&mut LayerCache>,
+    ) -> Tensor<2> {
+        let attended =
+            self.self_attn
+                .forward(self.input_layernorm.forward(x.clone()), context, cache);
         let x = x + attended;
-        let fed = self.mlp.forward(self.post_attention_layernorm.forward(x.clone()));
+        let fed = self
+            .mlp
+            .forward(self.post_attention_layernorm.forward(x.clone()));
         x + fed
     }
 }
@@ -91,7 +100,9 @@ impl Decoder {
 
     /// The longest sequence there are positions for; none with rotary positions.
     pub fn position_limit(&self) -> Option<usize> {
-        self.embed_positions.as_ref().map(|table| table.weight.lazy_shape()[0])
+        self.embed_positions
+            .as_ref()
+            .map(|table| table.weight.lazy_shape()[0])
     }
 
     /// Logits `[rows x cols, vocab]` for every token of a batch.
@@ -103,7 +114,10 @@ impl Decoder {
         let dims = [batch.rows, batch.cols];
         let context = self.batch_context(batch, &device);
         let hidden = self.embed(&batch.tokens, &batch.positions, dims, &device)?;
-        let hidden = self.layers.iter().fold(hidden, |x, block| block.forward(x, &context, None));
+        let hidden = self
+            .layers
+            .iter()
+            .fold(hidden, |x, block| block.forward(x, &context, None));
         Ok(self.head(hidden))
     }
 
@@ -136,7 +150,10 @@ impl Decoder {
         let (past, seq) = (cache.length, tokens.len());
         let length = past + seq;
         if length > cache.capacity {
-            return Err(ModelError::TooLong { length, limit: cache.capacity });
+            return Err(ModelError::TooLong {
+                length,
+                limit: cache.capacity,
+            });
         }
         let device = self.device();
         let positions: Vec<u32> = (past..length).map(|p| p as u32).collect();
@@ -163,12 +180,15 @@ impl Decoder {
         device: &Device,
     ) -> Result<Tensor<2>, ModelError> {
         let embedded = self.embed_tokens.forward(ids(tokens, dims, device));
-        let Some(table) = &self.embed_positions else { return Ok(embedded) };
+        let Some(table) = &self.embed_positions else {
+            return Ok(embedded);
+        };
         let limit = table.weight.lazy_shape()[0];
         match positions.iter().max() {
-            Some(&last) if last as usize >= limit => {
-                Err(ModelError::TooLong { length: last as usize + 1, limit })
-            }
+            Some(&last) if last as usize >= limit => Err(ModelError::TooLong {
+                length: last as usize + 1,
+                limit,
+            }),
             _ => Ok(embedded + table.forward(ids(positions, dims, device))),
         }
     }
@@ -191,9 +211,15 @@ impl Decoder {
         Context {
             dims: [rows, cols],
             rotary: self.rotary(&batch.positions[..rotary_rows * cols], rotary_rows, device),
-            mask: Some(additive_mask(mask_rows, cols, cols, device, |row, query, key| {
-                key <= query && segments[row * cols + key] == segments[row * cols + query]
-            })),
+            mask: Some(additive_mask(
+                mask_rows,
+                cols,
+                cols,
+                device,
+                |row, query, key| {
+                    key <= query && segments[row * cols + key] == segments[row * cols + query]
+                },
+            )),
         }
     }
 
@@ -219,8 +245,16 @@ pub struct KvCache {
 impl KvCache {
     /// Room for `capacity` tokens of one sequence.
     pub fn new(model: &Decoder, capacity: usize) -> Self {
-        let layers = model.layers.iter().map(|_| LayerCache::new(capacity)).collect();
-        Self { layers, capacity, length: 0 }
+        let layers = model
+            .layers
+            .iter()
+            .map(|_| LayerCache::new(capacity))
+            .collect();
+        Self {
+            layers,
+            capacity,
+            length: 0,
+        }
     }
 
     /// Tokens seen so far.
@@ -245,5 +279,8 @@ fn targets(batch: &Batch, device: &Device) -> Tensor<1, Int> {
 }
 
 fn weights(batch: &Batch, device: &Device) -> Tensor<1> {
-    Tensor::from_data(TensorData::new(batch.weights.clone(), [batch.weights.len()]), device)
+    Tensor::from_data(
+        TensorData::new(batch.weights.clone(), [batch.weights.len()]),
+        device,
+    )
 }

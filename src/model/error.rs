@@ -110,12 +110,13 @@ impl ModelError {
                 "--model takes a run folder of `runner train`, or a Hugging Face model folder"
                     .to_string(),
             ),
-            Self::Unsupported { .. } => {
-                Some("this build loads llama and gpt2 models; see the support table in the README".to_string())
-            }
-            Self::TooLong { limit, .. } => {
-                Some(format!("shorten the prompt or ask for fewer new tokens: together at most {limit}"))
-            }
+            Self::Unsupported { .. } => Some(
+                "this build loads llama and gpt2 models; see the support table in the README"
+                    .to_string(),
+            ),
+            Self::TooLong { limit, .. } => Some(format!(
+                "shorten the prompt or ask for fewer new tokens: together at most {limit}"
+            )),
             _ => None,
         }
     }

@@ -39,7 +39,10 @@ pub fn load(folder: &Path, device: &Device) -> Result<Decoder, ModelError> {
 pub fn read_config(folder: &Path) -> Result<DecoderSpec, ModelError> {
     for missing in [CONFIG, WEIGHTS] {
         if !folder.join(missing).is_file() {
-            return Err(ModelError::NotAModel { path: folder.to_path_buf(), missing });
+            return Err(ModelError::NotAModel {
+                path: folder.to_path_buf(),
+                missing,
+            });
         }
     }
     let path = folder.join(CONFIG);
@@ -65,9 +68,10 @@ pub fn hf_tensors(model: &Decoder) -> Tensors {
     let spec = model.spec();
     let own = parameters(model);
     match spec.shape.architecture {
-        Architecture::Llama => {
-            own.into_iter().map(|(path, data)| (llama_name(&path), to_file_layout(&path, data))).collect()
-        }
+        Architecture::Llama => own
+            .into_iter()
+            .map(|(path, data)| (llama_name(&path), to_file_layout(&path, data)))
+            .collect(),
         Architecture::Gpt2 => gpt2_to_hf(&spec.shape, own),
     }
 }
@@ -91,17 +95,23 @@ pub fn decoder_from_hf(
 }
 
 fn llama_name(path: &str) -> String {
-    if path.starts_with("lm_head.") { path.to_string() } else { format!("model.{path}") }
+    if path.starts_with("lm_head.") {
+        path.to_string()
+    } else {
+        format!("model.{path}")
+    }
 }
 
 fn llama_from_hf(spec: &DecoderSpec, tensors: Tensors) -> Tensors {
-    let tied_copy =
-        |name: &str| spec.shape.tie_word_embeddings && name == "lm_head.weight";
-    let renamed = tensors.into_iter().filter(|(name, _)| !tied_copy(name)).map(|(name, data)| {
-        let path = name.strip_prefix("model.").unwrap_or(&name).to_string();
-        let data = to_file_layout(&path, data);
-        (path, data)
-    });
+    let tied_copy = |name: &str| spec.shape.tie_word_embeddings && name == "lm_head.weight";
+    let renamed = tensors
+        .into_iter()
+        .filter(|(name, _)| !tied_copy(name))
+        .map(|(name, data)| {
+            let path = name.strip_prefix("model.").unwrap_or(&name).to_string();
+            let data = to_file_layout(&path, data);
+            (path, data)
+        });
     renamed.collect()
 }
 
@@ -154,7 +164,11 @@ fn gpt2_sources(name: &str) -> Option<Vec<String>> {
         "mlp.c_proj" => &["mlp.down_proj"],
         _ => return None,
     };
-    Some(ours.iter().map(|module| format!("layers.{layer}.{module}.{leaf}")).collect())
+    Some(
+        ours.iter()
+            .map(|module| format!("layers.{layer}.{module}.{leaf}"))
+            .collect(),
+    )
 }
 
 /// Every tensor name of a GPT2LMHeadModel of this shape.
@@ -162,7 +176,14 @@ fn gpt2_names(shape: &ModelShape) -> Vec<String> {
     let mut names: Vec<String> = ["wte.weight", "wpe.weight", "ln_f.weight", "ln_f.bias"]
         .map(|name| format!("transformer.{name}"))
         .into();
-    let modules = ["ln_1", "ln_2", "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"];
+    let modules = [
+        "ln_1",
+        "ln_2",
+        "attn.c_attn",
+        "attn.c_proj",
+        "mlp.c_fc",
+        "mlp.c_proj",
+    ];
     for layer in 0..shape.num_hidden_layers {
         for module in modules {
             for leaf in ["weight", "bias"] {
@@ -251,7 +272,11 @@ fn beside(parts: &[TensorData]) -> TensorData {
         }
     }
     let width = joined.len() / rows;
-    if matrix { TensorData::new(joined, [rows, width]) } else { TensorData::new(joined, [width]) }
+    if matrix {
+        TensorData::new(joined, [rows, width])
+    } else {
+        TensorData::new(joined, [width])
+    }
 }
 
 /// Undoes [`beside`].
@@ -269,7 +294,13 @@ fn apart(name: &str, data: &TensorData, count: usize) -> Result<Vec<TensorData>,
     };
     let values = floats(data);
     let part = |index: usize| {
-        let chunk = values.chunks(width).skip(index).step_by(count).flatten().copied().collect::<Vec<f32>>();
+        let chunk = values
+            .chunks(width)
+            .skip(index)
+            .step_by(count)
+            .flatten()
+            .copied()
+            .collect::<Vec<f32>>();
         match rows {
             Some(rows) => TensorData::new(chunk, [rows, width]),
             None => TensorData::new(chunk, [width]),
@@ -298,7 +329,10 @@ pub fn read_tensors(path: &Path) -> Result<Tensors, ModelError> {
 /// # Errors
 /// As [`read_tensors`].
 pub fn tensors_from_bytes(path: &Path, bytes: &[u8]) -> Result<Tensors, ModelError> {
-    let malformed = |source| ModelError::Safetensors { path: path.to_path_buf(), source };
+    let malformed = |source| ModelError::Safetensors {
+        path: path.to_path_buf(),
+        source,
+    };
     let file = SafeTensors::deserialize(bytes).map_err(malformed)?;
     let mut tensors = Tensors::new();
     for (name, view) in file.iter() {
@@ -314,7 +348,10 @@ pub fn tensors_from_bytes(path: &Path, bytes: &[u8]) -> Result<Tensors, ModelErr
             .chunks_exact(4)
             .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
             .collect();
-        tensors.insert(name.to_string(), TensorData::new(values, view.shape().to_vec()));
+        tensors.insert(
+            name.to_string(),
+            TensorData::new(values, view.shape().to_vec()),
+        );
     }
     Ok(tensors)
 }
@@ -333,11 +370,17 @@ pub fn write_tensors(path: &Path, tensors: &Tensors) -> Result<(), ModelError> {
 /// # Errors
 /// [`ModelError::Safetensors`] for a tensor that is not f32.
 pub fn tensors_to_bytes(path: &Path, tensors: &Tensors) -> Result<Vec<u8>, ModelError> {
-    let malformed = |source| ModelError::Safetensors { path: path.to_path_buf(), source };
+    let malformed = |source| ModelError::Safetensors {
+        path: path.to_path_buf(),
+        source,
+    };
     let views = tensors.iter().map(|(name, data)| {
         debug_assert_eq!(data.dtype(), DType::F32);
         let shape = data.shape().as_slice().to_vec();
-        Ok((name.as_str(), TensorView::new(Dtype::F32, shape, data.as_bytes())?))
+        Ok((
+            name.as_str(),
+            TensorView::new(Dtype::F32, shape, data.as_bytes())?,
+        ))
     });
     let views: Result<Vec<_>, _> = views.collect();
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);

@@ -18,7 +18,10 @@ pub(super) struct Init {
 
 impl Init {
     pub(super) fn new(seed: u64, device: &Device) -> Self {
-        Self { seed, device: device.clone() }
+        Self {
+            seed,
+            device: device.clone(),
+        }
     }
 
     /// N(0, std²), drawn when first used, so that counting parameters costs nothing.
@@ -54,7 +57,11 @@ impl Init {
             ParamId::new(),
             move |device, require_grad| {
                 let tensor = value(device);
-                if require_grad { tensor.require_grad() } else { tensor }
+                if require_grad {
+                    tensor.require_grad()
+                } else {
+                    tensor
+                }
             },
             self.device.clone(),
             true,

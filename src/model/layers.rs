@@ -46,7 +46,9 @@ pub struct Embedding {
 
 impl Embedding {
     pub(super) fn new(init: &Init, path: &str, dims: [usize; 2], std: f64) -> Self {
-        Self { weight: init.normal(&format!("{path}.weight"), dims, std) }
+        Self {
+            weight: init.normal(&format!("{path}.weight"), dims, std),
+        }
     }
 
     /// `[batch, seq]` ids -> `[batch x seq, dim]`.
@@ -106,7 +108,11 @@ pub struct Mlp {
 
 impl Mlp {
     pub(super) fn new(init: &Init, path: &str, shape: &ModelShape) -> Self {
-        let (dim, ffn, std) = (shape.hidden_size, shape.intermediate_size, shape.initializer_range);
+        let (dim, ffn, std) = (
+            shape.hidden_size,
+            shape.intermediate_size,
+            shape.initializer_range,
+        );
         let gated = shape.architecture == Architecture::Llama;
         let linear = |name: &str, dims, std| {
             Linear::new(init, &format!("{path}.{name}"), dims, shape.bias, std)

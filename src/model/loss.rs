@@ -34,14 +34,22 @@ pub fn cross_entropy(
 
     let [rows] = targets.dims();
     let minus_one = Tensor::full([rows, 1], -1.0, &probabilities.device());
-    let gradient = probabilities.scatter(1, targets.unsqueeze_dim(1), minus_one, IndexingUpdateOp::Add)
-        * weights.mul_scalar(scale).unsqueeze_dim(1);
+    let gradient = probabilities.scatter(
+        1,
+        targets.unsqueeze_dim(1),
+        minus_one,
+        IndexingUpdateOp::Add,
+    ) * weights.mul_scalar(scale).unsqueeze_dim(1);
     let objective = (logits * Tensor::from_inner(gradient)).sum();
     TokenLoss { sum, objective }
 }
 
 /// Σ weight · nats `[1]` without a gradient, for evaluation.
-pub fn cross_entropy_sum(logits: Tensor<2>, targets: Tensor<1, Int>, weights: Tensor<1>) -> Tensor<1> {
+pub fn cross_entropy_sum(
+    logits: Tensor<2>,
+    targets: Tensor<1, Int>,
+    weights: Tensor<1>,
+) -> Tensor<1> {
     let probabilities = softmax(logits.clone(), 1);
     weighted_nats(logits, &probabilities, targets, weights)
 }

@@ -17,9 +17,9 @@ pub use attention::Attention;
 pub use decoder::{Block, Decoder, KvCache};
 pub use error::ModelError;
 pub use layers::{Embedding, Linear, Mlp, Norm};
+pub use loss::{TokenLoss, cross_entropy, cross_entropy_sum};
 pub use parameters::{
     MapParameters, Tensors, VisitParameters, map_parameters, parameters, visit_parameters,
     with_parameters,
 };
-pub use loss::{TokenLoss, cross_entropy, cross_entropy_sum};
 pub use spec::DecoderSpec;

@@ -28,12 +28,18 @@ pub trait MapParameters {
 
 /// Shows every float parameter of `module` to `visitor`.
 pub fn visit_parameters(module: &impl Module, visitor: &mut impl VisitParameters) {
-    module.visit(&mut Walk { path: Vec::new(), inner: visitor });
+    module.visit(&mut Walk {
+        path: Vec::new(),
+        inner: visitor,
+    });
 }
 
 /// Passes every float parameter of `module` through `mapper`.
 pub fn map_parameters<M: Module>(module: M, mapper: &mut impl MapParameters) -> M {
-    module.map(&mut Walk { path: Vec::new(), inner: mapper })
+    module.map(&mut Walk {
+        path: Vec::new(),
+        inner: mapper,
+    })
 }
 
 struct Walk<'a, T> {
@@ -91,7 +97,11 @@ pub fn with_parameters<M: Module>(
     tensors: Tensors,
     device: &Device,
 ) -> Result<M, ModelError> {
-    let mut load = Load { tensors, device, problem: None };
+    let mut load = Load {
+        tensors,
+        device,
+        problem: None,
+    };
     let module = map_parameters(module, &mut load);
     match (load.problem, load.tensors.into_keys().next()) {
         (Some(problem), _) => Err(problem),
@@ -115,7 +125,9 @@ impl Load<'_> {
         let data = self
             .tensors
             .remove(path)
-            .ok_or_else(|| ModelError::MissingTensor { name: path.to_string() })?;
+            .ok_or_else(|| ModelError::MissingTensor {
+                name: path.to_string(),
+            })?;
         let expected = param.lazy_shape();
         if *data.shape() != expected {
             return Err(ModelError::TensorMismatch {

@@ -97,7 +97,9 @@ impl DecoderSpec {
         ];
         for (field, value) in positive {
             if value == 0 || value > 1 << 31 {
-                return Err(ModelError::shape(format!("{field} = {value} is out of range")));
+                return Err(ModelError::shape(format!(
+                    "{field} = {value} is out of range"
+                )));
             }
         }
         if s.num_attention_heads % s.num_key_value_heads != 0 {
@@ -202,7 +204,12 @@ impl Fields<'_> {
     fn invalid(&self, field: &str, expected: &str) -> ModelError {
         ModelError::Field {
             field: field.to_string(),
-            found: self.config.get(field).cloned().unwrap_or(Value::Null).to_string(),
+            found: self
+                .config
+                .get(field)
+                .cloned()
+                .unwrap_or(Value::Null)
+                .to_string(),
             expected: expected.to_string(),
         }
     }
@@ -223,7 +230,9 @@ impl Fields<'_> {
     }
 
     fn text(&self, field: &str) -> Result<&str, ModelError> {
-        self.get(field).and_then(Value::as_str).ok_or_else(|| self.invalid(field, "a string"))
+        self.get(field)
+            .and_then(Value::as_str)
+            .ok_or_else(|| self.invalid(field, "a string"))
     }
 
     fn count(&self, field: &str) -> Result<usize, ModelError> {
@@ -239,13 +248,17 @@ impl Fields<'_> {
 
     fn number_or(&self, field: &str, default: f64) -> Result<f64, ModelError> {
         self.get(field).map_or(Ok(default), |value| {
-            value.as_f64().ok_or_else(|| self.invalid(field, "a number"))
+            value
+                .as_f64()
+                .ok_or_else(|| self.invalid(field, "a number"))
         })
     }
 
     fn flag_or(&self, field: &str, default: bool) -> Result<bool, ModelError> {
         self.get(field).map_or(Ok(default), |value| {
-            value.as_bool().ok_or_else(|| self.invalid(field, "true or false"))
+            value
+                .as_bool()
+                .ok_or_else(|| self.invalid(field, "true or false"))
         })
     }
 
@@ -257,6 +270,7 @@ impl Fields<'_> {
         };
         let Some(value) = value else { return Ok(None) };
         let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
-        id.map(Some).ok_or_else(|| self.invalid(field, "a token id"))
+        id.map(Some)
+            .ok_or_else(|| self.invalid(field, "a token id"))
     }
 }

@@ -74,19 +74,28 @@ pub enum OptimizerError {
 
 impl std::fmt::Debug for Optimizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Optimizer").field("parameters", &self.states.len()).finish()
+        f.debug_struct("Optimizer")
+            .field("parameters", &self.states.len())
+            .finish()
     }
 }
 
 impl Optimizer {
     /// An optimizer without any state yet.
     pub fn new(plan: &OptimizerPlan) -> Self {
-        Self { rules: Rules::new(plan), states: BTreeMap::new() }
+        Self {
+            rules: Rules::new(plan),
+            states: BTreeMap::new(),
+        }
     }
 
     /// One update of every parameter that has a gradient.
     pub fn step<M: Module>(&mut self, model: M, gradient: Gradient, learning_rate: f64) -> M {
-        let mut update = Update { optimizer: self, gradient, learning_rate };
+        let mut update = Update {
+            optimizer: self,
+            gradient,
+            learning_rate,
+        };
         map_parameters(model, &mut update)
     }
 
@@ -104,7 +113,10 @@ impl Optimizer {
                 }
             }
         }
-        let mut collect = Collect { optimizer: self, sink: StateSink::default() };
+        let mut collect = Collect {
+            optimizer: self,
+            sink: StateSink::default(),
+        };
         visit_parameters(model, &mut collect);
         let scalars = collect.sink.scalars.into_iter();
         OptimizerState {
@@ -123,7 +135,12 @@ impl Optimizer {
         state: OptimizerState,
         device: &Device,
     ) -> Result<(), OptimizerError> {
-        let mut restore = Restore { optimizer: self, state, device, problem: None };
+        let mut restore = Restore {
+            optimizer: self,
+            state,
+            device,
+            problem: None,
+        };
         visit_parameters(model, &mut restore);
         match (restore.problem, restore.state.tensors.into_keys().next()) {
             (Some(problem), _) => Err(problem),
@@ -141,7 +158,9 @@ struct Update<'a> {
 
 impl MapParameters for Update<'_> {
     fn map<const D: usize>(&mut self, path: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let Some(gradient) = self.gradient.take(&param) else { return param };
+        let Some(gradient) = self.gradient.take(&param) else {
+            return param;
+        };
         let rule = self.optimizer.rules.of(path, D).clone();
         let state = self.optimizer.states.remove(path);
         // Consuming the parameter leaves one owner of its memory, so that the update is in place.
@@ -172,11 +191,23 @@ impl Restore<'_> {
     /// The tensors and scalars of one parameter, taken out of the state.
     fn source(&mut self, path: &str) -> StateSource {
         let prefix = format!("{path}.");
-        let scalars = self.state.scalars.iter().filter(|(name, _)| name.starts_with(&prefix));
-        let mut source =
-            StateSource::new(scalars.map(|(name, &value)| (name.clone(), value.into())).collect());
-        let names: Vec<String> =
-            self.state.tensors.keys().filter(|name| name.starts_with(&prefix)).cloned().collect();
+        let scalars = self
+            .state
+            .scalars
+            .iter()
+            .filter(|(name, _)| name.starts_with(&prefix));
+        let mut source = StateSource::new(
+            scalars
+                .map(|(name, &value)| (name.clone(), value.into()))
+                .collect(),
+        );
+        let names: Vec<String> = self
+            .state
+            .tensors
+            .keys()
+            .filter(|name| name.starts_with(&prefix))
+            .cloned()
+            .collect();
         for name in names {
             if let Some(data) = self.state.tensors.remove(&name) {
                 source.insert_tensor(name, data);
@@ -190,7 +221,11 @@ impl VisitParameters for Restore<'_> {
     fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
         let rank_fits = |data: &TensorData| data.shape().num_dims() == D;
         let prefix = format!("{path}.");
-        let mut own = self.state.tensors.iter().filter(|(name, _)| name.starts_with(&prefix));
+        let mut own = self
+            .state
+            .tensors
+            .iter()
+            .filter(|(name, _)| name.starts_with(&prefix));
         let ranks_fit = own.all(|(_, data)| rank_fits(data));
         let mut source = self.source(path);
         let rule = self.optimizer.rules.of(path, D);
@@ -203,7 +238,9 @@ impl VisitParameters for Restore<'_> {
                 self.optimizer.states.insert(path.to_string(), state);
             }
             None => {
-                self.problem.get_or_insert(OptimizerError::State { path: path.to_string() });
+                self.problem.get_or_insert(OptimizerError::State {
+                    path: path.to_string(),
+                });
             }
         }
     }
@@ -221,7 +258,10 @@ fn fits(
     rule.state_flatten(path, state, &mut sink);
     let dims: Vec<usize> = shape.iter().copied().collect();
     sink.tensors.iter().all(|(_, data)| {
-        data.shape().iter().zip(&dims).all(|(&found, &own)| found == own || found == 1)
+        data.shape()
+            .iter()
+            .zip(&dims)
+            .all(|(&found, &own)| found == own || found == 1)
     })
 }
 

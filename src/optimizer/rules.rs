@@ -31,22 +31,38 @@ impl Rules {
             vectors,
         };
         match *plan {
-            OptimizerPlan::AdamW { betas, eps, weight_decay } => {
-                both(adamw(betas, eps, weight_decay), adamw(betas, eps, 0.0))
-            }
-            OptimizerPlan::Adam { betas, eps, weight_decay } => {
-                both(adam(betas, eps, weight_decay), adam(betas, eps, 0.0))
-            }
-            OptimizerPlan::Sgd { momentum, nesterov, weight_decay } => {
-                both(sgd(momentum, nesterov, weight_decay), sgd(momentum, nesterov, 0.0))
-            }
-            OptimizerPlan::Lion { betas, weight_decay } => {
-                both(lion(betas, weight_decay), lion(betas, 0.0))
-            }
+            OptimizerPlan::AdamW {
+                betas,
+                eps,
+                weight_decay,
+            } => both(adamw(betas, eps, weight_decay), adamw(betas, eps, 0.0)),
+            OptimizerPlan::Adam {
+                betas,
+                eps,
+                weight_decay,
+            } => both(adam(betas, eps, weight_decay), adam(betas, eps, 0.0)),
+            OptimizerPlan::Sgd {
+                momentum,
+                nesterov,
+                weight_decay,
+            } => both(
+                sgd(momentum, nesterov, weight_decay),
+                sgd(momentum, nesterov, 0.0),
+            ),
+            OptimizerPlan::Lion {
+                betas,
+                weight_decay,
+            } => both(lion(betas, weight_decay), lion(betas, 0.0)),
             OptimizerPlan::Adafactor { weight_decay } => {
                 both(adafactor(weight_decay), adafactor(0.0))
             }
-            OptimizerPlan::Muon { momentum, nesterov, betas, eps, weight_decay } => Self {
+            OptimizerPlan::Muon {
+                momentum,
+                nesterov,
+                betas,
+                eps,
+                weight_decay,
+            } => Self {
                 block_matrices: muon(momentum, nesterov, weight_decay),
                 other_matrices: adamw(betas, eps, weight_decay),
                 vectors: adamw(betas, eps, 0.0),
@@ -87,7 +103,12 @@ fn adam(betas: [f64; 2], eps: f64, weight_decay: f64) -> Rule {
 
 fn sgd(momentum: f64, nesterov: bool, weight_decay: f64) -> Rule {
     let momentum = (momentum > 0.0).then(|| momentum_without_dampening(momentum, nesterov));
-    Arc::new(SgdConfig::new().with_momentum(momentum).with_weight_decay(decay(weight_decay)).build())
+    Arc::new(
+        SgdConfig::new()
+            .with_momentum(momentum)
+            .with_weight_decay(decay(weight_decay))
+            .build(),
+    )
 }
 
 fn lion(betas: [f64; 2], weight_decay: f64) -> Rule {
@@ -129,5 +150,8 @@ fn decay(penalty: f64) -> Option<WeightDecayConfig> {
 
 /// burn dampens the gradient by default; PyTorch and the papers do not.
 fn momentum_without_dampening(momentum: f64, nesterov: bool) -> MomentumConfig {
-    MomentumConfig::new().with_momentum(momentum).with_dampening(0.0).with_nesterov(nesterov)
+    MomentumConfig::new()
+        .with_momentum(momentum)
+        .with_dampening(0.0)
+        .with_nesterov(nesterov)
 }

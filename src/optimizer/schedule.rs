@@ -35,7 +35,13 @@ impl Schedule {
             Warmup::Steps(warmup) => warmup,
             Warmup::Ratio(ratio) => (ratio * steps as f64).round() as u64,
         };
-        Self { peak, decay: decay.clone(), warmup, floor: min_ratio, steps }
+        Self {
+            peak,
+            decay: decay.clone(),
+            warmup,
+            floor: min_ratio,
+            steps,
+        }
     }
 
     /// Steps before the peak.
@@ -113,20 +119,39 @@ mod tests {
         ];
         for (decay, last) in table {
             let schedule = schedule(decay.clone(), 10, 0.1);
-            assert!((schedule.learning_rate(0) - 2.0 / 11.0).abs() < 1e-12, "{decay:?}");
-            assert!((schedule.learning_rate(9) - 20.0 / 11.0).abs() < 1e-12, "{decay:?}");
+            assert!(
+                (schedule.learning_rate(0) - 2.0 / 11.0).abs() < 1e-12,
+                "{decay:?}"
+            );
+            assert!(
+                (schedule.learning_rate(9) - 20.0 / 11.0).abs() < 1e-12,
+                "{decay:?}"
+            );
             assert_eq!(schedule.learning_rate(10), 2.0, "{decay:?}");
-            assert!((schedule.learning_rate(100) - last).abs() < 1e-12, "{decay:?}");
+            assert!(
+                (schedule.learning_rate(100) - last).abs() < 1e-12,
+                "{decay:?}"
+            );
         }
     }
 
     #[test]
     fn r8_midpoints() {
         assert!((schedule(Decay::Linear, 0, 0.0).learning_rate(50) - 1.0).abs() < 1e-12);
-        assert!((schedule(Decay::Cosine, 0, 0.0).learning_rate(25) - (1.0 + 0.5f64.sqrt())).abs() < 1e-12);
+        assert!(
+            (schedule(Decay::Cosine, 0, 0.0).learning_rate(25) - (1.0 + 0.5f64.sqrt())).abs()
+                < 1e-12
+        );
         let polynomial = schedule(Decay::Polynomial { power: 2.0 }, 0, 0.0);
         assert!((polynomial.learning_rate(50) - 0.5).abs() < 1e-12);
-        let wsd = schedule(Decay::Wsd { ratio: 0.2, shape: DecayShape::Linear }, 0, 0.0);
+        let wsd = schedule(
+            Decay::Wsd {
+                ratio: 0.2,
+                shape: DecayShape::Linear,
+            },
+            0,
+            0.0,
+        );
         assert_eq!(wsd.learning_rate(80), 2.0);
         assert!((wsd.learning_rate(90) - 1.0).abs() < 1e-12);
     }

@@ -72,7 +72,9 @@ impl Timeline {
                 steps.max(1),
             ),
         };
-        Self { phases: vec![phase] }
+        Self {
+            phases: vec![phase],
+        }
     }
 
     /// Optimizer steps in the run.
@@ -82,6 +84,8 @@ impl Timeline {
 
     /// The phase a step belongs to; none past the end of the run.
     pub fn at(&self, step: u64) -> Option<&Phase> {
-        self.phases.iter().find(|phase| step < phase.first_step + phase.steps)
+        self.phases
+            .iter()
+            .find(|phase| step < phase.first_step + phase.steps)
     }
 }

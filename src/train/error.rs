@@ -92,7 +92,11 @@ pub enum TrainError {
 }
 
 fn times(in_a_row: u32) -> String {
-    if in_a_row == 1 { "once".to_string() } else { format!("{in_a_row} times in a row") }
+    if in_a_row == 1 {
+        "once".to_string()
+    } else {
+        format!("{in_a_row} times in a row")
+    }
 }
 
 impl TrainError {
@@ -133,7 +137,9 @@ impl TrainError {
             Self::Data(error) => error.help(),
             Self::Model(error) => error.help(),
             Self::Checkpoint(error) => error.help(),
-            Self::Locked { .. } => Some("wait for it, or give this run its own --output-dir".to_string()),
+            Self::Locked { .. } => {
+                Some("wait for it, or give this run its own --output-dir".to_string())
+            }
             Self::NotEmpty { .. } | Self::OtherConfig { .. } => {
                 Some("give this run its own --output-dir, or delete the folder".to_string())
             }
@@ -141,7 +147,9 @@ impl TrainError {
                 Some(step) => format!(
                     "the checkpoint of step {step} is good; lower optimizer.learning_rate or raise lr_scheduler.warmup_steps"
                 ),
-                None => "lower optimizer.learning_rate or raise lr_scheduler.warmup_steps".to_string(),
+                None => {
+                    "lower optimizer.learning_rate or raise lr_scheduler.warmup_steps".to_string()
+                }
             }),
             _ => None,
         }

@@ -58,11 +58,13 @@ impl RunRecord {
         tokens: [u64; 2],
         files: &[FileRecord],
     ) -> Self {
-        let data = files.iter().map(|file| {
-            json!({"path": file.path, "bytes": file.bytes, "blake3": file.blake3})
-        });
+        let data = files
+            .iter()
+            .map(|file| json!({"path": file.path, "bytes": file.bytes, "blake3": file.blake3}));
         Self {
-            started: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+            started: jiff::Timestamp::now()
+                .strftime("%Y-%m-%dT%H:%M:%SZ")
+                .to_string(),
             git: git_commit(),
             environment: json!(environment),
             seed: plan.config.seed,
@@ -99,8 +101,13 @@ impl RunFolder {
         let lock_path = path.join(".lock");
         let lock = File::create(&lock_path).map_err(TrainError::io(&lock_path))?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { path: path.to_path_buf(), _lock: lock }),
-            Err(TryLockError::WouldBlock) => Err(TrainError::Locked { folder: path.to_path_buf() }),
+            Ok(()) => Ok(Self {
+                path: path.to_path_buf(),
+                _lock: lock,
+            }),
+            Err(TryLockError::WouldBlock) => Err(TrainError::Locked {
+                folder: path.to_path_buf(),
+            }),
             Err(TryLockError::Error(source)) => Err(TrainError::io(&lock_path)(source)),
         }
     }
@@ -140,7 +147,10 @@ impl RunFolder {
             Err(error) => return Err(TrainError::io(&path)(error)),
         };
         let record = serde_json::from_str(&text);
-        record.map(Some).map_err(|error| TrainError::Record { path, message: error.to_string() })
+        record.map(Some).map_err(|error| TrainError::Record {
+            path,
+            message: error.to_string(),
+        })
     }
 
     /// Writes the tokenizer and a model, ready for Hugging Face's tools and for `--model`.

@@ -67,7 +67,8 @@ impl Interrupt {
 
     /// Asks for a stop.
     pub fn raise(&self, signal: Signal) {
-        self.signal.store(usize::from(signal.exit_code()), Ordering::SeqCst);
+        self.signal
+            .store(usize::from(signal.exit_code()), Ordering::SeqCst);
     }
 
     /// What asked for a stop, if anything did.

@@ -31,7 +31,10 @@ struct Rows {
 
 impl Rows {
     fn new(every: u64) -> Self {
-        Self { every, pending: None }
+        Self {
+            every,
+            pending: None,
+        }
     }
 
     /// Takes an event, gives the row that it completes.
@@ -39,10 +42,15 @@ impl Rows {
         match event {
             Event::Step(step) => {
                 let done = self.pending.take().filter(|row| self.is_logged(row));
-                self.pending = Some(Row { step: *step, evaluation: None });
+                self.pending = Some(Row {
+                    step: *step,
+                    evaluation: None,
+                });
                 done
             }
-            Event::Evaluated { step, evaluation, .. } => {
+            Event::Evaluated {
+                step, evaluation, ..
+            } => {
                 let row = self.pending.as_mut().filter(|row| row.step.step == *step)?;
                 row.evaluation = Some(*evaluation);
                 None
@@ -77,15 +85,22 @@ impl JsonlMetrics {
     pub fn open(path: &Path, every: u64, resumed_at: u64) -> Result<Self, TrainError> {
         keep_lines(path, |line| {
             let row: Option<serde_json::Value> = serde_json::from_str(line).ok();
-            row.and_then(|row| row["step"].as_u64()).is_some_and(|step| step <= resumed_at)
+            row.and_then(|row| row["step"].as_u64())
+                .is_some_and(|step| step <= resumed_at)
         })?;
-        Ok(Self { path: path.to_path_buf(), file: append(path)?, rows: Rows::new(every) })
+        Ok(Self {
+            path: path.to_path_buf(),
+            file: append(path)?,
+            rows: Rows::new(every),
+        })
     }
 }
 
 impl Observer for JsonlMetrics {
     fn observe(&mut self, event: &Event) -> Result<(), TrainError> {
-        let Some(row) = self.rows.take(event) else { return Ok(()) };
+        let Some(row) = self.rows.take(event) else {
+            return Ok(());
+        };
         let line = serde_json::to_string(&row).map_err(std::io::Error::from);
         line.and_then(|line| self.file.write_all(format!("{line}\n").as_bytes()))
             .map_err(TrainError::io(&self.path))
@@ -109,7 +124,10 @@ impl CsvMetrics {
     /// The file system's.
     pub fn open(path: &Path, every: u64, resumed_at: u64) -> Result<Self, TrainError> {
         keep_lines(path, |line| {
-            let step = line.split(',').next().and_then(|cell| cell.parse::<u64>().ok());
+            let step = line
+                .split(',')
+                .next()
+                .and_then(|cell| cell.parse::<u64>().ok());
             step.is_some_and(|step| step <= resumed_at)
         })?;
         let mut file = append(path)?;
@@ -117,25 +135,48 @@ impl CsvMetrics {
         if file.metadata().map_err(TrainError::io(path))?.len() == 0 {
             writeln!(file, "{CSV_HEADER}").map_err(TrainError::io(path))?;
         }
-        Ok(Self { path: path.to_path_buf(), file, rows: Rows::new(every) })
+        Ok(Self {
+            path: path.to_path_buf(),
+            file,
+            rows: Rows::new(every),
+        })
     }
 }
 
 impl Observer for CsvMetrics {
     fn observe(&mut self, event: &Event) -> Result<(), TrainError> {
-        let Some(Row { step: s, evaluation }) = self.rows.take(event) else { return Ok(()) };
+        let Some(Row {
+            step: s,
+            evaluation,
+        }) = self.rows.take(event)
+        else {
+            return Ok(());
+        };
         let [val_loss, bits] = match evaluation {
-            Some(evaluation) => [evaluation.val_loss, evaluation.bits_per_byte].map(|v| v.to_string()),
+            Some(evaluation) => {
+                [evaluation.val_loss, evaluation.bits_per_byte].map(|v| v.to_string())
+            }
             None => [String::new(), String::new()],
         };
         let cells = [s.loss, s.lr, s.grad_norm, s.tokens_per_second].map(|value| value.to_string());
-        let line = format!("{},{},{},{val_loss},{bits}\n", s.step, s.tokens, cells.join(","));
-        self.file.write_all(line.as_bytes()).map_err(TrainError::io(&self.path))
+        let line = format!(
+            "{},{},{},{val_loss},{bits}\n",
+            s.step,
+            s.tokens,
+            cells.join(",")
+        );
+        self.file
+            .write_all(line.as_bytes())
+            .map_err(TrainError::io(&self.path))
     }
 }
 
 fn append(path: &Path) -> Result<File, TrainError> {
-    OpenOptions::new().create(true).append(true).open(path).map_err(TrainError::io(path))
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)
+        .map_err(TrainError::io(path))
 }
 
 /// Rewrites a file with the lines to keep; a last line cut short by a crash is not one of them.
@@ -146,7 +187,9 @@ fn keep_lines(path: &Path, keep: impl Fn(&str) -> bool) -> Result<(), TrainError
         Err(error) => return Err(TrainError::io(path)(error)),
     };
     let header = text.lines().next().filter(|line| *line == CSV_HEADER);
-    let rows = text.split_inclusive('\n').filter(|line| line.ends_with('\n') && keep(line.trim_end()));
+    let rows = text
+        .split_inclusive('\n')
+        .filter(|line| line.ends_with('\n') && keep(line.trim_end()));
     let mut kept: String = header.map(|line| format!("{line}\n")).unwrap_or_default();
     kept.extend(rows);
     durable::replace_with(path, kept).map_err(TrainError::io(path))
@@ -168,12 +211,22 @@ mod tests {
     }
 
     fn evaluated(step: u64) -> Event<'static> {
-        let evaluation = Evaluation { val_loss: 1.25, bits_per_byte: 0.5, tokens: 9 };
-        Event::Evaluated { step, evaluation, best: true }
+        let evaluation = Evaluation {
+            val_loss: 1.25,
+            bits_per_byte: 0.5,
+            tokens: 9,
+        };
+        Event::Evaluated {
+            step,
+            evaluation,
+            best: true,
+        }
     }
 
     fn watch(observer: &mut impl Observer, events: &[Event]) {
-        events.iter().for_each(|event| observer.observe(event).unwrap());
+        events
+            .iter()
+            .for_each(|event| observer.observe(event).unwrap());
     }
 
     #[test]
@@ -181,14 +234,20 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
         let mut metrics = JsonlMetrics::open(&path, 2, 0).unwrap();
-        watch(&mut metrics, &[step(1), step(2), step(3), evaluated(3), step(4), step(5)]);
+        watch(
+            &mut metrics,
+            &[step(1), step(2), step(3), evaluated(3), step(4), step(5)],
+        );
         watch(&mut metrics, &[Event::Finished { step: 5 }]);
         let rows: Vec<serde_json::Value> = fs::read_to_string(&path)
             .unwrap()
             .lines()
             .map(|line| serde_json::from_str(line).unwrap())
             .collect();
-        let steps: Vec<u64> = rows.iter().map(|row| row["step"].as_u64().unwrap()).collect();
+        let steps: Vec<u64> = rows
+            .iter()
+            .map(|row| row["step"].as_u64().unwrap())
+            .collect();
         assert_eq!(steps, [1, 2, 3, 4]);
         assert_eq!(rows[2]["val_loss"], 1.25);
         assert!(rows[3].get("val_loss").is_none());
@@ -205,10 +264,18 @@ mod tests {
                 Box::new(CsvMetrics::open(&csv, 1, resumed_at).unwrap()),
             ];
             for observer in &mut observers {
-                for event in [step(resumed_at + 1), step(resumed_at + 2), step(resumed_at + 3)] {
+                for event in [
+                    step(resumed_at + 1),
+                    step(resumed_at + 2),
+                    step(resumed_at + 3),
+                ] {
                     observer.observe(&event).unwrap();
                 }
-                observer.observe(&Event::Finished { step: resumed_at + 3 }).unwrap();
+                observer
+                    .observe(&Event::Finished {
+                        step: resumed_at + 3,
+                    })
+                    .unwrap();
             }
             // The crash comes in the middle of a line.
             append(&jsonl).unwrap().write_all(b"{\"step\": 1").unwrap();

@@ -7,8 +7,8 @@
 //! Read `run.rs` first.
 
 mod error;
-mod event;
 mod evaluate;
+mod event;
 mod folder;
 mod interrupt;
 mod metrics;

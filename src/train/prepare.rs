@@ -6,7 +6,9 @@ use burn::tensor::Device;
 use super::folder::RunRecord;
 use super::resume::starting_point;
 use super::run::{Clock, Trainer};
-use super::{CsvMetrics, Event, Interrupt, JsonlMetrics, Observer, Resume, Run, RunFolder, TrainError};
+use super::{
+    CsvMetrics, Event, Interrupt, JsonlMetrics, Observer, Resume, Run, RunFolder, TrainError,
+};
 use crate::checkpoint::Progress;
 use crate::config::{Plan, Report};
 use crate::data::{Corpus, Sampler, TokenCache};
@@ -65,7 +67,12 @@ impl Run {
     /// # Errors
     /// Whatever is wrong with folder, data, model or checkpoint.
     pub fn prepare(plan: &Plan, options: Options) -> Result<Option<Self>, TrainError> {
-        let Options { resume, config_text, interrupt, mut observers } = options;
+        let Options {
+            resume,
+            config_text,
+            interrupt,
+            mut observers,
+        } = options;
         start_threads(plan.config.train.threads)?;
         let folder = RunFolder::open(&plan.config.output_dir)?;
         let log = folder.log()?;
@@ -82,7 +89,12 @@ impl Run {
         let summary = parts.summary();
         notes.push(summary.describe(plan));
         let steps = summary.steps;
-        let Parts { corpus, spec, timeline, .. } = parts;
+        let Parts {
+            corpus,
+            spec,
+            timeline,
+            ..
+        } = parts;
 
         let device = Device::flex().autodiff();
         let (model, optimizer, progress) = match checkpoint {
@@ -103,7 +115,12 @@ impl Run {
         record(&folder, plan, config_text, &environment, &summary, &corpus)?;
         observers.extend(metrics(&folder, plan, progress.step)?);
         let sampling = plan.config.data.sampling;
-        let sampler = Sampler::new(&corpus, sampling, plan.config.data.sequence_len, plan.config.seed)?;
+        let sampler = Sampler::new(
+            &corpus,
+            sampling,
+            plan.config.data.sequence_len,
+            plan.config.seed,
+        )?;
         let mut trainer = Trainer {
             plan: plan.clone(),
             spec,
@@ -137,7 +154,11 @@ struct Parts {
 impl Parts {
     fn load(plan: &Plan) -> Result<Self, TrainError> {
         let config = &plan.config;
-        let corpus = Corpus::load(&config.data, &config.tokenizer, &TokenCache::from_environment())?;
+        let corpus = Corpus::load(
+            &config.data,
+            &config.tokenizer,
+            &TokenCache::from_environment(),
+        )?;
         let spec = DecoderSpec {
             shape: plan.shape.clone(),
             vocab_size: corpus.tokenizer.vocab_size(),
@@ -147,13 +168,21 @@ impl Parts {
         let timeline = Timeline::new(plan, corpus.train_tokens());
         // Parameters are drawn when first used: counting those of a built module is free.
         let parameters = Decoder::new(&spec, config.seed, &Device::flex())?.num_params();
-        Ok(Self { corpus, spec, timeline, parameters })
+        Ok(Self {
+            corpus,
+            spec,
+            timeline,
+            parameters,
+        })
     }
 
     fn summary(&self) -> Summary {
         let train_tokens = self.corpus.train_tokens();
         let steps = self.timeline.steps();
-        let tokens_per_step = self.timeline.at(0).map_or(0, |phase| phase.tokens_per_step());
+        let tokens_per_step = self
+            .timeline
+            .at(0)
+            .map_or(0, |phase| phase.tokens_per_step());
         Summary {
             parameters: self.parameters as u64,
             vocab_size: self.spec.vocab_size as u64,
@@ -185,8 +214,12 @@ impl Summary {
 /// 1234567 -> 1,234,567.
 fn grouped(number: u64) -> String {
     let digits = number.to_string();
-    let groups: Vec<&str> =
-        digits.as_bytes().rchunks(3).rev().map(|g| std::str::from_utf8(g).unwrap_or("")).collect();
+    let groups: Vec<&str> = digits
+        .as_bytes()
+        .rchunks(3)
+        .rev()
+        .map(|g| std::str::from_utf8(g).unwrap_or(""))
+        .collect();
     groups.join(",")
 }
 
@@ -194,10 +227,14 @@ fn grouped(number: u64) -> String {
 /// a program that trains twice, or that brings its own.
 fn start_threads(threads: usize) -> Result<(), TrainError> {
     let threads = if threads == 0 { num_cores() } else { threads };
-    match rayon::ThreadPoolBuilder::new().num_threads(threads).build_global() {
-        Err(error) if !error.to_string().contains("already") => {
-            Err(TrainError::Threads { threads, source: error })
-        }
+    match rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_global()
+    {
+        Err(error) if !error.to_string().contains("already") => Err(TrainError::Threads {
+            threads,
+            source: error,
+        }),
         _ => Ok(()),
     }
 }
@@ -228,9 +265,13 @@ fn thread_warning(
     folder: &RunFolder,
     environment: &Environment,
 ) -> Result<Option<String>, TrainError> {
-    let Some(record) = folder.read_record()? else { return Ok(None) };
+    let Some(record) = folder.read_record()? else {
+        return Ok(None);
+    };
     let now = serde_json::json!(environment);
-    let changed = ["threads", "cpu_features"].iter().any(|key| record.environment[key] != now[key]);
+    let changed = ["threads", "cpu_features"]
+        .iter()
+        .any(|key| record.environment[key] != now[key]);
     Ok(changed.then(|| {
         "warning: thread count or CPU differs from the first part of this run; \
          results will agree to rounding, not bit for bit"
@@ -247,7 +288,13 @@ fn record(
     corpus: &Corpus,
 ) -> Result<(), TrainError> {
     let tokens = [summary.train_tokens, summary.val_tokens];
-    let record = RunRecord::new(plan, environment, summary.parameters as usize, tokens, &corpus.files);
+    let record = RunRecord::new(
+        plan,
+        environment,
+        summary.parameters as usize,
+        tokens,
+        &corpus.files,
+    );
     if let Some(text) = config_text {
         folder.write("config.toml", &text)?;
     }
@@ -264,8 +311,16 @@ fn metrics(
     let mut observers: Vec<Box<dyn Observer>> = Vec::new();
     for report in &plan.config.logging.report_to {
         observers.push(match report {
-            Report::Jsonl => Box::new(JsonlMetrics::open(&folder.file("metrics.jsonl"), every, resumed_at)?),
-            Report::Csv => Box::new(CsvMetrics::open(&folder.file("metrics.csv"), every, resumed_at)?),
+            Report::Jsonl => Box::new(JsonlMetrics::open(
+                &folder.file("metrics.jsonl"),
+                every,
+                resumed_at,
+            )?),
+            Report::Csv => Box::new(CsvMetrics::open(
+                &folder.file("metrics.csv"),
+                every,
+                resumed_at,
+            )?),
         });
     }
     Ok(observers)

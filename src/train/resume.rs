@@ -55,9 +55,9 @@ pub(super) fn starting_point(
 ) -> Result<Option<u64>, TrainError> {
     let latest = folder.checkpoints().latest()?;
     match (resume, latest) {
-        (Resume::Never, _) if is_used(folder)? => {
-            Err(TrainError::NotEmpty { folder: folder.path().to_path_buf() })
-        }
+        (Resume::Never, _) if is_used(folder)? => Err(TrainError::NotEmpty {
+            folder: folder.path().to_path_buf(),
+        }),
         (Resume::Never, _) | (Resume::Auto, None) => Ok(None),
         (Resume::Auto, Some(step)) | (Resume::Step(step), _) => {
             same_config(folder, plan)?;
@@ -69,15 +69,22 @@ pub(super) fn starting_point(
 /// Whether anything but what this process has just made is in the folder.
 fn is_used(folder: &RunFolder) -> Result<bool, TrainError> {
     let entries = fs::read_dir(folder.path()).map_err(TrainError::io(folder.path()))?;
-    let mut names = entries.filter_map(Result::ok).map(|entry| entry.file_name());
+    let mut names = entries
+        .filter_map(Result::ok)
+        .map(|entry| entry.file_name());
     Ok(names.any(|name| name != ".lock" && name != "logs"))
 }
 
 fn same_config(folder: &RunFolder, plan: &Plan) -> Result<(), TrainError> {
     let path = folder.file("resolved.toml");
     let text = fs::read_to_string(&path).map_err(TrainError::io(&path))?;
-    let record = |message: String| TrainError::Record { path: path.clone(), message };
-    let old: toml::Table = text.parse().map_err(|error: toml::de::Error| record(error.to_string()))?;
+    let record = |message: String| TrainError::Record {
+        path: path.clone(),
+        message,
+    };
+    let old: toml::Table = text
+        .parse()
+        .map_err(|error: toml::de::Error| record(error.to_string()))?;
     let new = toml::Table::try_from(&plan.config).map_err(|error| record(error.to_string()))?;
     let (old, new) = (flatten(&old), flatten(&new));
 
@@ -87,7 +94,10 @@ fn same_config(folder: &RunFolder, plan: &Plan) -> Result<(), TrainError> {
         .into_iter()
         .filter(|key| !FREE.iter().any(|free| key.starts_with(free)))
         .filter_map(|key| {
-            let (old, new) = (old.get(key).unwrap_or(&absent), new.get(key).unwrap_or(&absent));
+            let (old, new) = (
+                old.get(key).unwrap_or(&absent),
+                new.get(key).unwrap_or(&absent),
+            );
             (old != new).then(|| format!("  {key}: {old} there, {new} here"))
         })
         .collect();
@@ -102,13 +112,20 @@ fn same_config(folder: &RunFolder, plan: &Plan) -> Result<(), TrainError> {
 fn flatten(table: &toml::Table) -> BTreeMap<String, String> {
     fn walk(prefix: &str, value: &toml::Value, out: &mut BTreeMap<String, String>) {
         let mut descend = |name: &str, value: &toml::Value| {
-            let path = if prefix.is_empty() { name.to_string() } else { format!("{prefix}.{name}") };
+            let path = if prefix.is_empty() {
+                name.to_string()
+            } else {
+                format!("{prefix}.{name}")
+            };
             walk(&path, value, out);
         };
         match value {
             toml::Value::Table(table) => table.iter().for_each(|(name, v)| descend(name, v)),
             toml::Value::Array(values) if values.iter().any(toml::Value::is_table) => {
-                values.iter().enumerate().for_each(|(i, v)| descend(&i.to_string(), v));
+                values
+                    .iter()
+                    .enumerate()
+                    .for_each(|(i, v)| descend(&i.to_string(), v));
             }
             leaf => {
                 out.insert(prefix.to_string(), leaf.to_string());

@@ -11,7 +11,7 @@ use crate::checkpoint::{BestEvaluation, CheckpointStore, Progress, Snapshot};
 use crate::config::{OnNonfinite, Plan};
 use crate::data::{Batch, Bigram, Corpus, Sampler};
 use crate::generate::{Sampling, TextRequest, complete};
-use crate::gradient::Gradient;
+use crate::gradient::backward;
 use crate::model::{Decoder, DecoderSpec, folder::hf_tensors};
 use crate::optimizer::Optimizer;
 use crate::phase::{Phase, Timeline};
@@ -67,7 +67,10 @@ impl Run {
     /// # Errors
     /// See [`TrainError`]. The last checkpoint stays good whatever happens.
     pub fn train(self) -> Result<Outcome, TrainError> {
-        let Self { mut model, mut trainer } = self;
+        let Self {
+            mut model,
+            mut trainer,
+        } = self;
         let (step, steps) = (trainer.progress.step, trainer.timeline.steps());
         trainer.tell(&Event::Started { step, steps })?;
         let mut evaluation = None;
@@ -87,10 +90,8 @@ impl Trainer {
         let started = Instant::now();
         let step = self.progress.step;
         let batches = self.micro_batches(phase);
-        let weight: f64 = batches.iter().map(Batch::weight).sum();
-
-        let (nats, gradient) = forward_backward(&model, &batches, weight)?;
-        let loss = nats / weight;
+        let result = backward(&model, &batches)?;
+        let (loss, weight, gradient) = (result.loss(), result.weight, result.gradient);
         let norm = gradient.norm(&model);
         let learning_rate = phase.learning_rate(step);
         let finite = loss.is_finite() && norm.is_finite();
@@ -149,7 +150,10 @@ impl Trainer {
             loss: loss.to_string(),
             grad_norm: norm.to_string(),
         };
-        let tokens = self.sampler.batch(first_sequence, phase.sequences_per_step() as usize).tokens;
+        let tokens = self
+            .sampler
+            .batch(first_sequence, phase.sequences_per_step() as usize)
+            .tokens;
         let dump = serde_json::json!({ "event": event, "tokens": tokens });
         let name = format!("logs/nonfinite-step-{:06}.json", self.progress.step);
         self.folder.write(&name, &format!("{dump}\n"))?;
@@ -162,7 +166,11 @@ impl Trainer {
             return Ok(());
         }
         let checkpoint = self.store.latest()?;
-        Err(TrainError::Diverged { step: self.progress.step, in_a_row, checkpoint })
+        Err(TrainError::Diverged {
+            step: self.progress.step,
+            in_a_row,
+            checkpoint,
+        })
     }
 
     /// Whether something done every `every` steps is due; at the last step it always is.
@@ -184,24 +192,38 @@ impl Trainer {
             let (seq, rows) = (config.data.sequence_len, config.train.micro_batch_size);
             let evaluation = evaluate(&model, val, self.corpus.val_bytes, seq, rows)?;
             let val_loss = evaluation.val_loss;
-            let best = self.progress.best.is_none_or(|best| val_loss < best.val_loss);
+            let best = self
+                .progress
+                .best
+                .is_none_or(|best| val_loss < best.val_loss);
             self.progress.val_loss = Some(val_loss);
             if best && val_loss.is_finite() {
                 self.progress.best = Some(BestEvaluation { step, val_loss });
             }
-            self.tell(&Event::Evaluated { step, evaluation, best })?;
+            self.tell(&Event::Evaluated {
+                step,
+                evaluation,
+                best,
+            })?;
             result = Some(evaluation);
         }
         for prompt in self.plan.config.eval.sample_prompts.clone() {
             let completion = self.sample(&model, &prompt)?;
-            self.tell(&Event::Sample { step, prompt: &prompt, completion: &completion })?;
+            self.tell(&Event::Sample {
+                step,
+                prompt: &prompt,
+                completion: &completion,
+            })?;
         }
         Ok(result)
     }
 
     fn sample(&self, model: &Decoder, prompt: &str) -> Result<String, TrainError> {
         let eval = &self.plan.config.eval;
-        let sampling = Sampling { temperature: eval.sample_temperature, ..Sampling::default() };
+        let sampling = Sampling {
+            temperature: eval.sample_temperature,
+            ..Sampling::default()
+        };
         let request = TextRequest {
             prompt,
             max_new_tokens: eval.sample_tokens,
@@ -221,7 +243,10 @@ impl Trainer {
         evaluation: Option<Evaluation>,
     ) -> Result<(), TrainError> {
         let best_now = evaluation.is_some()
-            && self.progress.best.is_some_and(|best| best.step == self.progress.step);
+            && self
+                .progress
+                .best
+                .is_some_and(|best| best.step == self.progress.step);
         if best_now || self.is_due(self.plan.config.checkpoint.save_steps) {
             self.save(model, best_now)?;
         }
@@ -241,7 +266,10 @@ impl Trainer {
             self.store.mark_best(step)?;
         }
         self.tell(&Event::Saved { step })?;
-        for step in self.store.rotate(self.plan.config.checkpoint.save_total_limit)? {
+        for step in self
+            .store
+            .rotate(self.plan.config.checkpoint.save_total_limit)?
+        {
             self.tell(&Event::Deleted { step })?;
         }
         Ok(())
@@ -249,7 +277,9 @@ impl Trainer {
 
     fn stop_if_asked(&mut self, model: &Decoder) -> Result<(), TrainError> {
         let step = self.progress.step;
-        let Some(signal) = self.interrupt.raised() else { return Ok(()) };
+        let Some(signal) = self.interrupt.raised() else {
+            return Ok(());
+        };
         if step == self.timeline.steps() {
             return Ok(());
         }
@@ -264,7 +294,8 @@ impl Trainer {
         let last = self.progress.step;
         let exported_step = self.store.best().unwrap_or(last);
         let tensors = self.store.load_model(exported_step)?;
-        self.folder.export(&self.spec, &tensors, &self.corpus.tokenizer)?;
+        self.folder
+            .export(&self.spec, &tensors, &self.corpus.tokenizer)?;
         self.progress.seconds = self.clock.total_seconds();
         if let Some(mut record) = self.folder.read_record()? {
             record.exported_step = Some(exported_step);
@@ -275,7 +306,13 @@ impl Trainer {
         let fits = self.corpus.train_tokens() <= BIGRAM_LIMIT;
         let bigram = if fits { self.bigram() } else { None };
         let folder = self.folder.path().to_path_buf();
-        Ok(Outcome { folder, progress: self.progress, evaluation, bigram, exported_step })
+        Ok(Outcome {
+            folder,
+            progress: self.progress,
+            evaluation,
+            bigram,
+            exported_step,
+        })
     }
 
     /// Nats per token of the bigram model on the validation split.
@@ -286,26 +323,10 @@ impl Trainer {
     }
 
     pub(super) fn tell(&mut self, event: &Event) -> Result<(), TrainError> {
-        self.observers.iter_mut().try_for_each(|observer| observer.observe(event))
+        self.observers
+            .iter_mut()
+            .try_for_each(|observer| observer.observe(event))
     }
-}
-
-/// Loss (Σ nats) and gradient of a whole optimizer step. Every micro-batch's gradient is scaled by
-/// one over the trained tokens of the step, so that they add up to the gradient of the mean however
-/// the tokens are grouped.
-fn forward_backward(
-    model: &Decoder,
-    batches: &[Batch],
-    weight: f64,
-) -> Result<(f64, Gradient), TrainError> {
-    let mut nats = 0.0;
-    let mut gradient = Gradient::default();
-    for batch in batches {
-        let loss = model.loss(batch, 1.0 / weight)?;
-        gradient = gradient.accumulate(Gradient::backward(&loss.objective, model), model);
-        nats += f64::from(loss.sum.into_scalar::<f32>());
-    }
-    Ok((nats, gradient))
 }
 
 /// Wall-clock time of a run over all its sessions, and the speed of its last steps.
@@ -319,7 +340,12 @@ pub(super) struct Clock {
 impl Clock {
     pub(super) fn new(seconds_before: f64, window: u64) -> Self {
         let length = window.clamp(1, 1000) as usize;
-        Self { started: Instant::now(), before: seconds_before, window: VecDeque::new(), length }
+        Self {
+            started: Instant::now(),
+            before: seconds_before,
+            window: VecDeque::new(),
+            length,
+        }
     }
 
     fn stepped(&mut self, time: Duration, tokens: f64) {

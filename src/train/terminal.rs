@@ -29,7 +29,14 @@ impl Terminal {
         } else {
             ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(8))
         };
-        Self { bar, every, quiet, steps: 0, smoothed_loss: None, val_loss: None }
+        Self {
+            bar,
+            every,
+            quiet,
+            steps: 0,
+            smoothed_loss: None,
+            val_loss: None,
+        }
     }
 
     fn start(&mut self, step: u64, steps: u64) {
@@ -47,9 +54,13 @@ impl Terminal {
 
     fn step(&mut self, record: &StepRecord) {
         // The mean of about the last twenty steps, which a person can read a trend from.
-        let smoothed = self.smoothed_loss.map_or(record.loss, |old| 0.95 * old + 0.05 * record.loss);
+        let smoothed = self
+            .smoothed_loss
+            .map_or(record.loss, |old| 0.95 * old + 0.05 * record.loss);
         self.smoothed_loss = Some(smoothed);
-        let val = self.val_loss.map_or(String::new(), |val| format!(" val {val:.3}"));
+        let val = self
+            .val_loss
+            .map_or(String::new(), |val| format!(" val {val:.3}"));
         let status = format!(
             "loss {smoothed:.3}{val} lr {:.1e} {} tok/s",
             record.lr,
@@ -81,7 +92,11 @@ impl Observer for Terminal {
             Event::Note { text } => self.line(text),
             Event::Started { step, steps } => self.start(*step, *steps),
             Event::Step(record) => self.step(record),
-            Event::Evaluated { step, evaluation, best } => {
+            Event::Evaluated {
+                step,
+                evaluation,
+                best,
+            } => {
                 self.val_loss = Some(evaluation.val_loss);
                 let mark = if *best { "  best so far" } else { "" };
                 self.line(&format!(
@@ -89,14 +104,23 @@ impl Observer for Terminal {
                     evaluation.val_loss, evaluation.bits_per_byte
                 ));
             }
-            Event::Sample { prompt, completion, .. } => {
+            Event::Sample {
+                prompt, completion, ..
+            } => {
                 self.line(&format!("  {prompt:?} -> {completion:?}"));
             }
             Event::Saved { .. } => {}
             Event::Deleted { step } => {
-                self.line(&format!("deleted the checkpoint of step {step} (checkpoint.save_total_limit)"));
+                self.line(&format!(
+                    "deleted the checkpoint of step {step} (checkpoint.save_total_limit)"
+                ));
             }
-            Event::Skipped { step, loss, grad_norm, .. } => {
+            Event::Skipped {
+                step,
+                loss,
+                grad_norm,
+                ..
+            } => {
                 let text = format!(
                     "warning: step {step} skipped: loss {loss}, gradient norm {grad_norm}; its batch is in logs/"
                 );
@@ -116,7 +140,11 @@ impl Drop for Terminal {
 }
 
 fn thousands(number: f64) -> String {
-    if number >= 10_000.0 { format!("{:.1}k", number / 1000.0) } else { format!("{number:.0}") }
+    if number >= 10_000.0 {
+        format!("{:.1}k", number / 1000.0)
+    } else {
+        format!("{number:.0}")
+    }
 }
 
 /// Writes every event as one line of JSON to standard output, for programs.
@@ -140,14 +168,31 @@ impl Observer for LogEvents {
             Event::Note { text } => info!("{text}"),
             Event::Started { step, steps } => info!(step, steps, "started"),
             Event::Step(_) => {}
-            Event::Evaluated { step, evaluation, best } => {
+            Event::Evaluated {
+                step,
+                evaluation,
+                best,
+            } => {
                 info!(step, val_loss = evaluation.val_loss, best, "evaluated");
             }
-            Event::Sample { step, prompt, completion } => info!(step, prompt, completion, "sample"),
+            Event::Sample {
+                step,
+                prompt,
+                completion,
+            } => info!(step, prompt, completion, "sample"),
             Event::Saved { step } => info!(step, "saved"),
             Event::Deleted { step } => info!(step, "deleted by rotation"),
-            Event::Skipped { step, first_sequence, sequences, loss, grad_norm } => {
-                warn!(step, first_sequence, sequences, loss, grad_norm, "skipped: not finite");
+            Event::Skipped {
+                step,
+                first_sequence,
+                sequences,
+                loss,
+                grad_norm,
+            } => {
+                warn!(
+                    step,
+                    first_sequence, sequences, loss, grad_norm, "skipped: not finite"
+                );
             }
             Event::Finished { step } => info!(step, "finished"),
         }

@@ -65,22 +65,11 @@ pub fn batch(rows: usize, cols: usize, vocab: usize) -> Batch {
     }
 }
 
-/// The given rows of a batch.
-pub fn rows(batch: &Batch, rows: std::ops::Range<usize>) -> Batch {
-    let cells = rows.start * batch.cols..rows.end * batch.cols;
-    Batch {
-        rows: rows.len(),
-        cols: batch.cols,
-        tokens: batch.tokens[cells.clone()].to_vec(),
-        targets: batch.targets[cells.clone()].to_vec(),
-        weights: batch.weights[cells.clone()].to_vec(),
-        segment_ids: batch.segment_ids[cells.clone()].to_vec(),
-        positions: batch.positions[cells].to_vec(),
-    }
-}
-
 /// Largest absolute difference.
 pub fn distance(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
-    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    a.iter()
+        .zip(b)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max)
 }

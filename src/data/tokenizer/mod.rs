@@ -63,6 +63,18 @@ pub struct Tokenizer {
     bos: Option<SpecialToken>,
     vocab_size: usize,
     tokens: usize,
+    unknown: Unknown,
+}
+
+/// What a tokenizer does with text that it has no token for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unknown {
+    /// There is no such text: every byte has a token. Or it is refused (char).
+    Never,
+    /// This token stands for it.
+    Token(u32),
+    /// It is left out.
+    Dropped,
 }
 
 impl Tokenizer {
@@ -111,8 +123,10 @@ impl Tokenizer {
         let ids: Vec<u32> = inner.get_vocab(true).into_values().collect();
         let vocab_size = check_ids(&ids, path)?;
         let special = special::find(&inner, &config).map_err(invalid)?;
+        let characters = build::characters_of(&json, &inner);
         let mut tokenizer = Self {
-            characters: build::characters_of(&json, &inner),
+            unknown: special::unknown(&json, &inner, characters.is_some()),
+            characters,
             inner,
             json,
             config,
@@ -194,6 +208,11 @@ impl Tokenizer {
         self.characters.is_some()
     }
 
+    /// What becomes of text that there is no token for.
+    pub fn unknown(&self) -> Unknown {
+        self.unknown
+    }
+
     /// The tokenizer.json.
     pub fn to_json(&self) -> &str {
         &self.json
@@ -259,6 +278,18 @@ fn check_ids(ids: &[u32], path: &Path) -> Result<usize, DataError> {
     Ok(vocab_size)
 }
 
+/// Some characters before and after a place in a text.
+fn near(text: &str, position: usize) -> String {
+    const REACH: usize = 20;
+    let (before, after) = text.split_at(position);
+    let start = before.char_indices().rev().nth(REACH - 1);
+    let start = start.map_or(0, |(index, _)| index);
+    before[start..]
+        .chars()
+        .chain(after.chars().take(REACH))
+        .collect()
+}
+
 fn encode_characters(characters: &HashMap<char, u32>, text: &str) -> Result<Vec<u32>, DataError> {
     text.char_indices()
         .map(|(position, character)| {
@@ -267,7 +298,7 @@ fn encode_characters(characters: &HashMap<char, u32>, text: &str) -> Result<Vec<
                 .copied()
                 .ok_or_else(|| DataError::UnknownChar {
                     character,
-                    line: 1 + text[..position].matches('\n').count(),
+                    near: near(text, position),
                     known: characters.len(),
                 })
         })

@@ -1,11 +1,11 @@
-//! Which token ends a document, and which begins one.
+//! Which token ends a document, which begins one, and which stands for what has no token.
 //!
 //! A tokenizer.json lists special tokens but not what they are for. tokenizer_config.json says
 //! it; without one, the names that published models use are tried.
 
 use serde_json::{Map, Value};
 
-use super::SpecialToken;
+use super::{SpecialToken, Unknown};
 
 /// Names of the end token, the more specific first.
 const EOS_NAMES: [&str; 8] = [
@@ -60,6 +60,29 @@ pub(super) fn find(
         Configured::Silent => by_name(&BOS_NAMES).or_else(|| by_name(&["<|endoftext|>"])),
     };
     Ok(Special { eos, bos })
+}
+
+/// What becomes of text that has no token, by the model in the tokenizer.json.
+pub(super) fn unknown(json: &str, tokenizer: &tokenizers::Tokenizer, is_char: bool) -> Unknown {
+    let file: Value = serde_json::from_str(json).unwrap_or_default();
+    let model = &file["model"];
+    // A byte-level vocabulary has all 256 bytes; byte fallback has <0x00> to <0xFF>.
+    let knows_bytes = is_char
+        || tokenizer.token_to_id("<0xFF>").is_some()
+        || ["pre_tokenizer", "normalizer"]
+            .iter()
+            .any(|part| file[part].to_string().contains("\"ByteLevel\""));
+    if knows_bytes {
+        return Unknown::Never;
+    }
+    // Unigram names the token by its id, the others by its text.
+    let by_text = model["unk_token"]
+        .as_str()
+        .and_then(|token| tokenizer.token_to_id(token));
+    let by_id = model["unk_id"]
+        .as_u64()
+        .and_then(|id| u32::try_from(id).ok());
+    by_text.or(by_id).map_or(Unknown::Dropped, Unknown::Token)
 }
 
 enum Configured {

@@ -3,14 +3,11 @@
 //! A token may be part of a character (byte-level BPE splits `é` and emoji), and how a token
 //! decodes may depend on those before it (SentencePiece drops the first space). So the new text is
 //! the difference between decoding with and without the newest tokens, over a short window, and it
-//! is held back while it ends in U+FFFD, the mark of an incomplete character.
+//! is held back while it ends in U+FFFD, the mark of an incomplete character. A text may really
+//! end in U+FFFD; that is held back too until it is known what follows.
 
 use super::Tokenizer;
 use crate::data::DataError;
-
-/// A character has at most four bytes, so this many tokens cannot all be waiting for its end:
-/// the bytes are not UTF-8 and are shown as U+FFFD.
-const LONGEST_WAIT: usize = 8;
 
 /// Turns tokens into text one at a time; the pieces of text add up to the text of all tokens.
 #[derive(Debug)]
@@ -36,8 +33,7 @@ impl<'a> StreamDecoder<'a> {
     pub fn push(&mut self, id: u32) -> Result<String, DataError> {
         self.ids.push(id);
         let text = self.waiting_text()?;
-        let waiting = self.ids.len() - self.shown;
-        if text.ends_with(char::REPLACEMENT_CHARACTER) && waiting < LONGEST_WAIT {
+        if text.ends_with(char::REPLACEMENT_CHARACTER) {
             return Ok(String::new());
         }
         self.ids.drain(..self.shown);
