@@ -14,7 +14,7 @@ use super::source::Origin;
 pub(super) struct Checked {
     pub(super) document: Document,
     pub(super) issues: Vec<Issue>,
-    /// Dotted paths of what was cut out.
+    /// Dotted paths of what was cut out, and of what was probably meant by it.
     pub(super) rejected: Vec<String>,
 }
 
@@ -98,12 +98,12 @@ impl Checker {
         let Some((meant, key)) = hint.meant else {
             return;
         };
-        self.rejected.push(meant);
         // A misspelled section still says what its keys are meant to be: check them too.
         if let (Value::Table(table), Kind::Section(section)) = (&mut node.value, &key.kind) {
             let origin = node.origin.clone();
-            self.section(table, section, &join(path, name), &origin);
+            self.section(table, section, &meant, &origin);
         }
+        self.rejected.push(meant);
     }
 
     /// Checks one value; false when it cannot be used.
@@ -112,8 +112,14 @@ impl Checker {
             (Kind::String, Value::String(_)) | (Kind::Boolean, Value::Boolean(_)) => true,
             (Kind::Integer(range) | Kind::Number(range), Value::Integer(number)) => {
                 // Bounds are far below 2^53, where f64 starts to round.
-                let (number, shown) = (*number as f64, number.to_string());
-                self.range(range, number, &shown, path, &node.origin)
+                let (value, shown) = (*number as f64, number.to_string());
+                if i64::try_from(*number).is_ok() || !range.contains(value) {
+                    return self.range(range, value, &shown, path, &node.origin);
+                }
+                let place = describe(path);
+                let message = format!("{place} must fit a signed 64-bit integer, found {shown}");
+                self.report(&node.origin, message, None);
+                false
             }
             (Kind::Number(range), Value::Float(number)) => {
                 let (number, shown) = (*number, number.to_string());

@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 
 use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::{DeInteger, DeTable, DeValue};
 
 use super::error::Issue;
 use super::source::{Origin, Sources};
@@ -45,7 +45,8 @@ pub(super) struct Node {
 #[derive(Debug, Clone)]
 pub(super) enum Value {
     String(String),
-    Integer(i64),
+    /// Wider than TOML's, so that the checker can name a number that is out of range.
+    Integer(i128),
     Float(f64),
     Boolean(bool),
     Datetime(String),
@@ -53,22 +54,42 @@ pub(super) enum Value {
     Table(Table),
 }
 
+/// What parsing gives.
+pub(super) struct Parsed {
+    pub(super) document: Document,
+    pub(super) issues: Vec<Issue>,
+    /// The file has syntax errors: it is unknown what is missing from the document.
+    pub(super) is_partial: bool,
+    /// Paths that `--set` arguments failed to set.
+    pub(super) rejected: Vec<String>,
+}
+
 impl Document {
-    /// Parses the file's text and applies the `--set` arguments to it. Syntax errors do not stop
-    /// it: what could be read is in the document, what could not is in the issues.
-    pub fn parse(sources: Sources) -> (Self, Vec<Issue>) {
+    /// Parses the file's text and applies the `--set` arguments to it. Errors do not stop it:
+    /// what could be read is in the document, what could not is in the issues.
+    pub(super) fn parse(sources: Sources) -> Parsed {
         let (parsed, errors) = DeTable::parse_recoverable(&sources.text);
-        let mut reader = Reader::new(&sources.text, errors);
+        let is_partial = !errors.is_empty();
+        let reader = Reader::new(&sources.text, errors);
         let mut root = reader.table(parsed.into_inner());
         if reader.has_broken_header() {
             // What follows it was read into the wrong section: nothing can be said about it.
             root = Table::default();
         }
         let mut issues = reader.issues;
+        let mut rejected = Vec::new();
         for (index, argument) in sources.sets.iter().enumerate() {
-            issues.extend(super::overrides::apply(&mut root, index, argument).err());
+            if let Err(issue) = super::overrides::apply(&mut root, index, argument) {
+                issues.push(issue);
+                rejected.extend(argument.split('=').next().map(str::to_string));
+            }
         }
-        (Self { sources, root }, issues)
+        Parsed {
+            document: Self { sources, root },
+            issues,
+            is_partial,
+            rejected,
+        }
     }
 
     /// Where the entry at a dotted path was written, `key = value` and all; array elements are
@@ -119,7 +140,11 @@ impl Node {
     fn to_toml(&self) -> toml::Value {
         match &self.value {
             Value::String(text) | Value::Datetime(text) => toml::Value::String(text.clone()),
-            Value::Integer(number) => toml::Value::Integer(*number),
+            Value::Integer(number) => {
+                // The checker has refused what does not fit.
+                let clamped = (*number).clamp(i64::MIN.into(), i64::MAX.into());
+                toml::Value::Integer(clamped as i64)
+            }
             Value::Float(number) => toml::Value::Float(*number),
             Value::Boolean(truth) => toml::Value::Boolean(*truth),
             Value::Array(items) => toml::Value::Array(items.iter().map(Node::to_toml).collect()),
@@ -163,7 +188,7 @@ impl<'t> Reader<'t> {
         lines.any(|(line, text)| text.trim_start().starts_with('[') && self.broken.contains(&line))
     }
 
-    fn table(&mut self, table: DeTable<'_>) -> Table {
+    fn table(&self, table: DeTable<'_>) -> Table {
         let mut entries = Vec::new();
         for (key, value) in table {
             let key_origin = Origin::File(key.span());
@@ -172,47 +197,33 @@ impl<'t> Reader<'t> {
             if !is_section && !lines.is_empty() && self.broken.range(lines).next().is_some() {
                 continue;
             }
-            if let Some(node) = self.node(value) {
-                entries.push(Entry {
-                    key: key.into_inner().into_owned(),
-                    key_origin,
-                    node,
-                });
-            }
+            entries.push(Entry {
+                key: key.into_inner().into_owned(),
+                key_origin,
+                node: self.node(value),
+            });
         }
         Table { entries }
     }
 
-    fn node(&mut self, value: Spanned<DeValue<'_>>) -> Option<Node> {
+    fn node(&self, value: Spanned<DeValue<'_>>) -> Node {
         let span = value.span();
         let value = match value.into_inner() {
             DeValue::String(text) => Value::String(text.into_owned()),
-            DeValue::Integer(integer) => {
-                match i64::from_str_radix(integer.as_str(), integer.radix()) {
-                    Ok(number) => Value::Integer(number),
-                    Err(_) => {
-                        self.issues.push(Issue {
-                            message: format!("the number {integer} does not fit in 64 bits"),
-                            origin: Some(Origin::File(span)),
-                            help: None,
-                        });
-                        return None;
-                    }
-                }
-            }
+            DeValue::Integer(integer) => Value::Integer(saturating(&integer)),
             // Whatever Rust cannot read as a float is refused as not a number by the checker.
             DeValue::Float(float) => Value::Float(float.as_str().parse().unwrap_or(f64::NAN)),
             DeValue::Boolean(truth) => Value::Boolean(truth),
             DeValue::Datetime(date) => Value::Datetime(date.to_string()),
             DeValue::Array(items) => {
-                Value::Array(items.into_iter().filter_map(|i| self.node(i)).collect())
+                Value::Array(items.into_iter().map(|item| self.node(item)).collect())
             }
             DeValue::Table(table) => Value::Table(self.table(table)),
         };
-        Some(Node {
+        Node {
             origin: Origin::File(span),
             value,
-        })
+        }
     }
 }
 
@@ -224,7 +235,7 @@ pub(super) fn parse_override(text: &str, index: usize, offset: usize) -> Node {
         span: offset..offset + text.len(),
     };
     let parsed = DeValue::parse(text).ok();
-    let node = parsed.and_then(|value| Reader::new(text, Vec::new()).node(value));
+    let node = parsed.map(|value| Reader::new(text, Vec::new()).node(value));
     let mut node = node.unwrap_or_else(|| Node {
         origin: origin.clone(),
         value: Value::String(text.to_string()),
@@ -246,6 +257,16 @@ fn relocate(node: &mut Node, origin: &Origin) {
         }
         _ => {}
     }
+}
+
+fn saturating(integer: &DeInteger<'_>) -> i128 {
+    let digits = integer.as_str();
+    let bound = if digits.starts_with('-') {
+        i128::MIN
+    } else {
+        i128::MAX
+    };
+    i128::from_str_radix(digits, integer.radix()).unwrap_or(bound)
 }
 
 fn line_of(text: &str, offset: usize) -> usize {

@@ -149,7 +149,9 @@ impl<'s> Place<'s> {
     fn suggest(&self, here: &str, written: &str) -> String {
         let elsewhere = self.key.elsewhere(written);
         let wanted = &self.key.name;
-        if self.section == here {
+        if let ("", Kind::Section(_)) = (self.section.as_str(), &self.key.kind) {
+            format!("did you mean [{wanted}]?{elsewhere}")
+        } else if self.section == here {
             format!("did you mean `{wanted}`?{elsewhere}")
         } else {
             format!("did you mean `{wanted}` {}?{elsewhere}", self.written_in())
@@ -182,15 +184,19 @@ impl Key {
     }
 
     /// " (axolotl: lora_r, LLaMA-Factory: lora_rank)": whose word this is. The exact ones where
-    /// there are any, else those close to what was written.
+    /// there are any, else those that are closer to what was written than our own name.
     fn elsewhere(&self, written: &str) -> String {
-        let owned = || self.aliases.iter().filter(|alias| alias.tool.is_some());
+        let owned = || {
+            let others = self.aliases.iter().filter(|alias| alias.name != self.name);
+            others.filter(|alias| alias.tool.is_some())
+        };
         let exact: Vec<&Alias> = owned()
             .filter(|alias| alias.name.eq_ignore_ascii_case(written))
             .collect();
         let named = if exact.is_empty() {
+            let own = similarity(&self.name, written);
             owned()
-                .filter(|alias| similarity(&alias.name, written) >= SIMILAR)
+                .filter(|alias| similarity(&alias.name, written) >= own.max(SIMILAR))
                 .collect()
         } else {
             exact

@@ -28,20 +28,27 @@ pub struct Config {
     #[schemars(range(max = 9007199254740991u64), extend("x-aliases" = ["HF: random_seed", "HF: data_seed"]))]
     pub seed: u64,
     /// The model's architecture and shape.
+    #[schemars(extend("x-aliases" = ["model_args"]))]
     pub model: ModelConfig,
     /// How text becomes token ids.
     pub tokenizer: TokenizerConfig,
     /// What to train on.
+    #[schemars(extend("x-aliases" = ["dataset"]))]
     pub data: DataConfig,
     /// Batch size, length of the run, clipping.
+    #[schemars(extend("x-aliases" = ["training", "trainer"]))]
     pub train: TrainConfig,
     /// The update rule.
+    #[schemars(extend("x-aliases" = ["optim"]))]
     pub optimizer: OptimizerConfig,
     /// The learning rate over the run.
+    #[schemars(extend("x-aliases" = ["scheduler", "lr_schedule"]))]
     pub lr_scheduler: LrSchedulerConfig,
     /// Validation and sample completions.
+    #[schemars(extend("x-aliases" = ["evaluation", "validation"]))]
     pub eval: EvalConfig,
     /// When to save and what to keep.
+    #[schemars(extend("x-aliases" = ["save"]))]
     pub checkpoint: CheckpointConfig,
     /// What is written while training.
     pub logging: LoggingConfig,
@@ -212,7 +219,7 @@ pub struct TokenizerConfig {
     pub kind: TokenizerKind,
     /// The tokenizer.json to use (type = "file").
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("x-aliases" = ["torchtune: tokenizer_path", "axolotl: tokenizer_config", "HF: tokenizer_name_or_path"]))]
+    #[schemars(extend("examples" = ["tokenizer.json"], "x-aliases" = ["torchtune: tokenizer_path", "axolotl: tokenizer_config", "HF: tokenizer_name_or_path"]))]
     pub path: Option<PathBuf>,
     /// Number of tokens to learn, special tokens and the 256 bytes included (type = "bpe").
     /// Default: 4096.
@@ -258,7 +265,7 @@ pub struct DataConfig {
     pub val_fraction: f64,
     /// A file to validate on instead of holding out a share of the datasets.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("x-aliases" = ["axolotl: test_datasets", "HF: validation_file", "LLaMA-Factory: eval_dataset", "mlx-lm: valid"]))]
+    #[schemars(extend("examples" = ["data/val.txt"], "x-aliases" = ["axolotl: test_datasets", "HF: validation_file", "LLaMA-Factory: eval_dataset", "mlx-lm: valid"]))]
     pub val_path: Option<PathBuf>,
     /// How training windows are drawn.
     pub sampling: Sampling,
@@ -400,7 +407,7 @@ pub struct TrainConfig {
     pub num_epochs: Option<f64>,
     /// Length of the run in trained tokens.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 1000000000000000u64), extend("x-aliases" = ["litgpt: max_tokens", "total_tokens"]))]
+    #[schemars(range(min = 1, max = 1000000000000000u64), extend("examples" = [10000000], "x-aliases" = ["litgpt: max_tokens", "total_tokens"]))]
     pub max_tokens: Option<u64>,
     /// Largest norm of the whole gradient; a larger one is scaled down to it. 0 = off.
     #[schemars(range(min = 0.0), extend("x-aliases" = ["torchtune: clip_grad_norm", "nanoGPT: grad_clip", "gradient_clipping", "clip_grad"]))]
@@ -462,7 +469,7 @@ pub struct OptimizerConfig {
     pub weight_decay: f64,
     /// Momentum (sgd, muon). Default: 0.9 for sgd, 0.95 for muon.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1.0))]
+    #[schemars(range(min = 0.0), extend("examples" = [0.9], "exclusiveMaximum" = 1.0))]
     pub momentum: Option<f64>,
     /// Nesterov momentum (sgd, muon). Default: false for sgd, true for muon.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -515,7 +522,7 @@ pub struct LrSchedulerConfig {
     pub warmup_steps: Option<u64>,
     /// Warm-up as a share of the run.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0.0, max = 1.0), extend("x-aliases" = ["litgpt: lr_warmup_fraction"]))]
+    #[schemars(range(min = 0.0, max = 1.0), extend("examples" = [0.1], "x-aliases" = ["litgpt: lr_warmup_fraction"]))]
     pub warmup_ratio: Option<f64>,
     /// Learning rate at the last step, as a share of the peak.
     /// Ignored by constant and inverse_sqrt, which therefore refuse it.
@@ -524,14 +531,14 @@ pub struct LrSchedulerConfig {
     pub min_lr_ratio: Option<f64>,
     /// Share of the run spent decaying (wsd). Default: 0.2.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0.0, max = 1.0), extend("x-aliases" = ["HF: num_decay_steps", "cooldown_ratio"]))]
+    #[schemars(range(min = 0.0, max = 1.0), extend("examples" = [0.2], "x-aliases" = ["HF: num_decay_steps", "cooldown_ratio"]))]
     pub decay_ratio: Option<f64>,
     /// Shape of that decay (wsd). Default: linear.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decay_shape: Option<DecayShape>,
     /// Exponent of the decay (polynomial). Default: 2.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(max = 100.0), extend("exclusiveMinimum" = 0.0))]
+    #[schemars(range(max = 100.0), extend("examples" = [2.0], "exclusiveMinimum" = 0.0))]
     pub power: Option<f64>,
 }
 

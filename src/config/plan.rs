@@ -16,7 +16,7 @@ use super::error::{ConfigError, Issue};
 use super::keys::{Config, DataConfig, DecayShape};
 use super::resolve::resolve;
 use super::shape::ModelShape;
-use super::source::Sources;
+use super::source::{Origin, Sources};
 
 /// What will run.
 #[derive(Debug, Clone, PartialEq)]
@@ -249,38 +249,35 @@ impl Plan {
 
     /// Resolves a text that has been read already.
     pub fn from_sources(sources: Sources) -> Result<Self, ConfigError> {
-        let (document, syntax) = Document::parse(sources);
-        let has_syntax_errors = !syntax.is_empty();
-        let checked = check(document);
-        let mut issues = [syntax, checked.issues].concat();
+        let parsed = Document::parse(sources);
+        let checked = check(parsed.document);
+        let mut issues = [parsed.issues, checked.issues].concat();
+        let mut plan = None;
         // Past a syntax error it is unknown what is missing and what was meant.
-        let resolved = if has_syntax_errors {
-            None
-        } else {
+        if !parsed.is_partial {
+            let rejected = [parsed.rejected, checked.rejected].concat();
             match Config::deserialize(checked.document.to_toml()) {
-                Ok(config) => match resolve(config, &checked.document, &checked.rejected) {
-                    Ok(plan) => Some(plan),
-                    Err(contradictions) => {
-                        issues.extend(contradictions);
-                        None
-                    }
+                Ok(config) => match resolve(config, &checked.document, &rejected) {
+                    Ok(resolved) => plan = Some(resolved),
+                    Err(contradictions) => issues.extend(contradictions),
                 },
                 // What the check cut out may have been required; it has been reported then.
-                Err(_) if !issues.is_empty() => None,
-                Err(error) => {
-                    issues.push(Issue {
-                        message: error.message().to_string(),
-                        origin: None,
-                        help: None,
-                    });
-                    None
-                }
+                Err(_) if !issues.is_empty() => {}
+                Err(error) => issues.push(Issue {
+                    message: error.message().to_string(),
+                    origin: None,
+                    help: None,
+                }),
             }
-        };
-        match resolved {
+        }
+        match plan {
             Some(plan) if issues.is_empty() => Ok(plan),
             _ => {
-                issues.sort_by_key(|issue| issue.origin.as_ref().map(|origin| origin.rank()));
+                // What has no place of its own is about the file as a whole, and comes last.
+                issues.sort_by_key(|issue| {
+                    let rank = issue.origin.as_ref().map(Origin::rank);
+                    (rank.is_none(), rank)
+                });
                 Err(ConfigError::Invalid {
                     sources: checked.document.sources,
                     issues,

@@ -250,8 +250,8 @@ fn type_name(schema: &Value) -> Option<&str> {
     match schema.get("type")? {
         Value::String(name) => Some(name),
         Value::Array(names) => {
-            let names = names.iter().filter_map(Value::as_str);
-            names.filter(|name| *name != "null").last()
+            let mut names = names.iter().filter_map(Value::as_str);
+            names.find(|name| *name != "null")
         }
         _ => None,
     }

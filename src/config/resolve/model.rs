@@ -13,7 +13,7 @@ impl Checks<'_> {
             None => written.clone(),
         };
         model.preset = None;
-        self.family(&written);
+        self.family(&written)?;
         self.required(&model)?;
         let positions = self.positions(&written, &model, config.data.sequence_len);
         let shape = ModelShape::of(&model, positions)?;
@@ -24,21 +24,23 @@ impl Checks<'_> {
     }
 
     /// A preset's other numbers make no sense in the other family.
-    fn family(&mut self, written: &ModelConfig) {
+    fn family(&mut self, written: &ModelConfig) -> Option<()> {
         let (Some(preset), Some(architecture)) = (written.preset, written.architecture) else {
-            return;
+            return Some(());
         };
-        if preset.model_config().architecture != Some(architecture) {
-            self.refuse(
-                &["model.architecture", "model.preset"],
-                format!(
-                    "preset {} is not a {} model",
-                    preset.name(),
-                    architecture.name()
-                ),
-                "remove architecture, or the preset",
-            );
+        if preset.model_config().architecture == Some(architecture) {
+            return Some(());
         }
+        self.refuse(
+            &["model.architecture", "model.preset"],
+            format!(
+                "preset {} is not a {} model",
+                preset.name(),
+                architecture.name()
+            ),
+            "remove architecture, or the preset",
+        );
+        None
     }
 
     fn required(&mut self, model: &ModelConfig) -> Option<()> {
@@ -112,7 +114,7 @@ impl Checks<'_> {
                 ),
                 "remove head_dim",
             );
-        } else if !is_gpt2 && shape.head_dim % 2 != 0 {
+        } else if !is_gpt2 && !shape.head_dim.is_multiple_of(2) {
             self.refuse(
                 &["model.head_dim", given[1], given[0]],
                 format!(

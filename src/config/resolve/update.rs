@@ -25,7 +25,7 @@ impl Checks<'_> {
         ];
         for (key, is_given, rules) in takes {
             if is_given && !rules.contains(&name) {
-                let rules: Vec<String> = rules.iter().map(|rule| lower(rule)).collect();
+                let rules: Vec<String> = rules.iter().map(lower).collect();
                 self.refuse(
                     &[&format!("optimizer.{key}"), "optimizer.name"],
                     format!("{} ignores `{key}` in [optimizer]", lower(&name)),

@@ -1,0 +1,169 @@
+//! R1: keys that are fine one by one and not together.
+
+use crate::{MINIMAL, issues};
+
+/// Every cross-field check: the `--set`s that trip it, part of the message, where it points.
+#[test]
+fn r1_every_contradiction_is_refused() {
+    let cases: &[(&[&str], &str)] = &[
+        (&["output_dir="], "`output_dir` is empty"),
+        (&["device.backend=wgpu"], "only the CPU backend"),
+        (&["train={}"], "length of the run is not given"),
+        (
+            &["train.num_epochs=1"],
+            "`num_epochs` in [train] together with max_steps",
+        ),
+        (
+            &["train.num_epochs=1", "train.max_tokens=1"],
+            "`max_tokens` in [train] together with max_steps and num_epochs",
+        ),
+        (&["tokenizer={type=\"file\"}"], "needs `path`"),
+        (&["tokenizer={type=\"file\", path=\"\"}"], "needs `path`"),
+        (&["tokenizer.path=t.json"], "only with type = \"file\""),
+        (
+            &["tokenizer={type=\"byte\", vocab_size=300}"],
+            "only with type = \"bpe\"",
+        ),
+        (&["data.datasets=[]"], "nothing to train on"),
+        (&["data.datasets.0.path=[]"], "names no file"),
+        (&["data.datasets.0.path="], "names no file"),
+        (&["data.datasets.0.path=[\"a\", \"\"]"], "names no file"),
+        (&["data.datasets.0.fields.text="], "names no field"),
+        (
+            &["data.val_path=v.txt", "data.val_fraction=0.05"],
+            "together with `val_path`",
+        ),
+        (&["data.val_path="], "`val_path` in [data] names no file"),
+        (
+            &["eval.sample_prompts=[\"a\"]", "eval.sample_tokens=0"],
+            "completed by 0 tokens",
+        ),
+        (&["logging.report_to=[\"csv\", \"csv\"]"], "a format twice"),
+        // The model.
+        (
+            &["model={}"],
+            "[model] needs architecture, hidden_size, num_hidden_layers, num_attention_heads",
+        ),
+        (
+            &["model={architecture=\"gpt2\", hidden_size=8, num_hidden_layers=1}"],
+            "[model] needs num_attention_heads",
+        ),
+        (&["model.architecture=gpt2"], "not a gpt2 model"),
+        (&["model.hidden_size=65"], "65 is not divisible by 8"),
+        (&["model.hidden_size=8"], "head_dim 1 is odd"),
+        (&["model.head_dim=7"], "head_dim 7 is odd"),
+        (
+            &["model.num_key_value_heads=3"],
+            "8 attention heads cannot share 3",
+        ),
+        (
+            &["model.num_key_value_heads=16"],
+            "8 attention heads cannot share 16",
+        ),
+        (&["model.bias=true"], "llama has no biases"),
+        (
+            &["model.max_position_embeddings=8"],
+            "the model has 8 positions",
+        ),
+        (
+            &["model.preset=gpt2", "data.sequence_len=2048"],
+            "the model has 1024 positions",
+        ),
+        (
+            &["model.preset=gpt2", "model.rope_theta=1e4"],
+            "gpt2 learns its positions",
+        ),
+        (
+            &["model.preset=gpt2", "model.num_key_value_heads=6"],
+            "each of its 12 attention heads",
+        ),
+        (
+            &["model.preset=gpt2", "model.head_dim=32"],
+            "gpt2's head_dim is",
+        ),
+        (
+            &[
+                "model.preset=gpt2",
+                "model.hidden_size=100",
+                "model.head_dim=32",
+            ],
+            "100 is not divisible by 12",
+        ),
+        // The optimizer.
+        (
+            &["optimizer={name=\"sgd\", betas=[0.9, 0.9]}"],
+            "sgd ignores `betas`",
+        ),
+        (
+            &["optimizer={name=\"adafactor\", betas=[0.9, 0.9]}"],
+            "adafactor ignores `betas`",
+        ),
+        (
+            &["optimizer={name=\"lion\", eps=1e-8}"],
+            "lion ignores `eps`",
+        ),
+        (&["optimizer={name=\"sgd\", eps=1e-8}"], "sgd ignores `eps`"),
+        (&["optimizer.momentum=0.9"], "adamw ignores `momentum`"),
+        (
+            &["optimizer={name=\"adam\", nesterov=true}"],
+            "adam ignores `nesterov`",
+        ),
+        (
+            &["optimizer={name=\"sgd\", momentum=0, nesterov=true}"],
+            "momentum is 0",
+        ),
+        // The schedule.
+        (
+            &["lr_scheduler={warmup_steps=1, warmup_ratio=0.1}"],
+            "together with `warmup_steps`",
+        ),
+        (
+            &["lr_scheduler.warmup_steps=101"],
+            "a warm-up of 101 steps in a run of 100",
+        ),
+        (
+            &["lr_scheduler={name=\"constant\", min_lr_ratio=0.1}"],
+            "constant ignores `min_lr_ratio`",
+        ),
+        (
+            &["lr_scheduler={name=\"inverse_sqrt\", warmup_steps=9, min_lr_ratio=0.1}"],
+            "inverse_sqrt ignores `min_lr_ratio`",
+        ),
+        (&["lr_scheduler.name=inverse_sqrt"], "needs a warm-up"),
+        (
+            &["lr_scheduler={name=\"inverse_sqrt\", warmup_ratio=0}"],
+            "needs a warm-up",
+        ),
+        (
+            &["lr_scheduler.decay_ratio=0.1"],
+            "`decay_ratio` in [lr_scheduler] takes effect only",
+        ),
+        (
+            &["lr_scheduler.decay_shape=sqrt"],
+            "`decay_shape` in [lr_scheduler] takes effect only",
+        ),
+        (
+            &["lr_scheduler.power=2"],
+            "`power` in [lr_scheduler] takes effect only",
+        ),
+        (
+            &["lr_scheduler={name=\"wsd\", warmup_steps=90}"],
+            "take 110 % of the run",
+        ),
+        (
+            &["lr_scheduler={name=\"wsd\", warmup_ratio=0.5, decay_ratio=0.6}"],
+            "take 110 % of the run",
+        ),
+    ];
+    for (sets, message) in cases {
+        let found = issues(MINIMAL, sets);
+        assert_eq!(found.len(), 1, "{sets:?}: {found:#?}");
+        assert!(
+            found[0].message.contains(message),
+            "{sets:?}: {}",
+            found[0].message
+        );
+        assert!(found[0].origin.is_some(), "{sets:?} points nowhere");
+        assert!(found[0].help.is_some(), "{sets:?} says not what to do");
+    }
+}
