@@ -236,7 +236,7 @@ fn is_key(text: &str) -> bool {
 
 #[test]
 fn r2_the_reference_page_is_the_generated_one() {
-    golden("docs/src/reference.md", &reference_markdown());
+    golden("docs/reference.md", &reference_markdown());
 }
 
 #[test]
