@@ -150,9 +150,7 @@ fn the_written_down_gradient_of_cross_entropy_is_the_taped_one() {
     let values: Vec<f32> = (0..rows * vocab)
         .map(|i| ((i * 37 % 19) as f32 - 9.0) * 0.7)
         .collect();
-    let targets: Vec<i32> = (0..rows as i32)
-        .map(|i| (i * 3 + 1) % vocab as i32)
-        .collect();
+    let targets: Vec<i32> = (0..rows).map(|i| (i * 3 + 1) % vocab).collect();
     let weights = vec![1.0f32, 0.0, 2.0, 0.5, 1.0];
     let logits = || {
         Tensor::<2>::from_data(TensorData::new(values.clone(), [rows, vocab]), &device)

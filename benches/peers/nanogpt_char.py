@@ -126,7 +126,7 @@ def main():
     print(
         json.dumps(
             {
-                "peer": f"torch {torch.__version__} eager",
+                "who": f"torch {torch.__version__} eager",
                 "seed": args.seed,
                 "parameters": sum(p.numel() for p in model.parameters()),
                 "val_loss": round(validate(model, val), 4),
