@@ -52,6 +52,7 @@ impl CheckpointStore {
     /// The file system's; what had been saved before is untouched.
     pub fn save(&self, snapshot: &Snapshot) -> Result<PathBuf, CheckpointError> {
         fs::create_dir_all(&self.folder).map_err(CheckpointError::io(&self.folder))?;
+        self.sweep()?;
         let step = snapshot.progress.step;
         let unfinished = self.folder.join(format!(".{}.tmp", step_name(step)));
         let saved = write_step(&unfinished, snapshot).and_then(|()| {
@@ -176,8 +177,35 @@ impl CheckpointStore {
         Ok(ordinary[..surplus].to_vec())
     }
 
+    /// Deletes the checkpoints past a step. Returns the deleted steps, to be announced.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn discard_after(&self, step: u64) -> Result<Vec<u64>, CheckpointError> {
+        let later = self.steps()?.into_iter().filter(|&other| other > step);
+        let later: Vec<u64> = later.collect();
+        for &step in &later {
+            remove_folder(&self.step_folder(step))?;
+        }
+        Ok(later)
+    }
+
     fn step_folder(&self, step: u64) -> PathBuf {
         self.folder.join(step_name(step))
+    }
+
+    /// Removes what a crash in the middle of a save or a deletion left behind. The run's lock makes
+    /// sure that no one else is in the middle of one.
+    fn sweep(&self) -> Result<(), CheckpointError> {
+        let entries = fs::read_dir(&self.folder).map_err(CheckpointError::io(&self.folder))?;
+        for entry in entries {
+            let path = entry.map_err(CheckpointError::io(&self.folder))?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if name.starts_with(".step-") && name.ends_with(".tmp") {
+                fs::remove_dir_all(&path).map_err(CheckpointError::io(&path))?;
+            }
+        }
+        Ok(())
     }
 
     fn point(&self, name: &str, step: u64) -> Result<(), CheckpointError> {

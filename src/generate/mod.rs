@@ -12,7 +12,7 @@ pub use sampling::Sampling;
 pub use text::{TextRequest, complete};
 
 use crate::data::DataError;
-use crate::model::{Decoder, KvCache, ModelError};
+use crate::model::{Decoder, DecoderSpec, KvCache, ModelError};
 use sampling::Sampler;
 
 /// What to generate.
@@ -119,8 +119,8 @@ pub fn generate(
     request: &Request,
     mut on_token: impl FnMut(u32) -> ControlFlow<()>,
 ) -> Result<Completion, GenerateError> {
-    let prompt = checked_prompt(model, &request.prompt)?;
-    let limit = model.position_limit().unwrap_or(usize::MAX);
+    let prompt = check_prompt(model.spec(), &request.prompt)?;
+    let limit = model.spec().position_limit().unwrap_or(usize::MAX);
     let wanted = prompt.len() + request.max_new_tokens;
     let mut cache = KvCache::new(model, wanted.min(limit));
     let mut sampler = Sampler::new(&request.sampling, request.seed);
@@ -161,22 +161,30 @@ pub fn generate(
     })
 }
 
-fn checked_prompt(model: &Decoder, prompt: &[u32]) -> Result<Vec<u32>, GenerateError> {
-    let spec = model.spec();
+/// The tokens a completion of `prompt` begins from: the prompt itself, or the model's first token
+/// for an empty one.
+///
+/// # Errors
+/// An empty prompt for a model without such a token; a token outside the vocabulary; more tokens
+/// than the model has positions.
+pub fn check_prompt(spec: &DecoderSpec, prompt: &[u32]) -> Result<Vec<u32>, GenerateError> {
+    let vocab_size = spec.vocab_size;
     let prompt = match prompt {
-        [] => vec![
-            spec.bos_token_id
-                .or(spec.eos_token_id)
-                .ok_or(GenerateError::EmptyPrompt)?,
-        ],
+        [] => {
+            let first = spec.bos_token_id.or(spec.eos_token_id);
+            vec![first.ok_or(GenerateError::EmptyPrompt)?]
+        }
         tokens => tokens.to_vec(),
     };
-    match prompt.iter().find(|&&id| id as usize >= spec.vocab_size) {
-        Some(&id) => Err(GenerateError::UnknownToken {
-            id,
-            vocab_size: spec.vocab_size,
-        }),
-        None => Ok(prompt),
+    if let Some(&id) = prompt.iter().find(|&&id| id as usize >= vocab_size) {
+        return Err(GenerateError::UnknownToken { id, vocab_size });
+    }
+    match spec.position_limit() {
+        Some(limit) if prompt.len() > limit => Err(GenerateError::Model(ModelError::TooLong {
+            length: prompt.len(),
+            limit,
+        })),
+        _ => Ok(prompt),
     }
 }
 

@@ -98,13 +98,6 @@ impl Decoder {
         &self.spec
     }
 
-    /// The longest sequence there are positions for; none with rotary positions.
-    pub fn position_limit(&self) -> Option<usize> {
-        self.embed_positions
-            .as_ref()
-            .map(|table| table.weight.lazy_shape()[0])
-    }
-
     /// Logits `[rows x cols, vocab]` for every token of a batch.
     ///
     /// # Errors

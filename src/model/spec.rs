@@ -19,6 +19,12 @@ pub struct DecoderSpec {
 }
 
 impl DecoderSpec {
+    /// The longest sequence there are positions for; none with rotary positions, which are computed.
+    pub fn position_limit(&self) -> Option<usize> {
+        let learned = self.shape.architecture == Architecture::Gpt2;
+        learned.then_some(self.shape.max_position_embeddings)
+    }
+
     /// The `config.json` that Hugging Face's tools read this model with.
     pub fn to_config_json(&self) -> Value {
         let shape = &self.shape;

@@ -55,6 +55,14 @@ pub enum TrainError {
         /// The keys that differ, one a line.
         difference: String,
     },
+    /// The folder holds a run on other data.
+    #[error("{} holds a run on other data: {file} has changed", folder.display())]
+    OtherData {
+        /// The run folder.
+        folder: PathBuf,
+        /// The first file that differs.
+        file: String,
+    },
     /// The folder's record of its run is not readable.
     #[error("{} is not a run's record: {message}", path.display())]
     Record {
@@ -110,6 +118,8 @@ impl TrainError {
         match self {
             Self::Data(error) => error.exit_code(),
             Self::OtherConfig { .. } | Self::NotEmpty { .. } => 2,
+            Self::OtherData { .. } => 3,
+            Self::Sample(error) => error.exit_code(),
             Self::Diverged { .. } => 5,
             Self::Interrupted { signal, .. } => signal.exit_code(),
             Self::Model(ModelError::TooLong { .. } | ModelError::Shape { .. }) => 2,
@@ -120,7 +130,7 @@ impl TrainError {
     /// The word in brackets after `error`.
     pub fn kind(&self) -> &'static str {
         match self {
-            Self::Data(_) => "data",
+            Self::Data(_) | Self::OtherData { .. } => "data",
             Self::OtherConfig { .. } | Self::NotEmpty { .. } => "config",
             Self::Model(_) => "model",
             Self::Checkpoint(_) | Self::Optimizer(_) => "checkpoint",
@@ -137,10 +147,11 @@ impl TrainError {
             Self::Data(error) => error.help(),
             Self::Model(error) => error.help(),
             Self::Checkpoint(error) => error.help(),
+            Self::Sample(error) => error.help(),
             Self::Locked { .. } => {
                 Some("wait for it, or give this run its own --output-dir".to_string())
             }
-            Self::NotEmpty { .. } | Self::OtherConfig { .. } => {
+            Self::NotEmpty { .. } | Self::OtherConfig { .. } | Self::OtherData { .. } => {
                 Some("give this run its own --output-dir, or delete the folder".to_string())
             }
             Self::Diverged { checkpoint, .. } => Some(match checkpoint {

@@ -58,9 +58,6 @@ impl RunRecord {
         tokens: [u64; 2],
         files: &[FileRecord],
     ) -> Self {
-        let data = files
-            .iter()
-            .map(|file| json!({"path": file.path, "bytes": file.bytes, "blake3": file.blake3}));
         Self {
             started: jiff::Timestamp::now()
                 .strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -71,7 +68,7 @@ impl RunRecord {
             parameters: parameters as u64,
             train_tokens: tokens[0],
             val_tokens: tokens[1],
-            data: data.collect(),
+            data: data_record(files),
             exported_step: None,
             end: None,
         }
@@ -177,6 +174,14 @@ impl RunFolder {
             .finish();
         Ok(tracing::subscriber::set_default(subscriber))
     }
+}
+
+/// The data files with their sizes and hashes.
+pub(super) fn data_record(files: &[FileRecord]) -> serde_json::Value {
+    let files = files.iter().map(
+        |file| json!({"path": file.path, "bytes": file.bytes, "blake3": file.blake3}),
+    );
+    files.collect()
 }
 
 /// The commit the working directory stands on, `-dirty` if files differ from it.

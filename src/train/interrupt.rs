@@ -53,12 +53,12 @@ impl Interrupt {
     /// The system refuses the handlers.
     pub fn on_signals() -> std::io::Result<Self> {
         let interrupt = Self::new();
+        // Order matters: the shutdown is armed by the first signal of either kind, for the second.
+        let armed = Arc::new(AtomicBool::new(false));
         for (signal, kind) in [(SIGINT, Signal::Interrupt), (SIGTERM, Signal::Terminate)] {
-            // Order matters: the shutdown is armed by the first signal, for the second.
-            let armed = Arc::new(AtomicBool::new(false));
             let code = i32::from(kind.exit_code());
             signal_hook::flag::register_conditional_shutdown(signal, code, armed.clone())?;
-            signal_hook::flag::register(signal, armed)?;
+            signal_hook::flag::register(signal, armed.clone())?;
             let number = usize::from(kind.exit_code());
             signal_hook::flag::register_usize(signal, interrupt.signal.clone(), number)?;
         }

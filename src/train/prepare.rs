@@ -3,7 +3,7 @@
 use burn::module::Module;
 use burn::tensor::Device;
 
-use super::folder::RunRecord;
+use super::folder::{RunRecord, data_record};
 use super::resume::starting_point;
 use super::run::{Clock, Trainer};
 use super::{
@@ -13,6 +13,7 @@ use crate::checkpoint::Progress;
 use crate::config::{Plan, Report};
 use crate::data::{Corpus, Sampler, TokenCache};
 use crate::environment::Environment;
+use crate::generate::check_prompt;
 use crate::model::{Decoder, DecoderSpec, folder::decoder_from_hf};
 use crate::optimizer::Optimizer;
 use crate::phase::Timeline;
@@ -74,59 +75,46 @@ impl Run {
             mut observers,
         } = options;
         start_threads(plan.config.train.threads)?;
-        let folder = RunFolder::open(&plan.config.output_dir)?;
+        // A folder that is there is taken before the data is read, so that a live run or another
+        // config is noticed at once; a new one is made after, so that bad data leaves nothing.
+        let path = &plan.config.output_dir;
+        let existing = path.exists().then(|| RunFolder::open(path)).transpose()?;
+        let checkpoint = starting_point(path, plan, resume)?;
+        let parts = Parts::load(plan)?;
+        let folder = existing.map_or_else(|| RunFolder::open(path), Ok)?;
         let log = folder.log()?;
         observers.push(Box::new(super::terminal::LogEvents));
-        let checkpoint = starting_point(&folder, plan, resume)?;
 
         let environment = Environment::detect();
-        let mut notes = vec![format!(
-            "device cpu: {}, {} threads",
-            environment.cpu, environment.threads
-        )];
-        let parts = Parts::load(plan)?;
-        notes.extend(parts.corpus.notes.iter().cloned());
-        let summary = parts.summary();
-        notes.push(summary.describe(plan));
-        let steps = summary.steps;
-        let Parts {
-            corpus,
-            spec,
-            timeline,
-            ..
-        } = parts;
-
-        let device = Device::flex().autodiff();
-        let (model, optimizer, progress) = match checkpoint {
-            None => {
-                let model = Decoder::new(&spec, plan.config.seed, &device)?;
-                (model, Optimizer::new(&plan.optimizer), Progress::default())
-            }
+        let old = folder.read_record()?.filter(|_| checkpoint.is_some());
+        let mut notes = parts.notes(plan, &environment);
+        let Start {
+            model,
+            optimizer,
+            progress,
+        } = match checkpoint {
+            None => Start::fresh(plan, &parts.spec)?,
             Some(step) => {
+                let start = Start::resumed(&folder, plan, &parts.spec, step)?;
+                if is_complete(&start.progress, &parts, old.as_ref(), resume) {
+                    return Ok(None);
+                }
+                same_data(&folder, old.as_ref(), &parts.corpus)?;
                 notes.push(format!("resumed from the checkpoint of step {step}"));
-                notes.extend(thread_warning(&folder, &environment)?);
-                restore(&folder, plan, &spec, step, &device)?
+                notes.extend(thread_warning(old.as_ref(), &environment));
+                start
             }
         };
-        if checkpoint.is_some() && progress.step >= steps && resume == Resume::Auto {
-            return Ok(None);
-        }
 
-        record(&folder, plan, config_text, &environment, &summary, &corpus)?;
+        let summary = parts.summary();
+        record(&folder, plan, config_text, &environment, &summary, &parts.corpus, old)?;
         observers.extend(metrics(&folder, plan, progress.step)?);
-        let sampling = plan.config.data.sampling;
-        let sampler = Sampler::new(
-            &corpus,
-            sampling,
-            plan.config.data.sequence_len,
-            plan.config.seed,
-        )?;
         let mut trainer = Trainer {
             plan: plan.clone(),
-            spec,
-            timeline,
-            corpus,
-            sampler,
+            sampler: parts.sampler(plan)?,
+            spec: parts.spec,
+            timeline: parts.timeline,
+            corpus: parts.corpus,
             optimizer,
             clock: Clock::new(progress.seconds, plan.config.logging.logging_steps),
             progress,
@@ -139,8 +127,63 @@ impl Run {
         for text in notes {
             trainer.tell(&Event::Note { text })?;
         }
+        trainer.discard_later_checkpoints()?;
         Ok(Some(Run { model, trainer }))
     }
+}
+
+/// What changes from step to step, where a run begins.
+struct Start {
+    model: Decoder,
+    optimizer: Optimizer,
+    progress: Progress,
+}
+
+impl Start {
+    fn fresh(plan: &Plan, spec: &DecoderSpec) -> Result<Self, TrainError> {
+        Ok(Self {
+            model: Decoder::new(spec, plan.config.seed, &device().autodiff())?,
+            optimizer: Optimizer::new(&plan.optimizer),
+            progress: Progress::default(),
+        })
+    }
+
+    fn resumed(
+        folder: &RunFolder,
+        plan: &Plan,
+        spec: &DecoderSpec,
+        step: u64,
+    ) -> Result<Self, TrainError> {
+        let snapshot = folder.checkpoints().load(step)?;
+        let model = decoder_from_hf(spec, snapshot.model, &device().autodiff())?;
+        let mut optimizer = Optimizer::new(&plan.optimizer);
+        // A run whose every step was skipped as not finite has no moments yet.
+        if !snapshot.optimizer.tensors.is_empty() {
+            optimizer.load_state(&model, snapshot.optimizer, &device())?;
+        }
+        Ok(Self {
+            model,
+            optimizer,
+            progress: snapshot.progress,
+        })
+    }
+}
+
+/// The CPU: the one backend of this build, which `Plan` has made sure of.
+fn device() -> Device {
+    Device::flex()
+}
+
+/// A run is complete when its last step is done and its model is exported; a crash can come
+/// between the two, and then the export is all that is left to do.
+fn is_complete(
+    progress: &Progress,
+    parts: &Parts,
+    record: Option<&RunRecord>,
+    resume: Resume,
+) -> bool {
+    let exported = record.is_some_and(|record| record.end.is_some());
+    resume == Resume::Auto && exported && progress.step >= parts.timeline.steps()
 }
 
 /// Data, and what follows from data and plan together.
@@ -168,12 +211,30 @@ impl Parts {
         let timeline = Timeline::new(plan, corpus.train_tokens());
         // Parameters are drawn when first used: counting those of a built module is free.
         let parameters = Decoder::new(&spec, config.seed, &Device::flex())?.num_params();
+        for prompt in &config.eval.sample_prompts {
+            check_prompt(&spec, &corpus.tokenizer.encode(prompt)?)?;
+        }
         Ok(Self {
             corpus,
             spec,
             timeline,
             parameters,
         })
+    }
+
+    fn sampler(&self, plan: &Plan) -> Result<Sampler, TrainError> {
+        let data = &plan.config.data;
+        let seed = plan.config.seed;
+        Ok(Sampler::new(&self.corpus, data.sampling, data.sequence_len, seed)?)
+    }
+
+    /// What a person should know before the first step.
+    fn notes(&self, plan: &Plan, environment: &Environment) -> Vec<String> {
+        let device = format!("device cpu: {}, {} threads", environment.cpu, environment.threads);
+        let mut notes = vec![device];
+        notes.extend(self.corpus.notes.iter().cloned());
+        notes.push(self.summary().describe(plan));
+        notes
     }
 
     fn summary(&self) -> Summary {
@@ -243,40 +304,45 @@ fn num_cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-fn restore(
-    folder: &RunFolder,
-    plan: &Plan,
-    spec: &DecoderSpec,
-    step: u64,
-    device: &Device,
-) -> Result<(Decoder, Optimizer, Progress), TrainError> {
-    let snapshot = folder.checkpoints().load(step)?;
-    let model = decoder_from_hf(spec, snapshot.model, device)?;
-    let mut optimizer = Optimizer::new(&plan.optimizer);
-    // A checkpoint before the first update has no moments yet.
-    if !snapshot.optimizer.tensors.is_empty() {
-        optimizer.load_state(&model, snapshot.optimizer, &device.clone().inner())?;
-    }
-    Ok((model, optimizer, snapshot.progress))
-}
-
 /// Bit-equality holds between runs on the same number of threads and CPU features only.
-fn thread_warning(
-    folder: &RunFolder,
-    environment: &Environment,
-) -> Result<Option<String>, TrainError> {
-    let Some(record) = folder.read_record()? else {
-        return Ok(None);
-    };
+fn thread_warning(record: Option<&RunRecord>, environment: &Environment) -> Option<String> {
     let now = serde_json::json!(environment);
+    let before = &record?.environment;
     let changed = ["threads", "cpu_features"]
         .iter()
-        .any(|key| record.environment[key] != now[key]);
-    Ok(changed.then(|| {
+        .any(|key| before[key] != now[key]);
+    changed.then(|| {
         "warning: thread count or CPU differs from the first part of this run; \
          results will agree to rounding, not bit for bit"
             .to_string()
-    }))
+    })
+}
+
+/// Other bytes are another run: the order of the data and a tokenizer learned on it would change.
+fn same_data(
+    folder: &RunFolder,
+    record: Option<&RunRecord>,
+    corpus: &Corpus,
+) -> Result<(), TrainError> {
+    let Some(record) = record else { return Ok(()) };
+    let hashes = |data: &serde_json::Value| -> Vec<(String, String)> {
+        let files = data.as_array().map(Vec::as_slice).unwrap_or_default();
+        let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_string();
+        let pairs = files.iter().map(|file| (text(&file["path"]), text(&file["blake3"])));
+        pairs.collect()
+    };
+    let (before, now) = (hashes(&record.data), hashes(&data_record(&corpus.files)));
+    let changed = before
+        .iter()
+        .chain(&now)
+        .find(|file| !(before.contains(file) && now.contains(file)));
+    match changed {
+        None => Ok(()),
+        Some((file, _)) => Err(TrainError::OtherData {
+            folder: folder.path().to_path_buf(),
+            file: file.clone(),
+        }),
+    }
 }
 
 fn record(
@@ -286,15 +352,19 @@ fn record(
     environment: &Environment,
     summary: &Summary,
     corpus: &Corpus,
+    old: Option<RunRecord>,
 ) -> Result<(), TrainError> {
     let tokens = [summary.train_tokens, summary.val_tokens];
-    let record = RunRecord::new(
+    let mut record = RunRecord::new(
         plan,
         environment,
         summary.parameters as usize,
         tokens,
         &corpus.files,
     );
+    if let Some(old) = old {
+        record.started = old.started;
+    }
     if let Some(text) = config_text {
         folder.write("config.toml", &text)?;
     }

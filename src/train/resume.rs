@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use super::{RunFolder, TrainError};
+use std::path::Path;
+
+use super::TrainError;
+use crate::checkpoint::{CheckpointError, CheckpointStore};
 use crate::config::Plan;
 
 /// What to do with a run that is already in the output folder.
@@ -49,34 +52,46 @@ const FREE: [&str; 9] = [
 
 /// Where to start: the checkpoint to load, or none for a fresh run.
 pub(super) fn starting_point(
-    folder: &RunFolder,
+    folder: &Path,
     plan: &Plan,
     resume: Resume,
 ) -> Result<Option<u64>, TrainError> {
-    let latest = folder.checkpoints().latest()?;
-    match (resume, latest) {
-        (Resume::Never, _) if is_used(folder)? => Err(TrainError::NotEmpty {
-            folder: folder.path().to_path_buf(),
-        }),
-        (Resume::Never, _) | (Resume::Auto, None) => Ok(None),
-        (Resume::Auto, Some(step)) | (Resume::Step(step), _) => {
-            same_config(folder, plan)?;
-            Ok(Some(step))
+    let available = CheckpointStore::new(folder).steps()?;
+    let step = match (resume, available.last()) {
+        (Resume::Never, _) if is_used(folder)? => {
+            let folder = folder.to_path_buf();
+            return Err(TrainError::NotEmpty { folder });
         }
-    }
+        (Resume::Never, _) | (Resume::Auto, None) => return Ok(None),
+        (Resume::Auto, Some(&last)) => last,
+        (Resume::Step(step), _) if available.contains(&step) => step,
+        (Resume::Step(step), _) => {
+            let folder = folder.join("checkpoints");
+            return Err(CheckpointError::NoSuchStep {
+                folder,
+                step,
+                available,
+            }
+            .into());
+        }
+    };
+    same_config(folder, plan)?;
+    Ok(Some(step))
 }
 
-/// Whether anything but what this process has just made is in the folder.
-fn is_used(folder: &RunFolder) -> Result<bool, TrainError> {
-    let entries = fs::read_dir(folder.path()).map_err(TrainError::io(folder.path()))?;
-    let mut names = entries
-        .filter_map(Result::ok)
-        .map(|entry| entry.file_name());
+/// Whether anything but what opening it makes is in the folder.
+fn is_used(folder: &Path) -> Result<bool, TrainError> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(TrainError::io(folder)(error)),
+    };
+    let mut names = entries.filter_map(Result::ok).map(|entry| entry.file_name());
     Ok(names.any(|name| name != ".lock" && name != "logs"))
 }
 
-fn same_config(folder: &RunFolder, plan: &Plan) -> Result<(), TrainError> {
-    let path = folder.file("resolved.toml");
+fn same_config(folder: &Path, plan: &Plan) -> Result<(), TrainError> {
+    let path = folder.join("resolved.toml");
     let text = fs::read_to_string(&path).map_err(TrainError::io(&path))?;
     let record = |message: String| TrainError::Record {
         path: path.clone(),
@@ -104,7 +119,7 @@ fn same_config(folder: &RunFolder, plan: &Plan) -> Result<(), TrainError> {
     if lines.is_empty() {
         return Ok(());
     }
-    let (folder, difference) = (folder.path().to_path_buf(), lines.join("\n"));
+    let (folder, difference) = (folder.to_path_buf(), lines.join("\n"));
     Err(TrainError::OtherConfig { folder, difference })
 }
 

@@ -68,24 +68,31 @@ impl Run {
     /// # Errors
     /// See [`TrainError`]. The last checkpoint stays good whatever happens.
     pub fn train(self) -> Result<Outcome, TrainError> {
-        let Self {
-            mut model,
-            mut trainer,
-        } = self;
-        let (step, steps) = (trainer.progress.step, trainer.timeline.steps());
-        trainer.tell(&Event::Started { step, steps })?;
-        let mut evaluation = None;
-        while let Some(phase) = trainer.timeline.at(trainer.progress.step).cloned() {
-            model = trainer.step(model, &phase)?;
-            evaluation = trainer.evaluate_if_due(&model)?;
-            trainer.save_if_due(&model, evaluation)?;
-            trainer.stop_if_asked(&model)?;
+        let Self { model, mut trainer } = self;
+        let trained = trainer.run(model);
+        let outcome = trained.and_then(|evaluation| trainer.finish(evaluation));
+        if let Err(error) = &outcome {
+            tracing::error!("{error}");
         }
-        trainer.finish(evaluation)
+        outcome
     }
 }
 
 impl Trainer {
+    /// All steps that are left. Returns the last evaluation.
+    fn run(&mut self, mut model: Decoder) -> Result<Option<Evaluation>, TrainError> {
+        let (step, steps) = (self.progress.step, self.timeline.steps());
+        self.tell(&Event::Started { step, steps })?;
+        let mut evaluation = None;
+        while let Some(phase) = self.timeline.at(self.progress.step).cloned() {
+            model = self.step(model, &phase)?;
+            evaluation = self.evaluate_if_due(&model)?;
+            self.save_if_due(&model, evaluation)?;
+            self.stop_if_asked(&model)?;
+        }
+        Ok(evaluation)
+    }
+
     /// One optimizer step: micro-batches -> gradient -> clip -> update.
     fn step(&mut self, model: Decoder, phase: &Phase) -> Result<Decoder, TrainError> {
         let started = Instant::now();
@@ -193,12 +200,10 @@ impl Trainer {
             let (seq, rows) = (config.data.sequence_len, config.train.micro_batch_size);
             let evaluation = evaluate(&model, val, self.corpus.val_bytes, seq, rows)?;
             let val_loss = evaluation.val_loss;
-            let best = self
-                .progress
-                .best
-                .is_none_or(|best| val_loss < best.val_loss);
+            let lower = |best: BestEvaluation| val_loss < best.val_loss;
+            let best = val_loss.is_finite() && self.progress.best.is_none_or(lower);
             self.progress.val_loss = Some(val_loss);
-            if best && val_loss.is_finite() {
+            if best {
                 self.progress.best = Some(BestEvaluation { step, val_loss });
             }
             self.tell(&Event::Evaluated {
@@ -276,6 +281,14 @@ impl Trainer {
         Ok(())
     }
 
+    /// Checkpoints past the step a run goes back to belong to a future that will not be.
+    pub(super) fn discard_later_checkpoints(&mut self) -> Result<(), TrainError> {
+        for step in self.store.discard_after(self.progress.step)? {
+            self.tell(&Event::Deleted { step })?;
+        }
+        Ok(())
+    }
+
     fn stop_if_asked(&mut self, model: &Decoder) -> Result<(), TrainError> {
         let step = self.progress.step;
         let Some(signal) = self.interrupt.raised() else {
@@ -291,7 +304,7 @@ impl Trainer {
     }
 
     /// Exports the best model, else the last, and closes the record.
-    fn finish(mut self, evaluation: Option<Evaluation>) -> Result<Outcome, TrainError> {
+    fn finish(&mut self, evaluation: Option<Evaluation>) -> Result<Outcome, TrainError> {
         let last = self.progress.step;
         let exported_step = self.store.best().unwrap_or(last);
         let tensors = self.store.load_model(exported_step)?;
@@ -311,7 +324,7 @@ impl Trainer {
         let folder = self.folder.path().to_path_buf();
         Ok(Outcome {
             folder,
-            progress: self.progress,
+            progress: self.progress.clone(),
             evaluation,
             bigram,
             exported_step,

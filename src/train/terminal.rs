@@ -112,7 +112,7 @@ impl Observer for Terminal {
             Event::Saved { .. } => {}
             Event::Deleted { step } => {
                 self.line(&format!(
-                    "deleted the checkpoint of step {step} (checkpoint.save_total_limit)"
+                    "deleted the checkpoint of step {step} "
                 ));
             }
             Event::Skipped {

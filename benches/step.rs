@@ -1,0 +1,174 @@
+//! Time of one training step beside the limit it is held against.
+//!
+//!     cargo bench --bench step
+//!
+//! The limit is what this machine's matrix products reach on all cores, probed in the same process
+//! on 1024 x 1024 x 1024 in f32; the share of it that a whole step reaches counts the FLOPs of the
+//! model's matrix products alone: 6 per parameter and token, plus attention. Random data, medians.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use burn::module::Module;
+use burn::tensor::{Device, Distribution, Tensor};
+use firebrick::config::{Architecture, ModelShape, OptimizerPlan};
+use firebrick::data::Batch;
+use firebrick::environment::Environment;
+use firebrick::gradient::backward;
+use firebrick::model::{Decoder, DecoderSpec};
+use firebrick::optimizer::Optimizer;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+struct Case {
+    name: &'static str,
+    architecture: Architecture,
+    rows: usize,
+    cols: usize,
+    vocab: usize,
+    /// Hidden, feed-forward, layers, heads, key/value heads.
+    shape: [usize; 5],
+}
+
+const CASES: [Case; 3] = [
+    Case {
+        name: "nanogpt-char",
+        architecture: Architecture::Gpt2,
+        rows: 12,
+        cols: 64,
+        vocab: 65,
+        shape: [128, 512, 4, 4, 4],
+    },
+    Case {
+        name: "llama-char",
+        architecture: Architecture::Llama,
+        rows: 12,
+        cols: 64,
+        vocab: 65,
+        shape: [128, 344, 4, 4, 4],
+    },
+    Case {
+        name: "quickstart",
+        architecture: Architecture::Llama,
+        rows: 16,
+        cols: 128,
+        vocab: 1024,
+        shape: [192, 512, 4, 6, 2],
+    },
+];
+
+fn main() {
+    let environment = Environment::detect();
+    println!("{}, {} threads", environment.cpu, environment.threads);
+    let peak = matmul_peak();
+    println!("limit: f32 matrix products of 1024^3 reach {:.0} GFLOP/s\n", peak / 1e9);
+    println!(
+        "{:<14} {:>9} {:>9} {:>9} {:>9} {:>11} {:>9}",
+        "step", "params", "ms", "backward", "update", "tokens/s", "of limit"
+    );
+    for case in &CASES {
+        let [backward, update] = step_seconds(case);
+        let seconds = backward + update;
+        let tokens = (case.rows * case.cols) as f64;
+        println!(
+            "{:<14} {:>9} {:>9.1} {:>9.1} {:>9.1} {:>11.0} {:>8.0}%",
+            case.name,
+            model(case).num_params(),
+            1e3 * seconds,
+            1e3 * backward,
+            1e3 * update,
+            tokens / seconds,
+            100.0 * flops(case) / seconds / peak,
+        );
+    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// FLOP/s of large matrix products on all cores.
+fn matmul_peak() -> f64 {
+    let device = Device::flex();
+    let random = || Tensor::<2>::random([1024, 1024], Distribution::Default, &device);
+    let (a, b) = (random(), random());
+    let seconds = (0..30).map(|_| {
+        let started = Instant::now();
+        black_box(a.clone().matmul(b.clone()));
+        started.elapsed().as_secs_f64()
+    });
+    2.0 * 1024f64.powi(3) / median(seconds.collect())
+}
+
+fn model(case: &Case) -> Decoder {
+    let [hidden_size, intermediate_size, num_hidden_layers, heads, kv_heads] = case.shape;
+    let spec = DecoderSpec {
+        shape: ModelShape {
+            architecture: case.architecture,
+            hidden_size,
+            intermediate_size,
+            num_hidden_layers,
+            num_attention_heads: heads,
+            num_key_value_heads: kv_heads,
+            head_dim: hidden_size / heads,
+            max_position_embeddings: case.cols,
+            tie_word_embeddings: true,
+            bias: false,
+            norm_eps: 1e-5,
+            rope_theta: 10_000.0,
+            initializer_range: 0.02,
+        },
+        vocab_size: case.vocab,
+        eos_token_id: None,
+        bos_token_id: None,
+    };
+    Decoder::new(&spec, 1, &Device::flex().autodiff()).expect("the shapes above are possible")
+}
+
+/// Forward and backward passes of the matrix products: weights, head, scores and mixing.
+fn flops(case: &Case) -> f64 {
+    let [hidden, _, layers, heads, _] = case.shape;
+    let tokens = (case.rows * case.cols) as f64;
+    // The tied embedding is multiplied with once, as the head; positions and norms never.
+    let positions = if case.architecture == Architecture::Gpt2 { case.cols * hidden } else { 0 };
+    let norms = (2 * layers + 1) * hidden;
+    let weights = (model(case).num_params() - positions - norms) as f64;
+    let scores = (layers * heads * case.cols * (hidden / heads)) as f64;
+    6.0 * tokens * weights + 12.0 * tokens * scores
+}
+
+/// Median seconds of backward (loss, gradient, norm, clip) and of the update.
+fn step_seconds(case: &Case) -> [f64; 2] {
+    let mut model = model(case);
+    let mut optimizer = Optimizer::new(&OptimizerPlan::AdamW {
+        betas: [0.9, 0.95],
+        eps: 1e-8,
+        weight_decay: 0.1,
+    });
+    let cells = case.rows * case.cols;
+    // Arbitrary tokens: a linear congruential sequence.
+    let token = |i: usize| ((i * 1_103_515_245 + 12_345) / 65_536 % case.vocab) as u32;
+    let batch = Batch {
+        rows: case.rows,
+        cols: case.cols,
+        tokens: (0..cells).map(token).collect(),
+        targets: (1..=cells).map(token).collect(),
+        weights: vec![1.0; cells],
+        segment_ids: vec![0; cells],
+        positions: (0..cells).map(|i| (i % case.cols) as u32).collect(),
+    };
+    let mut times = [Vec::new(), Vec::new()];
+    for _ in 0..40 {
+        let started = Instant::now();
+        let result = backward(&model, std::slice::from_ref(&batch)).expect("positions suffice");
+        let norm = result.gradient.norm(&model);
+        let gradient = result.gradient.clip(norm, 1.0, &model);
+        times[0].push(started.elapsed().as_secs_f64());
+        let started = Instant::now();
+        model = optimizer.step(model, gradient, 1e-3);
+        times[1].push(started.elapsed().as_secs_f64());
+    }
+    times.map(median)
+}

@@ -1,0 +1,96 @@
+//! What a TOML file may say: every section and key, its type, default and documentation.
+//!
+//! These structs are the single source of truth. The strict checker, the JSON Schema
+//! (`runner schema`), the templates (`runner init`) and the reference page in the book are all
+//! generated from them, doc comments included, so a key is documented here or nowhere.
+//!
+//! `x-aliases` lists the names other trainers use for the same thing; the checker offers ours when
+//! it meets one of them. Keys that are absent from the file take the default shown in the schema.
+
+mod data;
+mod model;
+mod run;
+mod train;
+
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use data::*;
+pub use model::*;
+pub use run::*;
+pub use train::*;
+
+/// One training experiment. `runner train FILE` runs it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Version of this file format.
+    #[schemars(range(min = 1, max = 1))]
+    pub version: u32,
+    /// What to train.
+    pub task: Task,
+    /// Run folder: metrics, logs, checkpoints and the exported model go here.
+    #[schemars(extend("x-aliases" = ["HF: output_dir", "nanoGPT: out_dir", "litgpt: out_dir"]))]
+    pub output_dir: PathBuf,
+    /// Seed of everything random: initial weights, data order, sample completions.
+    #[schemars(range(max = 9007199254740991u64), extend("x-aliases" = ["HF: random_seed", "HF: data_seed"]))]
+    pub seed: u64,
+    /// The model's architecture and shape.
+    #[schemars(extend("x-aliases" = ["model_args"]))]
+    pub model: ModelConfig,
+    /// How text becomes token ids.
+    pub tokenizer: TokenizerConfig,
+    /// What to train on.
+    #[schemars(extend("x-aliases" = ["dataset"]))]
+    pub data: DataConfig,
+    /// Batch size, length of the run, clipping.
+    #[schemars(extend("x-aliases" = ["training", "trainer"]))]
+    pub train: TrainConfig,
+    /// The update rule.
+    #[schemars(extend("x-aliases" = ["optim"]))]
+    pub optimizer: OptimizerConfig,
+    /// The learning rate over the run.
+    #[schemars(extend("x-aliases" = ["scheduler", "lr_schedule"]))]
+    pub lr_scheduler: LrSchedulerConfig,
+    /// Validation and sample completions.
+    #[schemars(extend("x-aliases" = ["evaluation", "validation"]))]
+    pub eval: EvalConfig,
+    /// When to save and what to keep.
+    #[schemars(extend("x-aliases" = ["save"]))]
+    pub checkpoint: CheckpointConfig,
+    /// What is written while training.
+    pub logging: LoggingConfig,
+    /// Where the computation runs.
+    pub device: DeviceConfig,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            version: 1,
+            task: Task::Pretrain,
+            output_dir: PathBuf::from("outputs/run"),
+            seed: 42,
+            model: ModelConfig::default(),
+            tokenizer: TokenizerConfig::default(),
+            data: DataConfig::default(),
+            train: TrainConfig::default(),
+            optimizer: OptimizerConfig::default(),
+            lr_scheduler: LrSchedulerConfig::default(),
+            eval: EvalConfig::default(),
+            checkpoint: CheckpointConfig::default(),
+            logging: LoggingConfig::default(),
+            device: DeviceConfig::default(),
+        }
+    }
+}
+
+/// What to train.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Task {
+    /// A language model from random weights: predict every next token.
+    Pretrain,
+}

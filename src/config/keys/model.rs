@@ -1,0 +1,173 @@
+//! `[model]` and `[tokenizer]`.
+
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// `[model]`: a preset, a shape in Hugging Face's names, or a preset with some keys overridden.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct ModelConfig {
+    /// A published shape by name; the other keys of this section override it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-aliases" = ["litgpt: model_name", "HF: model_type"]))]
+    pub preset: Option<Preset>,
+    /// Family of the decoder. Required without a preset.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub architecture: Option<Architecture>,
+    /// Width of the residual stream. Required without a preset.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1048576), extend("x-aliases" = ["GPT-2: n_embd", "llama2.c: dim", "torchtune: embed_dim", "d_model"]))]
+    pub hidden_size: Option<usize>,
+    /// Width of the feed-forward layer. Default: 4 x hidden_size for gpt2; 8/3 x hidden_size
+    /// rounded up to a multiple of 32 for llama.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 4194304), extend("x-aliases" = ["GPT-2: n_inner", "torchtune: intermediate_dim", "d_ff", "ffn_dim"]))]
+    pub intermediate_size: Option<usize>,
+    /// Number of decoder blocks. Required without a preset.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 4096), extend("x-aliases" = ["GPT-2: n_layer", "llama2.c: n_layers", "num_layers"]))]
+    pub num_hidden_layers: Option<usize>,
+    /// Number of query heads. Required without a preset.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 4096), extend("x-aliases" = ["GPT-2: n_head", "llama2.c: n_heads", "num_heads"]))]
+    pub num_attention_heads: Option<usize>,
+    /// Number of key/value heads; fewer than query heads is grouped-query attention.
+    /// Default: num_attention_heads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 4096), extend("x-aliases" = ["llama2.c: n_kv_heads", "num_kv_heads"]))]
+    pub num_key_value_heads: Option<usize>,
+    /// Width of one head. Default: hidden_size / num_attention_heads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65536))]
+    pub head_dim: Option<usize>,
+    /// Longest sequence the model is made for: the size of gpt2's position table.
+    /// Default: data.sequence_len, or the preset's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 16777216), extend("x-aliases" = ["GPT-2: n_positions", "nanoGPT: n_ctx", "max_seq_len"]))]
+    pub max_position_embeddings: Option<usize>,
+    /// Use the embedding matrix as the output head too. Default: true, or the preset's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-aliases" = ["weight_tying", "tied_embeddings"]))]
+    pub tie_word_embeddings: Option<bool>,
+    /// Biases in linear and norm layers (gpt2 only). Default: false, or the preset's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bias: Option<bool>,
+    /// Epsilon of RMSNorm or LayerNorm. Default: 1e-5, or the preset's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0.0, "x-aliases" = ["HF: rms_norm_eps", "GPT-2: layer_norm_epsilon"]))]
+    pub norm_eps: Option<f64>,
+    /// Base of the rotary position frequencies (llama only). Default: 10000, or the preset's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("exclusiveMinimum" = 1.0, "x-aliases" = ["rope_base", "rotary_base"]))]
+    pub rope_theta: Option<f64>,
+    /// Standard deviation of the initial weights; projections that write to the residual stream
+    /// are scaled by 1/sqrt(2 x layers) on top (GPT-2 paper, section 2.3).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0.0, "x-aliases" = ["init_std", "init_range"]))]
+    pub initializer_range: Option<f64>,
+}
+
+/// Family of the decoder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Architecture {
+    /// RMSNorm, rotary positions, grouped-query attention, SwiGLU.
+    Llama,
+    /// LayerNorm, learned positions, GELU.
+    Gpt2,
+}
+
+impl Architecture {
+    /// Its name in a configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Architecture::Llama => "llama",
+            Architecture::Gpt2 => "gpt2",
+        }
+    }
+}
+
+/// Published shapes. The vocabulary size always comes from the tokenizer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Preset {
+    /// llama2.c's 260 thousand parameters.
+    #[serde(rename = "stories-260k")]
+    Stories260K,
+    /// llama2.c's 15 million parameters.
+    #[serde(rename = "stories-15m")]
+    Stories15M,
+    /// llama2.c's 42 million parameters.
+    #[serde(rename = "stories-42m")]
+    Stories42M,
+    /// llama2.c's 110 million parameters.
+    #[serde(rename = "stories-110m")]
+    Stories110M,
+    /// SmolLM2 135M.
+    #[serde(rename = "smollm2-135m")]
+    SmolLm2_135M,
+    /// SmolLM2 360M.
+    #[serde(rename = "smollm2-360m")]
+    SmolLm2_360M,
+    /// SmolLM2 1.7B.
+    #[serde(rename = "smollm2-1.7b")]
+    SmolLm2_1_7B,
+    /// TinyLlama 1.1B.
+    #[serde(rename = "tinyllama-1.1b")]
+    TinyLlama1_1B,
+    /// GPT-2 small, 124M.
+    #[serde(rename = "gpt2")]
+    Gpt2,
+    /// GPT-2 medium, 355M.
+    #[serde(rename = "gpt2-medium")]
+    Gpt2Medium,
+    /// GPT-2 large, 774M.
+    #[serde(rename = "gpt2-large")]
+    Gpt2Large,
+    /// GPT-2 XL, 1.5B.
+    #[serde(rename = "gpt2-xl")]
+    Gpt2Xl,
+}
+
+/// `[tokenizer]`: an existing tokenizer.json, or one trained on the data.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct TokenizerConfig {
+    /// Where token ids come from.
+    #[serde(rename = "type")]
+    pub kind: TokenizerKind,
+    /// The tokenizer.json to use (type = "file").
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("examples" = ["tokenizer.json"], "x-aliases" = ["torchtune: tokenizer_path", "axolotl: tokenizer_config", "HF: tokenizer_name_or_path"]))]
+    pub path: Option<PathBuf>,
+    /// Number of tokens to learn, special tokens and the 256 bytes included (type = "bpe").
+    /// Default: 4096.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 257, max = 1048576))]
+    pub vocab_size: Option<usize>,
+}
+
+impl Default for TokenizerConfig {
+    fn default() -> Self {
+        Self {
+            kind: TokenizerKind::Bpe,
+            path: None,
+            vocab_size: None,
+        }
+    }
+}
+
+/// Where token ids come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum TokenizerKind {
+    /// A tokenizer.json in Hugging Face's format.
+    File,
+    /// Byte-level byte-pair encoding learned on the training split.
+    Bpe,
+    /// One token per byte.
+    Byte,
+    /// One token per Unicode character that occurs in the data.
+    Char,
+}

@@ -1,0 +1,115 @@
+//! `[eval]`, `[checkpoint]`, `[logging]` and `[device]`: what does not change the model.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// `[eval]`: validation and sample completions.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct EvalConfig {
+    /// Validate on the whole split every this many steps, and at the end. 0 = only at the end.
+    #[schemars(extend("x-aliases" = ["nanoGPT: eval_interval", "mlx-lm: steps_per_eval", "axolotl: evals_per_epoch"]))]
+    pub eval_steps: u64,
+    /// Prompts to complete at every evaluation, to see what the model has learned.
+    pub sample_prompts: Vec<String>,
+    /// Tokens per sample completion.
+    #[schemars(range(max = 65536), extend("x-aliases" = ["max_new_tokens"]))]
+    pub sample_tokens: usize,
+    /// Temperature of the sample completions; 0 = greedy.
+    #[schemars(range(min = 0.0, max = 100.0))]
+    pub sample_temperature: f64,
+}
+
+impl Default for EvalConfig {
+    fn default() -> Self {
+        Self {
+            eval_steps: 100,
+            sample_prompts: Vec::new(),
+            sample_tokens: 64,
+            sample_temperature: 0.8,
+        }
+    }
+}
+
+/// `[checkpoint]`: when to save and what to keep.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct CheckpointConfig {
+    /// Save a resumable checkpoint every this many steps, and at the end. 0 = only at the end.
+    #[schemars(extend("x-aliases" = ["nanoGPT: always_save_checkpoint", "mlx-lm: save_every", "litgpt: save_interval", "saves_per_epoch"]))]
+    pub save_steps: u64,
+    /// Checkpoints to keep; the best and the last are kept on top of these. 0 = all.
+    #[schemars(range(max = 1000000))]
+    pub save_total_limit: usize,
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> Self {
+        Self {
+            save_steps: 500,
+            save_total_limit: 3,
+        }
+    }
+}
+
+/// `[logging]`: what is written while training.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct LoggingConfig {
+    /// Write metrics every this many steps.
+    #[schemars(range(min = 1), extend("x-aliases" = ["nanoGPT: log_interval", "mlx-lm: steps_per_report", "torchtune: log_every_n_steps", "log_steps"]))]
+    pub logging_steps: u64,
+    /// Which files the metrics go to.
+    pub report_to: Vec<Report>,
+}
+
+impl Default for LoggingConfig {
+    fn default() -> Self {
+        Self {
+            logging_steps: 10,
+            report_to: vec![Report::Jsonl, Report::Csv],
+        }
+    }
+}
+
+/// A file format for metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Report {
+    /// metrics.jsonl: one object a line.
+    Jsonl,
+    /// metrics.csv.
+    Csv,
+}
+
+/// `[device]`: where the computation runs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct DeviceConfig {
+    /// `auto` takes the best that is compiled in and present and says which; a name takes that one
+    /// or is an error.
+    #[schemars(extend("x-aliases" = ["torchtune: device", "accelerator"]))]
+    pub backend: Backend,
+}
+
+impl Default for DeviceConfig {
+    fn default() -> Self {
+        Self {
+            backend: Backend::Auto,
+        }
+    }
+}
+
+/// A compute backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Backend {
+    /// The best that is compiled in and present.
+    Auto,
+    /// All cores of this machine (burn's flex backend).
+    Cpu,
+    /// NVIDIA GPUs.
+    Cuda,
+    /// GPUs through Vulkan, Metal or DirectX.
+    Wgpu,
+}

@@ -1,0 +1,7 @@
+//! The runner as a user meets it: exit codes, files, resume, bad input.
+#![allow(missing_docs)]
+
+mod bad_input;
+mod bench;
+mod resume;
+mod runs;

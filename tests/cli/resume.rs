@@ -1,0 +1,161 @@
+//! Interrupted, killed, finished and foreign runs.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::bench::{Bench, json};
+
+#[test]
+fn r10_an_interrupted_run_goes_on_bit_for_bit() {
+    let bench = Bench::new();
+    let long = [
+        "--set",
+        "train.max_steps=300",
+        "--set",
+        "eval.eval_steps=100",
+    ];
+    bench.train(&[&long[..], &["--output-dir", "whole"]].concat());
+    let mut interrupted = 0;
+    for (signal, code) in [("-INT", 130), ("-TERM", 143)] {
+        let run = &format!("cut{signal}");
+        let arguments = [
+            &["train", "x.toml", "--quiet", "--output-dir", run],
+            &long[..],
+        ]
+        .concat();
+        let mut child = bench.spawn(&arguments);
+        let metrics = bench.path(run).join("metrics.jsonl");
+        let waiting = Instant::now();
+        while fs::read_to_string(&metrics).map_or(0, |text| text.lines().count()) < 20 {
+            assert!(
+                waiting.elapsed() < Duration::from_secs(60),
+                "the run never started"
+            );
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let kill = Command::new("kill")
+            .args([signal, &child.id().to_string()])
+            .status()
+            .unwrap();
+        assert!(kill.success());
+        let status = child.wait().unwrap();
+        // On a fast machine the run may be over before the signal comes.
+        interrupted += u32::from(status.code() == Some(code));
+        assert!(matches!(status.code(), Some(0 | 130 | 143)), "{status}");
+        bench.expect(0, &arguments);
+        assert_eq!(bench.checkpoint(run, 300), bench.checkpoint("whole", 300));
+        assert_eq!(bench.metrics(run), bench.metrics("whole"));
+    }
+    assert!(interrupted > 0, "no run was interrupted in time");
+}
+
+#[test]
+fn r10_a_killed_run_goes_on_bit_for_bit_and_step_goes_back() {
+    let bench = Bench::new();
+    bench.train(&["--output-dir", "whole"]);
+    // What a kill -9 after the save of step 4 leaves: later lines in the metrics, no later save.
+    bench.train(&["--output-dir", "cut"]);
+    fs::remove_dir_all(bench.path("cut/checkpoints/step-000006")).unwrap();
+    bench.train(&["--output-dir", "cut"]);
+    assert_eq!(bench.checkpoint("cut", 6), bench.checkpoint("whole", 6));
+    assert_eq!(bench.metrics("cut"), bench.metrics("whole"));
+
+    bench.train(&["--output-dir", "cut", "--resume", "2"]);
+    assert_eq!(bench.checkpoint("cut", 6), bench.checkpoint("whole", 6));
+    assert_eq!(bench.metrics("cut"), bench.metrics("whole"));
+    let (_, stderr) = bench.expect(
+        1,
+        &["train", "x.toml", "--output-dir", "cut", "--resume", "5"],
+    );
+    assert!(
+        stderr.contains("has no checkpoint of step 5; there are: 2, 3, 4, 6"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn r10_a_finished_run_is_complete_and_a_longer_one_goes_on() {
+    let bench = Bench::new();
+    bench.train(&[]);
+    let before = bench.metrics("out");
+    let (stdout, _) = bench.train(&[]);
+    assert!(stdout.contains("out is already complete"), "{stdout}");
+    assert_eq!(bench.metrics("out"), before);
+    bench.train(&[
+        "--set",
+        "train.max_steps=8",
+        "--set",
+        "lr_scheduler.name=cosine",
+    ]);
+    assert_eq!(bench.metrics("out").len(), 8);
+}
+
+#[test]
+fn r10_another_config_in_the_folder_is_refused_with_the_difference() {
+    let bench = Bench::new();
+    bench.train(&[]);
+    let (_, stderr) = bench.expect(
+        2,
+        &["train", "x.toml", "--set", "optimizer.learning_rate=0.5"],
+    );
+    assert!(
+        stderr.contains("optimizer.learning_rate: 0.001 there, 0.5 here"),
+        "{stderr}"
+    );
+    assert!(stderr.contains("--output-dir"), "{stderr}");
+    let (_, stderr) = bench.expect(2, &["train", "x.toml", "--resume", "never"]);
+    assert!(stderr.contains("not empty"), "{stderr}");
+    bench.expect(
+        0,
+        &[
+            "train",
+            "x.toml",
+            "--resume",
+            "never",
+            "--output-dir",
+            "fresh",
+            "-q",
+        ],
+    );
+}
+
+#[test]
+fn r10_a_run_whose_data_has_changed_is_refused() {
+    let bench = Bench::new();
+    bench.train(&[]);
+    let mut text = fs::read_to_string(bench.path("text.txt")).unwrap();
+    text.push_str("another line\n");
+    fs::write(bench.path("text.txt"), text).unwrap();
+    let longer = ["train", "x.toml", "--set", "train.max_steps=9"];
+    let (_, stderr) = bench.expect(3, &longer);
+    assert!(stderr.contains("text.txt has changed"), "{stderr}");
+    // A complete run stays complete.
+    bench.train(&[]);
+}
+
+#[test]
+fn r10_a_crash_between_the_last_save_and_the_export_is_made_good() {
+    let bench = Bench::new();
+    bench.train(&[]);
+    fs::remove_file(bench.path("out/model.safetensors")).unwrap();
+    let mut record = json(&bench.path("out/run.json"));
+    record.as_object_mut().unwrap().remove("final");
+    fs::write(bench.path("out/run.json"), record.to_string()).unwrap();
+    bench.train(&[]);
+    assert!(bench.path("out/model.safetensors").is_file());
+    assert_eq!(json(&bench.path("out/run.json"))["final"]["step"], 6);
+}
+
+#[test]
+fn r10_going_back_discards_the_future_and_says_so() {
+    let bench = Bench::new();
+    bench.train(&[]);
+    let back = ["train", "x.toml", "--resume", "2", "--set", "train.max_steps=3"];
+    let (_, stderr) = bench.expect(0, &back);
+    assert!(stderr.contains("deleted the checkpoint of step 6"), "{stderr}");
+    assert!(!bench.path("out/checkpoints/step-000006").exists());
+}
