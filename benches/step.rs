@@ -62,7 +62,10 @@ fn main() {
     let environment = Environment::detect();
     println!("{}, {} threads", environment.cpu, environment.threads);
     let peak = matmul_peak();
-    println!("limit: f32 matrix products of 1024^3 reach {:.0} GFLOP/s\n", peak / 1e9);
+    println!(
+        "limit: f32 matrix products of 1024^3 reach {:.0} GFLOP/s\n",
+        peak / 1e9
+    );
     println!(
         "{:<14} {:>9} {:>9} {:>9} {:>9} {:>11} {:>9}",
         "step", "params", "ms", "backward", "update", "tokens/s", "of limit"
@@ -103,7 +106,13 @@ fn matmul_peak() -> f64 {
 }
 
 fn model(case: &Case) -> Decoder {
-    let [hidden_size, intermediate_size, num_hidden_layers, heads, kv_heads] = case.shape;
+    let [
+        hidden_size,
+        intermediate_size,
+        num_hidden_layers,
+        heads,
+        kv_heads,
+    ] = case.shape;
     let spec = DecoderSpec {
         shape: ModelShape {
             architecture: case.architecture,
@@ -132,7 +141,11 @@ fn flops(case: &Case) -> f64 {
     let [hidden, _, layers, heads, _] = case.shape;
     let tokens = (case.rows * case.cols) as f64;
     // The tied embedding is multiplied with once, as the head; positions and norms never.
-    let positions = if case.architecture == Architecture::Gpt2 { case.cols * hidden } else { 0 };
+    let positions = if case.architecture == Architecture::Gpt2 {
+        case.cols * hidden
+    } else {
+        0
+    };
     let norms = (2 * layers + 1) * hidden;
     let weights = (model(case).num_params() - positions - norms) as f64;
     let scores = (layers * heads * case.cols * (hidden / heads)) as f64;

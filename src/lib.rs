@@ -20,7 +20,7 @@
 //! | [`train`] | the loop (`train/run.rs`), the run folder, resume, metrics, the terminal |
 //! | [`cli`] | one file per verb; `main.rs` only calls it |
 //!
-//! Every part works on its own: `examples/custom_loop.rs` is a training loop in sixty lines.
+//! Every part works on its own: `examples/custom_loop.rs` is a training loop in one file.
 
 pub mod checkpoint;
 pub mod cli;

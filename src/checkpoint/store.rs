@@ -117,9 +117,10 @@ impl CheckpointStore {
     /// # Errors
     /// The folder cannot be read; an absent one has no steps.
     pub fn steps(&self) -> Result<Vec<u64>, CheckpointError> {
+        use std::io::ErrorKind::{NotADirectory, NotFound};
         let entries = match fs::read_dir(&self.folder) {
             Ok(entries) => entries,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) if matches!(error.kind(), NotFound | NotADirectory) => return Ok(Vec::new()),
             Err(error) => return Err(CheckpointError::io(&self.folder)(error)),
         };
         let mut steps = Vec::new();

@@ -106,12 +106,16 @@ impl ModelError {
     /// What to do about it, where there is something to say.
     pub fn help(&self) -> Option<String> {
         match self {
+            Self::NotAModel { path, .. } if path.join("checkpoints").is_dir() => Some(
+                "the run in this folder has not finished; `runner train` with its config goes on"
+                    .to_string(),
+            ),
             Self::NotAModel { .. } => Some(
                 "--model takes a run folder of `runner train`, or a Hugging Face model folder"
                     .to_string(),
             ),
             Self::Unsupported { .. } => Some(
-                "this build loads llama and gpt2 models; see the support table in the README"
+                "this build loads LLaMA models without rope scaling, and the GPT-2 models it writes"
                     .to_string(),
             ),
             Self::TooLong { limit, .. } => Some(format!(

@@ -45,7 +45,8 @@ pub struct Timeline {
 }
 
 impl Timeline {
-    /// Turns the plan's length into steps. `tokens_per_epoch` is the number of training tokens.
+    /// Turns the plan's length into steps. `tokens_per_epoch` is the sampler's: the training tokens
+    /// of one pass, weights of datasets included.
     pub fn new(plan: &Plan, tokens_per_epoch: u64) -> Self {
         let train = &plan.config.train;
         let sequence_len = plan.config.data.sequence_len;

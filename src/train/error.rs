@@ -86,7 +86,7 @@ pub enum TrainError {
         step: u64,
         /// Non-finite steps in a row.
         in_a_row: u32,
-        /// The last good checkpoint.
+        /// The last checkpoint.
         checkpoint: Option<u64>,
     },
     /// The user asked to stop; the run was saved and can be resumed.
@@ -154,14 +154,14 @@ impl TrainError {
             Self::NotEmpty { .. } | Self::OtherConfig { .. } | Self::OtherData { .. } => {
                 Some("give this run its own --output-dir, or delete the folder".to_string())
             }
-            Self::Diverged { checkpoint, .. } => Some(match checkpoint {
-                Some(step) => format!(
-                    "the checkpoint of step {step} is good; lower optimizer.learning_rate or raise lr_scheduler.warmup_steps"
-                ),
-                None => {
-                    "lower optimizer.learning_rate or raise lr_scheduler.warmup_steps".to_string()
-                }
-            }),
+            Self::Diverged { checkpoint, .. } => {
+                let last = checkpoint.map_or(String::new(), |step| {
+                    format!("; the last checkpoint is that of step {step}")
+                });
+                Some(format!(
+                    "lower optimizer.learning_rate or raise lr_scheduler.warmup_steps, with another --output-dir{last}"
+                ))
+            }
             _ => None,
         }
     }

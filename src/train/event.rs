@@ -69,6 +69,10 @@ pub enum Event<'a> {
     Finished {
         /// Completed steps.
         step: u64,
+        /// The step whose weights were exported.
+        exported_step: u64,
+        /// Nats per token of the bigram baseline on the validation split.
+        bigram: Option<f64>,
     },
 }
 
@@ -85,7 +89,7 @@ pub struct StepRecord {
     pub lr: f64,
     /// Norm of the whole gradient before clipping.
     pub grad_norm: f64,
-    /// Trained tokens per second over the steps since the last record, evaluation and saving apart.
+    /// Trained tokens per second over the last `logging_steps` steps, evaluation and saving apart.
     pub tokens_per_second: f64,
 }
 

@@ -35,6 +35,8 @@ pub(super) struct RunRecord {
     pub(super) data: serde_json::Value,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) exported_step: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) bigram_loss: Option<f64>,
     #[serde(rename = "final", skip_serializing_if = "Option::is_none")]
     pub(super) end: Option<FinalRecord>,
 }
@@ -70,6 +72,7 @@ impl RunRecord {
             val_tokens: tokens[1],
             data: data_record(files),
             exported_step: None,
+            bigram_loss: None,
             end: None,
         }
     }
@@ -178,9 +181,9 @@ impl RunFolder {
 
 /// The data files with their sizes and hashes.
 pub(super) fn data_record(files: &[FileRecord]) -> serde_json::Value {
-    let files = files.iter().map(
-        |file| json!({"path": file.path, "bytes": file.bytes, "blake3": file.blake3}),
-    );
+    let files = files
+        .iter()
+        .map(|file| json!({"path": file.path, "bytes": file.bytes, "blake3": file.blake3}));
     files.collect()
 }
 

@@ -8,18 +8,79 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde_json::{Map, Value, json};
 
 use super::{Evaluation, Event, Observer, StepRecord, TrainError};
 use crate::durable;
 
 /// One line of the metrics files.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy)]
 struct Row {
-    #[serde(flatten)]
-    step: StepRecord,
-    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    step: u64,
+    /// None for a step that was skipped as not finite but evaluated.
+    record: Option<StepRecord>,
     evaluation: Option<Evaluation>,
+}
+
+impl Row {
+    /// The columns in order; a missing value is JSON's null.
+    fn cells(&self) -> [(&'static str, Value); 8] {
+        let of = |value: fn(&StepRecord) -> Value| self.record.as_ref().map_or(Value::Null, value);
+        let evaluated = |value: fn(&Evaluation) -> f64| {
+            self.evaluation
+                .as_ref()
+                .map_or(Value::Null, |e| json!(value(e)))
+        };
+        [
+            ("step", json!(self.step)),
+            ("tokens", of(|record| json!(record.tokens))),
+            ("loss", of(|record| json!(record.loss))),
+            ("lr", of(|record| json!(record.lr))),
+            ("grad_norm", of(|record| json!(record.grad_norm))),
+            (
+                "tokens_per_second",
+                of(|record| json!(record.tokens_per_second)),
+            ),
+            ("val_loss", evaluated(|evaluation| evaluation.val_loss)),
+            (
+                "bits_per_byte",
+                evaluated(|evaluation| evaluation.bits_per_byte),
+            ),
+        ]
+    }
+
+    /// One object without the missing values.
+    fn json_line(&self) -> String {
+        let present = self
+            .cells()
+            .into_iter()
+            .filter(|(_, value)| !value.is_null());
+        let object: Map<String, Value> = present
+            .map(|(name, value)| (name.to_string(), value))
+            .collect();
+        format!("{}\n", Value::Object(object))
+    }
+
+    /// Comma-separated, a missing value an empty cell.
+    fn csv_line(&self) -> String {
+        let text = |value: Value| {
+            if value.is_null() {
+                String::new()
+            } else {
+                value.to_string()
+            }
+        };
+        format!("{}\n", self.cells().map(|(_, value)| text(value)).join(","))
+    }
+
+    fn csv_header() -> String {
+        let row = Row {
+            step: 0,
+            record: None,
+            evaluation: None,
+        };
+        format!("{}\n", row.cells().map(|(name, _)| name).join(","))
+    }
 }
 
 /// Pairs each logged step with its evaluation.
@@ -40,10 +101,11 @@ impl Rows {
     /// Takes an event, gives the row that it completes.
     fn take(&mut self, event: &Event) -> Option<Row> {
         match event {
-            Event::Step(step) => {
-                let done = self.pending.take().filter(|row| self.is_logged(row));
+            Event::Step(record) => {
+                let done = self.finished();
                 self.pending = Some(Row {
-                    step: *step,
+                    step: record.step,
+                    record: Some(*record),
                     evaluation: None,
                 });
                 done
@@ -51,21 +113,27 @@ impl Rows {
             Event::Evaluated {
                 step, evaluation, ..
             } => {
-                let row = self.pending.as_mut().filter(|row| row.step.step == *step)?;
+                let other = self.pending.is_none_or(|row| row.step != *step);
+                let done = if other { self.finished() } else { None };
+                let row = self.pending.get_or_insert(Row {
+                    step: *step,
+                    record: None,
+                    evaluation: None,
+                });
                 row.evaluation = Some(*evaluation);
-                None
+                done
             }
             // Whatever was measured before a save must not be lost if the run dies after it.
-            Event::Saved { .. } | Event::Finished { .. } => {
-                self.pending.take().filter(|row| self.is_logged(row))
-            }
+            Event::Saved { .. } | Event::Finished { .. } => self.finished(),
             _ => None,
         }
     }
 
-    /// The first step, every n-th, and every evaluated one.
-    fn is_logged(&self, row: &Row) -> bool {
-        row.step.step == 1 || row.step.step.is_multiple_of(self.every) || row.evaluation.is_some()
+    /// The pending row, if it is one to log: the first step, every n-th, and every evaluated one.
+    fn finished(&mut self) -> Option<Row> {
+        let row = self.pending.take()?;
+        let nth = row.step == 1 || row.step.is_multiple_of(self.every);
+        (nth || row.evaluation.is_some()).then_some(row)
     }
 }
 
@@ -101,8 +169,8 @@ impl Observer for JsonlMetrics {
         let Some(row) = self.rows.take(event) else {
             return Ok(());
         };
-        let line = serde_json::to_string(&row).map_err(std::io::Error::from);
-        line.and_then(|line| self.file.write_all(format!("{line}\n").as_bytes()))
+        self.file
+            .write_all(row.json_line().as_bytes())
             .map_err(TrainError::io(&self.path))
     }
 }
@@ -114,8 +182,6 @@ pub struct CsvMetrics {
     file: File,
     rows: Rows,
 }
-
-const CSV_HEADER: &str = "step,tokens,loss,lr,grad_norm,tokens_per_second,val_loss,bits_per_byte";
 
 impl CsvMetrics {
     /// Appends to `path` after dropping the rows of steps past `resumed_at`.
@@ -133,7 +199,8 @@ impl CsvMetrics {
         let mut file = append(path)?;
         // What a header precedes was dropped with it, so it is written anew above what was kept.
         if file.metadata().map_err(TrainError::io(path))?.len() == 0 {
-            writeln!(file, "{CSV_HEADER}").map_err(TrainError::io(path))?;
+            file.write_all(Row::csv_header().as_bytes())
+                .map_err(TrainError::io(path))?;
         }
         Ok(Self {
             path: path.to_path_buf(),
@@ -145,28 +212,11 @@ impl CsvMetrics {
 
 impl Observer for CsvMetrics {
     fn observe(&mut self, event: &Event) -> Result<(), TrainError> {
-        let Some(Row {
-            step: s,
-            evaluation,
-        }) = self.rows.take(event)
-        else {
+        let Some(row) = self.rows.take(event) else {
             return Ok(());
         };
-        let [val_loss, bits] = match evaluation {
-            Some(evaluation) => {
-                [evaluation.val_loss, evaluation.bits_per_byte].map(|v| v.to_string())
-            }
-            None => [String::new(), String::new()],
-        };
-        let cells = [s.loss, s.lr, s.grad_norm, s.tokens_per_second].map(|value| value.to_string());
-        let line = format!(
-            "{},{},{},{val_loss},{bits}\n",
-            s.step,
-            s.tokens,
-            cells.join(",")
-        );
         self.file
-            .write_all(line.as_bytes())
+            .write_all(row.csv_line().as_bytes())
             .map_err(TrainError::io(&self.path))
     }
 }
@@ -186,12 +236,16 @@ fn keep_lines(path: &Path, keep: impl Fn(&str) -> bool) -> Result<(), TrainError
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(TrainError::io(path)(error)),
     };
-    let header = text.lines().next().filter(|line| *line == CSV_HEADER);
-    let rows = text
+    let header = Row::csv_header();
+    let mut kept = String::new();
+    for line in text
         .split_inclusive('\n')
-        .filter(|line| line.ends_with('\n') && keep(line.trim_end()));
-    let mut kept: String = header.map(|line| format!("{line}\n")).unwrap_or_default();
-    kept.extend(rows);
+        .filter(|line| line.ends_with('\n'))
+    {
+        if line == header || keep(line.trim_end()) {
+            kept.push_str(line);
+        }
+    }
     durable::replace_with(path, kept).map_err(TrainError::io(path))
 }
 
@@ -208,6 +262,14 @@ mod tests {
             grad_norm: 2.0,
             tokens_per_second: 3.0,
         })
+    }
+
+    fn finished(step: u64) -> Event<'static> {
+        Event::Finished {
+            step,
+            exported_step: step,
+            bigram: None,
+        }
     }
 
     fn evaluated(step: u64) -> Event<'static> {
@@ -238,7 +300,7 @@ mod tests {
             &mut metrics,
             &[step(1), step(2), step(3), evaluated(3), step(4), step(5)],
         );
-        watch(&mut metrics, &[Event::Finished { step: 5 }]);
+        watch(&mut metrics, &[finished(5)]);
         let rows: Vec<serde_json::Value> = fs::read_to_string(&path)
             .unwrap()
             .lines()
@@ -252,6 +314,21 @@ mod tests {
         assert_eq!(rows[2]["val_loss"], 1.25);
         assert!(rows[3].get("val_loss").is_none());
         assert_eq!(rows[3]["tokens"], 32);
+    }
+
+    #[test]
+    fn r12_an_evaluation_after_a_skipped_step_is_a_row_of_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let (jsonl, csv) = (folder.path().join("m.jsonl"), folder.path().join("m.csv"));
+        let events = [step(1), evaluated(2), finished(2)];
+        watch(&mut JsonlMetrics::open(&jsonl, 5, 0).unwrap(), &events);
+        watch(&mut CsvMetrics::open(&csv, 5, 0).unwrap(), &events);
+        let jsonl = fs::read_to_string(&jsonl).unwrap();
+        let last = jsonl.lines().last().unwrap();
+        assert_eq!(last, r#"{"step":2,"val_loss":1.25,"bits_per_byte":0.5}"#);
+        let csv = fs::read_to_string(&csv).unwrap();
+        assert_eq!(csv.lines().last().unwrap(), "2,,,,,,1.25,0.5");
+        assert_eq!(csv.lines().count(), 3);
     }
 
     #[test]
@@ -271,11 +348,7 @@ mod tests {
                 ] {
                     observer.observe(&event).unwrap();
                 }
-                observer
-                    .observe(&Event::Finished {
-                        step: resumed_at + 3,
-                    })
-                    .unwrap();
+                observer.observe(&finished(resumed_at + 3)).unwrap();
             }
             // The crash comes in the middle of a line.
             append(&jsonl).unwrap().write_all(b"{\"step\": 1").unwrap();

@@ -107,11 +107,19 @@ impl Run {
         };
 
         let summary = parts.summary();
-        record(&folder, plan, config_text, &environment, &summary, &parts.corpus, old)?;
+        record(
+            &folder,
+            plan,
+            config_text,
+            &environment,
+            &summary,
+            &parts.corpus,
+            old,
+        )?;
         observers.extend(metrics(&folder, plan, progress.step)?);
         let mut trainer = Trainer {
             plan: plan.clone(),
-            sampler: parts.sampler(plan)?,
+            sampler: parts.sampler,
             spec: parts.spec,
             timeline: parts.timeline,
             corpus: parts.corpus,
@@ -189,6 +197,7 @@ fn is_complete(
 /// Data, and what follows from data and plan together.
 struct Parts {
     corpus: Corpus,
+    sampler: Sampler,
     spec: DecoderSpec,
     timeline: Timeline,
     parameters: usize,
@@ -208,7 +217,9 @@ impl Parts {
             eos_token_id: corpus.tokenizer.eos().map(|token| token.id),
             bos_token_id: corpus.tokenizer.bos().map(|token| token.id),
         };
-        let timeline = Timeline::new(plan, corpus.train_tokens());
+        let data = &config.data;
+        let sampler = Sampler::new(&corpus, data.sampling, data.sequence_len, config.seed)?;
+        let timeline = Timeline::new(plan, sampler.tokens_per_epoch());
         // Parameters are drawn when first used: counting those of a built module is free.
         let parameters = Decoder::new(&spec, config.seed, &Device::flex())?.num_params();
         for prompt in &config.eval.sample_prompts {
@@ -216,21 +227,19 @@ impl Parts {
         }
         Ok(Self {
             corpus,
+            sampler,
             spec,
             timeline,
             parameters,
         })
     }
 
-    fn sampler(&self, plan: &Plan) -> Result<Sampler, TrainError> {
-        let data = &plan.config.data;
-        let seed = plan.config.seed;
-        Ok(Sampler::new(&self.corpus, data.sampling, data.sequence_len, seed)?)
-    }
-
     /// What a person should know before the first step.
     fn notes(&self, plan: &Plan, environment: &Environment) -> Vec<String> {
-        let device = format!("device cpu: {}, {} threads", environment.cpu, environment.threads);
+        let device = format!(
+            "device cpu: {}, {} threads",
+            environment.cpu, environment.threads
+        );
         let mut notes = vec![device];
         notes.extend(self.corpus.notes.iter().cloned());
         notes.push(self.summary().describe(plan));
@@ -251,7 +260,7 @@ impl Parts {
             val_tokens: self.corpus.val.as_ref().map_or(0, |val| val.len() as u64),
             steps,
             tokens_per_step,
-            epochs: (steps * tokens_per_step) as f64 / train_tokens as f64,
+            epochs: (steps * tokens_per_step) as f64 / self.sampler.tokens_per_epoch() as f64,
         }
     }
 }
@@ -312,7 +321,7 @@ fn thread_warning(record: Option<&RunRecord>, environment: &Environment) -> Opti
         .iter()
         .any(|key| before[key] != now[key]);
     changed.then(|| {
-        "warning: thread count or CPU differs from the first part of this run; \
+        "warning: thread count or CPU differs from the last part of this run; \
          results will agree to rounding, not bit for bit"
             .to_string()
     })
@@ -328,7 +337,9 @@ fn same_data(
     let hashes = |data: &serde_json::Value| -> Vec<(String, String)> {
         let files = data.as_array().map(Vec::as_slice).unwrap_or_default();
         let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_string();
-        let pairs = files.iter().map(|file| (text(&file["path"]), text(&file["blake3"])));
+        let pairs = files
+            .iter()
+            .map(|file| (text(&file["path"]), text(&file["blake3"])));
         pairs.collect()
     };
     let (before, now) = (hashes(&record.data), hashes(&data_record(&corpus.files)));

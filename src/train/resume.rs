@@ -86,7 +86,9 @@ fn is_used(folder: &Path) -> Result<bool, TrainError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(TrainError::io(folder)(error)),
     };
-    let mut names = entries.filter_map(Result::ok).map(|entry| entry.file_name());
+    let mut names = entries
+        .filter_map(Result::ok)
+        .map(|entry| entry.file_name());
     Ok(names.any(|name| name != ".lock" && name != "logs"))
 }
 

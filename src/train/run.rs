@@ -313,14 +313,19 @@ impl Trainer {
         self.progress.seconds = self.clock.total_seconds();
         let card = model_card(&self.plan, &self.corpus, &self.progress, exported_step);
         self.folder.write("README.md", &card)?;
+        let fits = self.corpus.train_tokens() <= BIGRAM_LIMIT;
+        let bigram = if fits { self.bigram() } else { None };
         if let Some(mut record) = self.folder.read_record()? {
             record.exported_step = Some(exported_step);
+            record.bigram_loss = bigram;
             record.end = Some(FinalRecord::new(&self.progress));
             self.folder.write_record(&record)?;
         }
-        self.tell(&Event::Finished { step: last })?;
-        let fits = self.corpus.train_tokens() <= BIGRAM_LIMIT;
-        let bigram = if fits { self.bigram() } else { None };
+        self.tell(&Event::Finished {
+            step: last,
+            exported_step,
+            bigram,
+        })?;
         let folder = self.folder.path().to_path_buf();
         Ok(Outcome {
             folder,

@@ -22,7 +22,7 @@ pub struct Terminal {
 
 impl Terminal {
     /// A reporter with lines every `every` steps where there is no terminal. A quiet one reports
-    /// only what needs attention: skipped steps and deleted checkpoints.
+    /// only what needs attention: warnings, skipped steps, deleted checkpoints.
     pub fn new(every: u64, quiet: bool) -> Self {
         let bar = if quiet || !std::io::stderr().is_terminal() {
             ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden())
@@ -75,20 +75,23 @@ impl Terminal {
         }
     }
 
+    /// Says something about the course of the run.
     fn line(&self, text: &str) {
-        if self.bar.is_hidden() {
-            if !self.quiet {
-                eprintln!("{text}");
-            }
-        } else {
-            self.bar.println(text);
+        if !self.quiet {
+            self.always(text);
         }
+    }
+
+    /// Says something that needs attention.
+    fn always(&self, text: &str) {
+        self.bar.suspend(|| eprintln!("{text}"));
     }
 }
 
 impl Observer for Terminal {
     fn observe(&mut self, event: &Event) -> Result<(), TrainError> {
         match event {
+            Event::Note { text } if text.starts_with("warning") => self.always(text),
             Event::Note { text } => self.line(text),
             Event::Started { step, steps } => self.start(*step, *steps),
             Event::Step(record) => self.step(record),
@@ -111,21 +114,16 @@ impl Observer for Terminal {
             }
             Event::Saved { .. } => {}
             Event::Deleted { step } => {
-                self.line(&format!(
-                    "deleted the checkpoint of step {step} "
-                ));
+                self.always(&format!("deleted the checkpoint of step {step}"));
             }
             Event::Skipped {
                 step,
                 loss,
                 grad_norm,
                 ..
-            } => {
-                let text = format!(
-                    "warning: step {step} skipped: loss {loss}, gradient norm {grad_norm}; its batch is in logs/"
-                );
-                self.bar.suspend(|| eprintln!("{text}"));
-            }
+            } => self.always(&format!(
+                "warning: step {step} skipped: loss {loss}, gradient norm {grad_norm}; its batch is in logs/"
+            )),
             Event::Finished { .. } => self.bar.finish_and_clear(),
         }
         Ok(())
@@ -194,7 +192,13 @@ impl Observer for LogEvents {
                     first_sequence, sequences, loss, grad_norm, "skipped: not finite"
                 );
             }
-            Event::Finished { step } => info!(step, "finished"),
+            Event::Finished {
+                step,
+                exported_step,
+                bigram,
+            } => {
+                info!(step, exported_step, bigram, "finished");
+            }
         }
         Ok(())
     }

@@ -145,7 +145,6 @@ fn r3_bad_data_is_exit_3_and_says_which_file() {
     // Not even an empty folder.
     assert!(!bench.path("out").exists());
 }
-}
 
 #[test]
 fn a_live_run_holds_its_folder() {

@@ -154,8 +154,18 @@ fn r10_a_crash_between_the_last_save_and_the_export_is_made_good() {
 fn r10_going_back_discards_the_future_and_says_so() {
     let bench = Bench::new();
     bench.train(&[]);
-    let back = ["train", "x.toml", "--resume", "2", "--set", "train.max_steps=3"];
+    let back = [
+        "train",
+        "x.toml",
+        "--resume",
+        "2",
+        "--set",
+        "train.max_steps=3",
+    ];
     let (_, stderr) = bench.expect(0, &back);
-    assert!(stderr.contains("deleted the checkpoint of step 6"), "{stderr}");
+    assert!(
+        stderr.contains("deleted the checkpoint of step 6"),
+        "{stderr}"
+    );
     assert!(!bench.path("out/checkpoints/step-000006").exists());
 }

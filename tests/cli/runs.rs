@@ -182,7 +182,7 @@ fn r11_rotation_is_announced() {
         ],
     );
     assert!(
-        stderr.contains("deleted the checkpoint of step 1 "),
+        stderr.contains("deleted the checkpoint of step 1\n"),
         "{stderr}"
     );
     let steps = fs::read_dir(bench.path("out/checkpoints"))

@@ -30,6 +30,7 @@ pub use stream::StreamDecoder;
 
 use super::DataError;
 use super::files::working_directory;
+use crate::durable;
 
 /// A special token and its id.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -222,7 +223,8 @@ impl Tokenizer {
     pub fn save(&self, directory: &Path) -> Result<(), DataError> {
         let write = |name: &str, contents: &str| {
             let path = directory.join(name);
-            fs::write(&path, contents).map_err(|source| DataError::Unwritable { path, source })
+            durable::replace_with(&path, contents)
+                .map_err(|source| DataError::Unwritable { path, source })
         };
         write("tokenizer.json", &self.json)?;
         write(
