@@ -1,11 +1,8 @@
 //! Interrupted, killed, finished and foreign runs.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
-
-use serde_json::Value;
 
 use super::bench::{Bench, json};
 

@@ -1,9 +1,7 @@
 //! Runs that go well, and what they leave behind.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::{Duration, Instant};
+use std::path::Path;
 
 use serde_json::Value;
 
