@@ -17,6 +17,25 @@ const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
 
 /// The checkpoints of one run.
+///
+/// ```
+/// use burn::tensor::TensorData;
+/// use firebrick::checkpoint::{CheckpointStore, Progress, Snapshot};
+/// use firebrick::model::Tensors;
+/// use firebrick::optimizer::OptimizerState;
+///
+/// let run = tempfile::tempdir()?;
+/// let store = CheckpointStore::new(run.path());
+/// let weights = TensorData::new(vec![1.0f32, 2.0], [2]);
+/// store.save(&Snapshot {
+///     model: Tensors::from([("norm.weight".to_string(), weights.clone())]),
+///     optimizer: OptimizerState::default(),
+///     progress: Progress { step: 100, ..Progress::default() },
+/// })?;
+/// assert_eq!(store.latest()?, Some(100));
+/// assert_eq!(store.load(100)?.model["norm.weight"], weights);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct CheckpointStore {
     folder: PathBuf,

@@ -25,6 +25,26 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// One text as one row: every token but the last is an input, every token but the first a
+    /// target.
+    ///
+    /// ```
+    /// let batch = firebrick::data::Batch::of_row(&[5, 6, 7]);
+    /// assert_eq!((batch.tokens, batch.targets), (vec![5, 6], vec![6, 7]));
+    /// ```
+    pub fn of_row(tokens: &[u32]) -> Batch {
+        let cols = tokens.len().saturating_sub(1);
+        Batch {
+            rows: 1,
+            cols,
+            tokens: tokens[..cols].to_vec(),
+            targets: tokens[tokens.len() - cols..].to_vec(),
+            weights: vec![1.0; cols],
+            segment_ids: vec![0; cols],
+            positions: (0..cols as u32).collect(),
+        }
+    }
+
     /// The given rows as a batch of their own.
     pub fn rows(&self, rows: Range<usize>) -> Batch {
         let cells = rows.start * self.cols..rows.end * self.cols;

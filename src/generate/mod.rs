@@ -1,4 +1,29 @@
 //! Text from a model: prefill the prompt, then decode token by token from a key/value cache.
+//!
+//! ```
+//! use std::ops::ControlFlow;
+//! use burn::tensor::Device;
+//! use firebrick::config::Preset;
+//! use firebrick::generate::{Request, Sampling, generate};
+//! use firebrick::model::{Decoder, DecoderSpec};
+//!
+//! let spec = DecoderSpec {
+//!     shape: Preset::Stories260K.shape(),
+//!     vocab_size: 512,
+//!     eos_token_id: None,
+//!     bos_token_id: None,
+//! };
+//! let model = Decoder::new(&spec, 42, &Device::flex())?;
+//! let request = Request {
+//!     prompt: vec![7, 8, 9],
+//!     max_new_tokens: 4,
+//!     sampling: Sampling { temperature: 0.7, top_k: 40, ..Sampling::default() },
+//!     seed: 1,
+//! };
+//! let completion = generate(&model, &request, |_token| ControlFlow::Continue(()))?;
+//! assert_eq!(completion.tokens.len(), 4);
+//! # Ok::<(), firebrick::generate::GenerateError>(())
+//! ```
 
 mod sampling;
 mod text;

@@ -41,6 +41,31 @@ impl Backward {
 ///
 /// # Errors
 /// A sequence longer than the model's learned positions.
+///
+/// ```
+/// use burn::tensor::Device;
+/// use firebrick::config::{OptimizerPlan, Preset};
+/// use firebrick::data::Batch;
+/// use firebrick::gradient::backward;
+/// use firebrick::model::{Decoder, DecoderSpec};
+/// use firebrick::optimizer::Optimizer;
+///
+/// let spec = DecoderSpec {
+///     shape: Preset::Stories260K.shape(),
+///     vocab_size: 16,
+///     eos_token_id: None,
+///     bos_token_id: None,
+/// };
+/// let mut model = Decoder::new(&spec, 42, &Device::flex().autodiff())?;
+/// let mut optimizer = Optimizer::new(&OptimizerPlan::Lion { betas: [0.9, 0.99], weight_decay: 0.1 });
+/// let batches = [Batch::of_row(&[1, 2, 3, 1, 2, 3]), Batch::of_row(&[3, 1, 2, 3])];
+/// let before = backward(&model, &batches)?;
+/// assert_eq!(before.weight, 8.0);
+/// let loss = before.loss();
+/// model = optimizer.step(model, before.gradient, 1e-3);
+/// assert!(backward(&model, &batches)?.loss() < loss);
+/// # Ok::<(), firebrick::model::ModelError>(())
+/// ```
 pub fn backward(model: &Decoder, batches: &[Batch]) -> Result<Backward, ModelError> {
     let weight: f64 = batches.iter().map(Batch::weight).sum();
     let mut total = Backward {

@@ -14,6 +14,24 @@ use crate::data::Batch;
 
 /// A decoder-only transformer in LLaMA or GPT-2 form. Parameters are named as in Hugging Face's
 /// LLaMA without the `model.` prefix: `layers.0.self_attn.q_proj.weight`.
+///
+/// ```
+/// use burn::tensor::Device;
+/// use firebrick::config::Preset;
+/// use firebrick::data::Batch;
+/// use firebrick::model::{Decoder, DecoderSpec};
+///
+/// let spec = DecoderSpec {
+///     shape: Preset::Stories260K.shape(),
+///     vocab_size: 512,
+///     eos_token_id: Some(2),
+///     bos_token_id: Some(1),
+/// };
+/// let model = Decoder::new(&spec, 42, &Device::flex())?;
+/// let logits = model.forward(&Batch::of_row(&[1, 403, 407]))?;
+/// assert_eq!(logits.dims(), [2, 512]);
+/// # Ok::<(), firebrick::model::ModelError>(())
+/// ```
 #[derive(Module, Debug)]
 pub struct Decoder {
     /// `[vocab, dim]`.

@@ -5,6 +5,30 @@
 //! files, a program's own.
 //!
 //! Read `run.rs` first.
+//!
+//! ```
+//! use firebrick::config::{Config, DatasetConfig, Plan, Preset, TokenizerKind};
+//! use firebrick::train::{Options, Run};
+//!
+//! let folder = tempfile::tempdir()?;
+//! let text = folder.path().join("text.txt");
+//! std::fs::write(&text, "one two three four five six\n".repeat(20))?;
+//!
+//! let mut config = Config::default();
+//! config.output_dir = folder.path().join("run");
+//! config.model.preset = Some(Preset::Stories260K);
+//! config.tokenizer.kind = TokenizerKind::Char;
+//! config.data.sequence_len = 8;
+//! config.data.datasets.push(DatasetConfig::new(text.display().to_string()));
+//! config.train.max_steps = Some(2);
+//! let plan = Plan::from_config(config)?;
+//!
+//! let run = Run::prepare(&plan, Options::default())?.ok_or("the folder is new")?;
+//! let outcome = run.train()?;
+//! assert_eq!(outcome.progress.step, 2);
+//! assert!(outcome.folder.join("model.safetensors").is_file());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod card;
 mod error;

@@ -109,9 +109,7 @@ impl Observer for Terminal {
             }
             Event::Sample {
                 prompt, completion, ..
-            } => {
-                self.line(&format!("  {prompt:?} -> {completion:?}"));
-            }
+            } => self.line(&indented(&format!("{prompt}{completion}"))),
             Event::Saved { .. } => {}
             Event::Deleted { step } => {
                 self.always(&format!("deleted the checkpoint of step {step}"));
@@ -135,6 +133,22 @@ impl Drop for Terminal {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
     }
+}
+
+/// A text beside a margin, so that its end and its own blank lines can be seen. Control characters
+/// that a young model writes do not reach the terminal.
+fn indented(text: &str) -> String {
+    let visible = |c: char| {
+        if c.is_control() && c != '\t' {
+            '\u{fffd}'
+        } else {
+            c
+        }
+    };
+    let lines = text
+        .split('\n')
+        .map(|line| format!("  | {}", line.chars().map(visible).collect::<String>()));
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 fn thousands(number: f64) -> String {
@@ -201,5 +215,16 @@ impl Observer for LogEvents {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_stand_beside_a_margin_without_control_characters() {
+        assert_eq!(indented("a\n\n\tb"), "  | a\n  | \n  | \tb");
+        assert_eq!(indented("\u{1b}[2J"), "  | \u{fffd}[2J");
     }
 }
