@@ -8,6 +8,7 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`durable`] | files that are old or new, never half |
+//! | [`readable`] | numbers as people read them |
 //! | [`environment`] | what this process runs on |
 //! | [`config`] | what the TOML says ([`config::Config`]) and what will run ([`config::Plan`]) |
 //! | [`data`] | files -> documents -> token ids -> batches; a batch is a function of (seed, number) |
@@ -33,4 +34,5 @@ pub mod gradient;
 pub mod model;
 pub mod optimizer;
 pub mod phase;
+pub mod readable;
 pub mod train;

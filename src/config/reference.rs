@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::keys::Preset;
 use super::schema::{self, Key, Kind, Section};
+use crate::readable::grouped;
 
 /// The reference page as Markdown.
 pub fn reference_markdown() -> String {
@@ -189,19 +190,6 @@ pub(super) fn toml_value(value: &Value) -> String {
         },
         other => other.to_string(),
     }
-}
-
-/// 124439808 -> "124,439,808".
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (position, digit) in digits.chars().enumerate() {
-        if position > 0 && (digits.len() - position).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 /// Doc comments are wrapped for the source file; Markdown wraps by itself.

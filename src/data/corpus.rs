@@ -12,11 +12,12 @@ use super::DataError;
 use super::cache::{Lookup, TokenCache};
 use super::encode::encode_documents;
 use super::files::FileRecord;
-use super::notes::{self, Summary, counted, grouped};
+use super::notes::{self, Summary, counted};
 use super::source::{Key, Source, Texts};
 use super::token_stream::TokenStream;
 use super::tokenizer::{Tokenizer, Unknown};
 use crate::config::{DataConfig, TokenizerConfig, TokenizerKind};
+use crate::readable::grouped;
 
 /// `tokenizer.vocab_size` where the config does not say.
 const DEFAULT_VOCAB_SIZE: usize = 4096;

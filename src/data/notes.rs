@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::documents::{Documents, Format};
 use crate::config::DatasetKind;
+use crate::readable::grouped;
 
 /// What was found in the data when it was tokenised.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -105,19 +106,6 @@ pub(super) fn formats(paths: &[PathBuf], kind: DatasetKind, field: &str) -> Stri
 pub(super) fn counted(count: u64, what: &str) -> String {
     let plural = if count == 1 { "" } else { "s" };
     format!("{} {what}{plural}", grouped(count))
-}
-
-/// 1234567 as "1,234,567".
-pub(super) fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut grouped = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            grouped.push(',');
-        }
-        grouped.push(digit);
-    }
-    grouped
 }
 
 /// A dataset in an error message: its number and its first path.

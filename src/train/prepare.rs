@@ -17,6 +17,7 @@ use crate::generate::check_prompt;
 use crate::model::{Decoder, DecoderSpec, folder::decoder_from_hf};
 use crate::optimizer::Optimizer;
 use crate::phase::Timeline;
+use crate::readable::grouped;
 
 /// How to run a plan.
 #[derive(Default)]
@@ -279,18 +280,6 @@ impl Summary {
             grouped(self.train_tokens),
         )
     }
-}
-
-/// 1234567 -> 1,234,567.
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let groups: Vec<&str> = digits
-        .as_bytes()
-        .rchunks(3)
-        .rev()
-        .map(|g| std::str::from_utf8(g).unwrap_or(""))
-        .collect();
-    groups.join(",")
 }
 
 /// Sizes the global pool that all tensor operations share. A pool that exists already is kept: in
