@@ -399,9 +399,20 @@ fn damaged_and_foreign_folders_are_typed_errors() {
     );
     named(config("hidden_size", serde_json::json!(0)), "hidden_size");
     named(
+        config("num_hidden_layers", serde_json::json!(2_000_000_000)),
+        "num_hidden_layers",
+    );
+    named(
         config("vocab_size", serde_json::json!(14)),
         "model.embed_tokens.weight".trim_start_matches("model."),
     );
+
+    let gpt2 = tiny(Architecture::Gpt2);
+    let mut hollow = folder::hf_tensors(&plain(&gpt2));
+    let name = "transformer.h.0.attn.c_attn.weight";
+    hollow.insert(name.to_string(), TensorData::new(Vec::<f32>::new(), [24, 0]));
+    let error = folder::decoder_from_hf(&gpt2, hollow, &Device::flex()).unwrap_err();
+    named(error, name);
 
     let mut without = good.clone();
     without.remove("model.norm.weight");

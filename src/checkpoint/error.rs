@@ -36,6 +36,21 @@ pub enum CheckpointError {
         /// BLAKE3 of the file.
         found: String,
     },
+    /// state.json is of another step or another version of this program.
+    #[error(
+        "{} is version {version} of step {saved}, not version 1 of step {step}",
+        path.display()
+    )]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        version: u32,
+        /// The step it says it is of.
+        saved: u64,
+        /// The step of its folder.
+        step: u64,
+    },
     /// There is no checkpoint of that step.
     #[error("{} has no checkpoint of step {step}{}", folder.display(), listed(available))]
     NoSuchStep {
@@ -66,7 +81,7 @@ impl CheckpointError {
     /// What to do about it, where there is something to say.
     pub fn help(&self) -> Option<String> {
         match self {
-            Self::Damaged { .. } | Self::Malformed { .. } => {
+            Self::Damaged { .. } | Self::Malformed { .. } | Self::Foreign { .. } => {
                 Some("go back to another checkpoint with --resume STEP".to_string())
             }
             _ => None,

@@ -6,7 +6,7 @@
 //! ```text
 //! checkpoints/step-000100/model.safetensors       Hugging Face names and layout
 //!                         optimizer.safetensors   <parameter path>.<moment>
-//!                         state.json              position in data and schedule, BLAKE3 of both files
+//!                         state.json              position in data and schedule, BLAKE3 of all three
 //! checkpoints/best  checkpoints/last              text files holding a step folder's name
 //! ```
 //!

@@ -41,6 +41,9 @@ pub struct CheckpointStore {
     folder: PathBuf,
 }
 
+/// The version of state.json that this build writes and reads.
+const VERSION: u32 = 1;
+
 /// state.json.
 #[derive(Debug, Serialize, Deserialize)]
 struct State {
@@ -54,6 +57,22 @@ struct State {
 struct Checksums {
     model: String,
     optimizer: String,
+    /// Of progress and optimizer above, as compact JSON.
+    state: String,
+}
+
+fn state_checksum(
+    progress: &Progress,
+    optimizer: &std::collections::BTreeMap<String, StateScalar>,
+    path: &Path,
+) -> Result<String, CheckpointError> {
+    let bytes = serde_json::to_vec(&(progress, optimizer)).map_err(|source| {
+        CheckpointError::Malformed {
+            path: path.to_path_buf(),
+            source,
+        }
+    })?;
+    Ok(blake3::hash(&bytes).to_hex().to_string())
 }
 
 impl CheckpointStore {
@@ -108,8 +127,29 @@ impl CheckpointStore {
         }
         let path = folder.join(STATE);
         let text = fs::read_to_string(&path).map_err(CheckpointError::io(&path))?;
-        let state: State = serde_json::from_str(&text)
-            .map_err(|source| CheckpointError::Malformed { path, source })?;
+        let state: State =
+            serde_json::from_str(&text).map_err(|source| CheckpointError::Malformed {
+                path: path.clone(),
+                source,
+            })?;
+        let (version, saved) = (state.version, state.progress.step);
+        if version != VERSION || saved != step {
+            return Err(CheckpointError::Foreign {
+                path,
+                version,
+                saved,
+                step,
+            });
+        }
+        let found = state_checksum(&state.progress, &state.optimizer, &path)?;
+        if found != state.blake3.state {
+            let expected = state.blake3.state;
+            return Err(CheckpointError::Damaged {
+                path,
+                expected,
+                found,
+            });
+        }
         let model = read_verified(&folder.join(MODEL), &state.blake3.model)?;
         let tensors = read_verified(&folder.join(OPTIMIZER), &state.blake3.optimizer)?;
         let optimizer = OptimizerState {
@@ -171,7 +211,7 @@ impl CheckpointStore {
     /// The best step, if one was marked and is still there.
     pub fn best(&self) -> Option<u64> {
         let name = fs::read_to_string(self.folder.join("best")).ok()?;
-        step_of(name.trim()).filter(|&step| self.step_folder(step).is_dir())
+        step_of(name.trim()).filter(|&step| self.has(step))
     }
 
     /// Deletes the oldest checkpoints until `keep` are left besides the best and the last; 0 keeps
@@ -195,6 +235,32 @@ impl CheckpointStore {
             remove_folder(&self.step_folder(step))?;
         }
         Ok(ordinary[..surplus].to_vec())
+    }
+
+    /// Whether a step has a checkpoint.
+    pub fn has(&self, step: u64) -> bool {
+        self.step_folder(step).is_dir()
+    }
+
+    /// Makes `last` and `best` say what a run that continues from `progress` knows: a crash, or
+    /// going back, can have left them behind.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn repoint(&self, progress: &Progress) -> Result<(), CheckpointError> {
+        self.point("last", progress.step)?;
+        match progress.best {
+            Some(best) if self.has(best.step) => self.point("best", best.step),
+            _ => {
+                let path = self.folder.join("best");
+                match fs::remove_file(&path) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                        Err(CheckpointError::io(&path)(error))
+                    }
+                    _ => Ok(()),
+                }
+            }
+        }
     }
 
     /// Deletes the checkpoints past a step. Returns the deleted steps, to be announced.
@@ -260,13 +326,18 @@ fn write_step(folder: &Path, snapshot: &Snapshot) -> Result<(), CheckpointError>
     fs::create_dir_all(folder).map_err(CheckpointError::io(folder))?;
     let model = write_tensors(&folder.join(MODEL), &snapshot.model)?;
     let optimizer = write_tensors(&folder.join(OPTIMIZER), &snapshot.optimizer.tensors)?;
-    let state = State {
-        version: 1,
-        progress: snapshot.progress.clone(),
-        optimizer: snapshot.optimizer.scalars.clone(),
-        blake3: Checksums { model, optimizer },
-    };
     let path = folder.join(STATE);
+    let (progress, scalars) = (&snapshot.progress, &snapshot.optimizer.scalars);
+    let state = State {
+        version: VERSION,
+        progress: progress.clone(),
+        optimizer: scalars.clone(),
+        blake3: Checksums {
+            model,
+            optimizer,
+            state: state_checksum(progress, scalars, &path)?,
+        },
+    };
     let text =
         serde_json::to_string_pretty(&state).map_err(|source| CheckpointError::Malformed {
             path: path.clone(),
@@ -381,12 +452,56 @@ mod tests {
             fs::write(&path, &good).unwrap();
         }
         assert!(store.load(1).is_ok());
+        let state = fs::read_to_string(step.join(STATE)).unwrap();
+        for (good, bad) in [
+            ("\"version\": 1", "\"version\": 2"),
+            ("\"step\": 1", "\"step\": 2"),
+            ("\"tokens\": 0", "\"tokens\": 1"),
+            ("\"uint\": 1", "\"uint\": 9"),
+        ] {
+            assert!(state.contains(good), "{good} in {state}");
+            fs::write(step.join(STATE), state.replace(good, bad)).unwrap();
+            assert!(store.load(1).is_err(), "{bad}");
+        }
         fs::write(step.join(STATE), "{\"version\": 1").unwrap();
         assert!(matches!(
             store.load(1),
             Err(CheckpointError::Malformed { .. })
         ));
         drop(folder);
+    }
+
+    #[test]
+    fn pointers_left_behind_by_a_crash_are_put_right() {
+        let (folder, store) = store();
+        for step in [1, 2, 3] {
+            store.save(&snapshot(step)).unwrap();
+        }
+        store.mark_best(1).unwrap();
+        let best = crate::checkpoint::BestEvaluation {
+            step: 2,
+            val_loss: 0.1 + 0.2,
+        };
+        let progress = Progress {
+            step: 2,
+            best: Some(best),
+            ..Progress::default()
+        };
+        assert_eq!(store.discard_after(2).unwrap(), vec![3]);
+        store.repoint(&progress).unwrap();
+        let said = |name: &str| fs::read_to_string(folder.path().join("checkpoints").join(name));
+        assert_eq!(
+            (store.best(), said("last").unwrap().trim()),
+            (Some(2), "step-000002")
+        );
+        store
+            .repoint(&Progress {
+                step: 2,
+                ..Progress::default()
+            })
+            .unwrap();
+        assert_eq!(store.best(), None);
+        assert!(said("best").is_err());
     }
 
     #[test]

@@ -57,7 +57,9 @@ impl CliError {
     /// Shows it on standard error.
     pub(super) fn print(&self) {
         report::print(|styled| match self {
-            Self::Config(error) => report::render_config(error, styled),
+            Self::Config(error) | Self::Train(TrainError::Config(error)) => {
+                report::render_config(error, styled)
+            }
             other => report::render(&[other.diagnostic()], styled),
         });
     }

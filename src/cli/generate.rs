@@ -19,7 +19,7 @@ pub(super) struct GenerateArgs {
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// Text to continue; `-` reads standard input
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: String,
     /// Most tokens to add
     #[arg(long, default_value_t = 128, value_name = "N")]
@@ -37,13 +37,13 @@ pub(super) struct GenerateArgs {
     #[arg(long, default_value_t = 0.0, value_name = "P", value_parser = share)]
     min_p: f64,
     /// Make tokens that occurred less likely; 1 = off
-    #[arg(long, default_value_t = 1.0, value_name = "X", value_parser = above_zero)]
+    #[arg(long, default_value_t = 1.0, value_name = "X", value_parser = penalty)]
     repetition_penalty: f64,
     /// Seed of the choice
     #[arg(long, default_value_t = 0, value_name = "S")]
     seed: u64,
     /// End the completion before this text; repeatable
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     stop: Vec<String>,
     /// Print ids and timings as JSON instead of the text
     #[arg(long)]
@@ -117,8 +117,10 @@ fn at_least_zero(text: &str) -> Result<f64, String> {
     number(text, "0 or more", |value| value >= 0.0)
 }
 
-fn above_zero(text: &str) -> Result<f64, String> {
-    number(text, "above 0", |value| value > 0.0)
+fn penalty(text: &str) -> Result<f64, String> {
+    number(text, "between 0.01 and 100", |value| {
+        (0.01..=100.0).contains(&value)
+    })
 }
 
 fn share(text: &str) -> Result<f64, String> {

@@ -65,13 +65,6 @@ impl Diagnostic {
         }
     }
 
-    /// With what to do about it.
-    #[must_use]
-    pub fn with_help(mut self, help: impl Into<String>) -> Self {
-        self.help = Some(help.into());
-        self
-    }
-
     fn from_issue(issue: &Issue, sources: &Sources) -> Self {
         let snippet = match &issue.origin {
             None => Snippet {

@@ -1,5 +1,6 @@
 //! `runner train`: a TOML in, a trained model out.
 
+use std::io::Write;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -18,7 +19,7 @@ pub(super) struct TrainArgs {
     sets: Vec<String>,
     /// Run folder, instead of the config's `output_dir`
     #[arg(long, value_name = "DIR")]
-    output_dir: Option<PathBuf>,
+    output_dir: Option<String>,
     /// What to do with a run already in the folder: auto continues it, never refuses, a number goes
     /// back to that step
     #[arg(long, default_value = "auto", value_name = "auto|never|STEP")]
@@ -37,10 +38,7 @@ pub(super) struct TrainArgs {
 pub(super) fn run(args: &TrainArgs) -> Result<(), CliError> {
     let mut sets = args.sets.clone();
     if let Some(folder) = &args.output_dir {
-        sets.push(format!(
-            "output_dir={}",
-            toml::Value::from(folder.to_string_lossy().as_ref())
-        ));
+        sets.push(format!("output_dir={}", toml::Value::from(folder.as_str())));
     }
     let plan = config::load(&args.config, &sets)?;
     if args.dry_run {
@@ -51,15 +49,22 @@ pub(super) fn run(args: &TrainArgs) -> Result<(), CliError> {
     } else {
         Box::new(Terminal::new(plan.config.logging.logging_steps, args.quiet))
     };
+    let interrupt = Interrupt::new();
+    // A file that can be read only once, such as a pipe, leaves nothing to keep.
+    let text = std::fs::read_to_string(&args.config).unwrap_or_default();
     let options = Options {
         resume: args.resume,
-        config_text: std::fs::read_to_string(&args.config).ok(),
-        interrupt: Interrupt::on_signals().map_err(CliError::io("signal handlers"))?,
+        config_text: Some(text).filter(|text| !text.is_empty()),
+        interrupt: interrupt.clone(),
         observers: vec![reporter],
     };
     let Some(run) = Run::prepare(&plan, options)? else {
         return say(args, &already_complete(&plan));
     };
+    // Only now is there something to save; before, a signal ends the process as usual.
+    interrupt
+        .listen()
+        .map_err(CliError::io("signal handlers"))?;
     let outcome = run.train()?;
     say(args, &summary(&plan, &outcome))
 }
@@ -76,7 +81,8 @@ fn say(args: &TrainArgs, text: &str) -> Result<(), CliError> {
 fn dry_run(args: &TrainArgs, plan: &Plan) -> Result<(), CliError> {
     let summary = Run::dry(plan, |note| {
         if !args.json && !args.quiet {
-            eprintln!("{note}");
+            // The summary is what matters; notes may go unheard.
+            let _ = writeln!(std::io::stderr(), "{note}");
         }
     })?;
     if args.json {
@@ -139,9 +145,19 @@ fn next_command(plan: &Plan) -> String {
         .map_or("The ", String::as_str);
     format!(
         "{runner} generate --model {} --prompt {}",
-        plan.config.output_dir.display(),
+        shell_word(&plan.config.output_dir.to_string_lossy()),
         shell_quoted(prompt)
     )
+}
+
+/// A path, quoted only if it has to be.
+fn shell_word(text: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "/._-".contains(c);
+    if text.chars().all(plain) {
+        text.to_string()
+    } else {
+        shell_quoted(text)
+    }
 }
 
 fn shell_quoted(text: &str) -> String {

@@ -137,6 +137,11 @@ pub(super) fn existing_file(path: &Path) -> Result<PathBuf, DataError> {
         Ok(metadata) if metadata.is_dir() => Err(DataError::IsDirectory {
             path: path.to_path_buf(),
         }),
+        // A pipe or a device would be read for ever, or only once.
+        Ok(metadata) if !metadata.is_file() => Err(DataError::Unreadable {
+            path: path.to_path_buf(),
+            source: io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"),
+        }),
         Ok(_) => Ok(path.strip_prefix(".").unwrap_or(path).to_path_buf()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err(DataError::Missing {
             path: path.to_path_buf(),

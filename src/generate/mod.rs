@@ -123,7 +123,7 @@ impl GenerateError {
         match self {
             Self::Model(error) => error.help(),
             Self::Tokenizer(error) => error.help(),
-            Self::EmptyPrompt => Some("give it at least one character with --prompt".to_string()),
+            Self::EmptyPrompt => Some("give it at least one character".to_string()),
             Self::UnknownToken { .. } => {
                 Some("tokenizer.json belongs to another model than model.safetensors".to_string())
             }
@@ -131,6 +131,9 @@ impl GenerateError {
         }
     }
 }
+
+/// Tokens of a prompt that are read at once.
+const PREFILL: usize = 512;
 
 /// Continues a prompt. `on_token` is called with every new token as soon as it is known, and ends
 /// the completion by breaking.
@@ -146,12 +149,17 @@ pub fn generate(
 ) -> Result<Completion, GenerateError> {
     let prompt = check_prompt(model.spec(), &request.prompt)?;
     let limit = model.spec().position_limit().unwrap_or(usize::MAX);
-    let wanted = prompt.len() + request.max_new_tokens;
+    let wanted = prompt.len().saturating_add(request.max_new_tokens);
     let mut cache = KvCache::new(model, wanted.min(limit));
     let mut sampler = Sampler::new(&request.sampling, request.seed);
 
     let started = Instant::now();
-    let mut logits = model.decode(&prompt, &mut cache)?;
+    let mut logits = None;
+    // Piece by piece: the scores of a piece are [piece, prompt so far], not [prompt, prompt].
+    for piece in prompt.chunks(PREFILL) {
+        logits = Some(model.decode(piece, &mut cache)?);
+    }
+    let mut logits = logits.ok_or(GenerateError::EmptyPrompt)?;
     let prefill = started.elapsed();
 
     let started = Instant::now();

@@ -48,18 +48,18 @@ impl Sampler {
 
     /// The token after `text`; none when a logit is not a number.
     pub(super) fn next(&mut self, logits: &[f32], text: &[u32]) -> Option<u32> {
-        if logits.is_empty()
-            || logits
-                .iter()
-                .any(|logit| logit.is_nan() || *logit == f32::INFINITY)
-        {
-            return None;
-        }
         let mut candidates: Vec<(u32, f64)> = (0u32..)
             .zip(logits)
             .map(|(id, &logit)| (id, f64::from(logit)))
             .collect();
         penalise(&mut candidates, text, self.sampling.repetition_penalty);
+        let best = candidates
+            .iter()
+            .map(|&(_, logit)| logit)
+            .fold(f64::NEG_INFINITY, f64::max);
+        if !best.is_finite() || candidates.iter().any(|(_, logit)| logit.is_nan()) {
+            return None;
+        }
         // Ties go to the smaller id, so that the choice does not depend on the sort.
         let by_likelihood =
             |a: &(u32, f64), b: &(u32, f64)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
@@ -75,7 +75,6 @@ impl Sampler {
             candidates.truncate(self.sampling.top_k);
         }
         candidates.sort_unstable_by(by_likelihood);
-        let best = candidates[0].1;
         for (_, logit) in &mut candidates {
             *logit = ((*logit - best) / self.sampling.temperature).exp();
         }
@@ -236,5 +235,12 @@ mod tests {
     fn logits_that_are_not_numbers_give_no_token() {
         assert_eq!(Sampler::new(&at(1.0), 0).next(&[0.0, f32::NAN], &[]), None);
         assert_eq!(Sampler::new(&at(0.0), 0).next(&[], &[]), None);
+        let overflowing = Sampling {
+            repetition_penalty: 1e-308,
+            min_p: 0.1,
+            ..at(1.0)
+        };
+        let wild = Sampler::new(&overflowing, 0).next(&[1e10, 1.0], &[0]);
+        assert_eq!(wild, None);
     }
 }

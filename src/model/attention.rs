@@ -197,44 +197,48 @@ impl Rotary {
     }
 }
 
-/// Keys and values of the tokens seen so far, one per layer, with room for `capacity` tokens.
-#[derive(Debug, Clone)]
+/// Keys and values of the tokens seen so far in one layer. Room doubles as it fills up.
+#[derive(Debug, Clone, Default)]
 pub(super) struct LayerCache {
-    /// `[batch, kv_heads, capacity, head_dim]`.
+    /// `[batch, kv_heads, room, head_dim]`.
     store: Option<[Tensor<4>; 2]>,
-    capacity: usize,
     length: usize,
 }
 
 impl LayerCache {
-    pub(super) fn new(capacity: usize) -> Self {
-        Self {
-            store: None,
-            capacity,
-            length: 0,
-        }
-    }
-
     /// Appends `[batch, kv_heads, seq, head_dim]`, returns everything up to now.
     fn append(&mut self, keys: Tensor<4>, values: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
-        let [batch, heads, seq, head_dim] = keys.dims();
-        let room = [batch, heads, self.capacity, head_dim];
-        let device = keys.device();
-        let [old_keys, old_values] = self
-            .store
-            .take()
-            .unwrap_or_else(|| [Tensor::zeros(room, &device), Tensor::zeros(room, &device)]);
-        let end = self.length + seq;
-        let slot = [0..batch, 0..heads, self.length..end, 0..head_dim];
-        let all_keys = old_keys.slice_assign(slot.clone(), keys);
-        let all_values = old_values.slice_assign(slot, values);
+        let end = self.length + keys.dims()[2];
+        let [old_keys, old_values] = match self.store.take() {
+            Some(store) => store.map(|old| grown(old, end)),
+            None => [grown(keys.clone(), end), grown(values.clone(), end)],
+        };
+        let all_keys = put(old_keys, self.length, keys);
+        let all_values = put(old_values, self.length, values);
         self.length = end;
-        let seen = [0..batch, 0..heads, 0..end, 0..head_dim];
-        let result = (
-            all_keys.clone().slice(seen.clone()),
-            all_values.clone().slice(seen),
-        );
+        let seen = |all: &Tensor<4>| all.clone().narrow(2, 0, end);
+        let result = (seen(&all_keys), seen(&all_values));
         self.store = Some([all_keys, all_values]);
         result
     }
+}
+
+/// `old` with room for at least `length` tokens.
+fn grown(old: Tensor<4>, length: usize) -> Tensor<4> {
+    let [batch, heads, room, head_dim] = old.dims();
+    if room >= length && room >= LEAST_ROOM {
+        return old;
+    }
+    let room = length.next_power_of_two().max(LEAST_ROOM);
+    let fresh = Tensor::zeros([batch, heads, room, head_dim], &old.device());
+    put(fresh, 0, old)
+}
+
+/// Tokens that a cache has room for from the start.
+const LEAST_ROOM: usize = 64;
+
+/// Writes `piece` into `whole` from token `at` on.
+fn put(whole: Tensor<4>, at: usize, piece: Tensor<4>) -> Tensor<4> {
+    let [batch, heads, seq, head_dim] = piece.dims();
+    whole.slice_assign([0..batch, 0..heads, at..at + seq, 0..head_dim], piece)
 }

@@ -254,13 +254,9 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// Room for `capacity` tokens of one sequence.
+    /// For one sequence of at most `capacity` tokens; memory is taken as they come.
     pub fn new(model: &Decoder, capacity: usize) -> Self {
-        let layers = model
-            .layers
-            .iter()
-            .map(|_| LayerCache::new(capacity))
-            .collect();
+        let layers = model.layers.iter().map(|_| LayerCache::default()).collect();
         Self {
             layers,
             capacity,

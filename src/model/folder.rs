@@ -282,13 +282,13 @@ fn beside(parts: &[TensorData]) -> TensorData {
 /// Undoes [`beside`].
 fn apart(name: &str, data: &TensorData, count: usize) -> Result<Vec<TensorData>, ModelError> {
     let (rows, width) = match *data.shape().as_slice() {
-        [rows, width] if width % count == 0 => (Some(rows), width / count),
-        [width] if width % count == 0 => (None, width / count),
+        [rows, width] if width > 0 && width.is_multiple_of(count) => (Some(rows), width / count),
+        [width] if width > 0 && width.is_multiple_of(count) => (None, width / count),
         _ => {
             return Err(ModelError::TensorMismatch {
                 name: name.to_string(),
                 expected: format!("{count} equal parts"),
-                found: format!("{:?}", data.shape()),
+                found: format!("{:?}", data.shape().as_slice()),
             });
         }
     };

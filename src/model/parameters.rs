@@ -132,8 +132,8 @@ impl Load<'_> {
         if *data.shape() != expected {
             return Err(ModelError::TensorMismatch {
                 name: path.to_string(),
-                expected: format!("{expected:?}"),
-                found: format!("{:?}", data.shape()),
+                expected: format!("{:?}", expected.as_slice()),
+                found: format!("{:?}", data.shape().as_slice()),
             });
         }
         Ok(Tensor::from_data(data, self.device))

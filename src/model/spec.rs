@@ -91,20 +91,25 @@ impl DecoderSpec {
     /// for folders and for shapes built in code.
     pub(super) fn check(&self) -> Result<(), ModelError> {
         let s = &self.shape;
-        let positive = [
-            ("vocab_size", self.vocab_size),
-            ("hidden_size", s.hidden_size),
-            ("intermediate_size", s.intermediate_size),
-            ("num_hidden_layers", s.num_hidden_layers),
-            ("num_attention_heads", s.num_attention_heads),
-            ("num_key_value_heads", s.num_key_value_heads),
-            ("head_dim", s.head_dim),
-            ("max_position_embeddings", s.max_position_embeddings),
+        // The limits of the TOML: beyond them, a count is a mistake or an attack.
+        let limits = [
+            ("vocab_size", self.vocab_size, 1 << 24),
+            ("hidden_size", s.hidden_size, 1 << 20),
+            ("intermediate_size", s.intermediate_size, 1 << 22),
+            ("num_hidden_layers", s.num_hidden_layers, 4096),
+            ("num_attention_heads", s.num_attention_heads, 4096),
+            ("num_key_value_heads", s.num_key_value_heads, 4096),
+            ("head_dim", s.head_dim, 1 << 16),
+            (
+                "max_position_embeddings",
+                s.max_position_embeddings,
+                1 << 24,
+            ),
         ];
-        for (field, value) in positive {
-            if value == 0 || value > 1 << 31 {
+        for (field, value, limit) in limits {
+            if value == 0 || value > limit {
                 return Err(ModelError::shape(format!(
-                    "{field} = {value} is out of range"
+                    "{field} = {value} is not between 1 and {limit}"
                 )));
             }
         }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::interrupt::Signal;
 use crate::checkpoint::CheckpointError;
+use crate::config::ConfigError;
 use crate::data::DataError;
 use crate::generate::GenerateError;
 use crate::model::ModelError;
@@ -15,6 +16,9 @@ pub enum TrainError {
     /// The data.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// The config, where it contradicts the data.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// The model.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -25,8 +29,13 @@ pub enum TrainError {
     #[error(transparent)]
     Optimizer(#[from] OptimizerError),
     /// A sample completion.
-    #[error("sample completion: {0}")]
-    Sample(#[from] GenerateError),
+    #[error("eval.sample_prompts, {prompt:?}: {source}")]
+    Sample {
+        /// The prompt.
+        prompt: String,
+        /// Why it cannot be completed.
+        source: GenerateError,
+    },
     /// The run folder could not be read or written.
     #[error("{}: {source}", path.display())]
     Io {
@@ -45,6 +54,12 @@ pub enum TrainError {
     #[error("{} is not empty, and --resume never asks for a fresh run", folder.display())]
     NotEmpty {
         /// The run folder.
+        folder: PathBuf,
+    },
+    /// The folder holds something that is not a run.
+    #[error("{} is not empty and holds no run", folder.display())]
+    NotARun {
+        /// The folder.
         folder: PathBuf,
     },
     /// The folder holds a run of another config.
@@ -117,9 +132,12 @@ impl TrainError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Data(error) => error.exit_code(),
-            Self::OtherConfig { .. } | Self::NotEmpty { .. } => 2,
+            Self::Config(_)
+            | Self::OtherConfig { .. }
+            | Self::NotEmpty { .. }
+            | Self::NotARun { .. } => 2,
             Self::OtherData { .. } => 3,
-            Self::Sample(error) => error.exit_code(),
+            Self::Sample { source, .. } => source.exit_code(),
             Self::Diverged { .. } => 5,
             Self::Interrupted { signal, .. } => signal.exit_code(),
             Self::Model(ModelError::TooLong { .. } | ModelError::Shape { .. }) => 2,
@@ -131,12 +149,15 @@ impl TrainError {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Data(_) | Self::OtherData { .. } => "data",
-            Self::OtherConfig { .. } | Self::NotEmpty { .. } => "config",
+            Self::Config(_)
+            | Self::OtherConfig { .. }
+            | Self::NotEmpty { .. }
+            | Self::NotARun { .. } => "config",
             Self::Model(_) => "model",
             Self::Checkpoint(_) | Self::Optimizer(_) => "checkpoint",
             Self::Diverged { .. } => "diverged",
             Self::Interrupted { .. } => "interrupted",
-            Self::Sample(_) => "generate",
+            Self::Sample { .. } => "generate",
             _ => "io",
         }
     }
@@ -147,11 +168,14 @@ impl TrainError {
             Self::Data(error) => error.help(),
             Self::Model(error) => error.help(),
             Self::Checkpoint(error) => error.help(),
-            Self::Sample(error) => error.help(),
+            Self::Sample { source, .. } => source.help(),
             Self::Locked { .. } => {
                 Some("wait for it, or give this run its own --output-dir".to_string())
             }
-            Self::NotEmpty { .. } | Self::OtherConfig { .. } | Self::OtherData { .. } => {
+            Self::NotEmpty { .. }
+            | Self::NotARun { .. }
+            | Self::OtherConfig { .. }
+            | Self::OtherData { .. } => {
                 Some("give this run its own --output-dir, or delete the folder".to_string())
             }
             Self::Diverged { checkpoint, .. } => {

@@ -47,12 +47,11 @@ impl Interrupt {
         Self::default()
     }
 
-    /// A flag that Ctrl-C and SIGTERM set; a second signal ends the process at once.
+    /// From now on Ctrl-C and SIGTERM set the flag; a second signal ends the process at once.
     ///
     /// # Errors
     /// The system refuses the handlers.
-    pub fn on_signals() -> std::io::Result<Self> {
-        let interrupt = Self::new();
+    pub fn listen(&self) -> std::io::Result<()> {
         // Order matters: the shutdown is armed by the first signal of either kind, for the second.
         let armed = Arc::new(AtomicBool::new(false));
         for (signal, kind) in [(SIGINT, Signal::Interrupt), (SIGTERM, Signal::Terminate)] {
@@ -60,9 +59,9 @@ impl Interrupt {
             signal_hook::flag::register_conditional_shutdown(signal, code, armed.clone())?;
             signal_hook::flag::register(signal, armed.clone())?;
             let number = usize::from(kind.exit_code());
-            signal_hook::flag::register_usize(signal, interrupt.signal.clone(), number)?;
+            signal_hook::flag::register_usize(signal, self.signal.clone(), number)?;
         }
-        Ok(interrupt)
+        Ok(())
     }
 
     /// Asks for a stop.

@@ -123,8 +123,8 @@ impl Rows {
                 row.evaluation = Some(*evaluation);
                 done
             }
-            // Whatever was measured before a save must not be lost if the run dies after it.
-            Event::Saved { .. } | Event::Finished { .. } => self.finished(),
+            // Whatever was measured must not be lost if the run ends here.
+            Event::Saved { .. } | Event::Skipped { .. } | Event::Finished { .. } => self.finished(),
             _ => None,
         }
     }

@@ -13,7 +13,7 @@ use crate::checkpoint::Progress;
 use crate::config::{Plan, Report};
 use crate::data::{Corpus, Sampler, TokenCache};
 use crate::environment::Environment;
-use crate::generate::check_prompt;
+use crate::generate::{GenerateError, check_prompt};
 use crate::model::{Decoder, DecoderSpec, folder::decoder_from_hf};
 use crate::optimizer::Optimizer;
 use crate::phase::Timeline;
@@ -58,6 +58,7 @@ impl Run {
     /// Whatever is wrong with the data, the tokenizer or the model's shape.
     pub fn dry(plan: &Plan, mut note: impl FnMut(&str)) -> Result<Summary, TrainError> {
         start_threads(plan.config.train.threads)?;
+        starting_point(&plan.config.output_dir, plan, Resume::Auto)?;
         let parts = Parts::load(plan)?;
         parts.corpus.notes.iter().for_each(|text| note(text));
         Ok(parts.summary())
@@ -80,9 +81,17 @@ impl Run {
         // config is noticed at once; a new one is made after, so that bad data leaves nothing.
         let path = &plan.config.output_dir;
         let existing = path.exists().then(|| RunFolder::open(path)).transpose()?;
-        let checkpoint = starting_point(path, plan, resume)?;
+        let mut checkpoint = starting_point(path, plan, resume)?;
         let parts = Parts::load(plan)?;
-        let folder = existing.map_or_else(|| RunFolder::open(path), Ok)?;
+        let folder = match existing {
+            Some(folder) => folder,
+            None => {
+                let folder = RunFolder::open(path)?;
+                // Another run may have come and gone while the data was read.
+                checkpoint = starting_point(path, plan, resume)?;
+                folder
+            }
+        };
         let log = folder.log()?;
         observers.push(Box::new(super::terminal::LogEvents));
 
@@ -96,17 +105,25 @@ impl Run {
         } = match checkpoint {
             None => Start::fresh(plan, &parts.spec)?,
             Some(step) => {
+                if !parts.past_the_end(step) {
+                    same_data(&folder, old.as_ref(), &parts.corpus)?;
+                }
                 let start = Start::resumed(&folder, plan, &parts.spec, step)?;
                 if is_complete(&start.progress, &parts, old.as_ref(), resume) {
                     return Ok(None);
                 }
-                same_data(&folder, old.as_ref(), &parts.corpus)?;
                 notes.push(format!("resumed from the checkpoint of step {step}"));
                 notes.extend(thread_warning(old.as_ref(), &environment));
                 start
             }
         };
 
+        // The future goes before its metrics: a crash in between leaves no hole in them.
+        let store = folder.checkpoints();
+        let discarded = store.discard_after(progress.step)?;
+        if checkpoint.is_some() {
+            store.repoint(&progress)?;
+        }
         let summary = parts.summary();
         record(
             &folder,
@@ -127,7 +144,7 @@ impl Run {
             optimizer,
             clock: Clock::new(progress.seconds, plan.config.logging.logging_steps),
             progress,
-            store: folder.checkpoints(),
+            store,
             folder,
             observers,
             interrupt,
@@ -136,9 +153,22 @@ impl Run {
         for text in notes {
             trainer.tell(&Event::Note { text })?;
         }
-        trainer.discard_later_checkpoints()?;
+        for step in discarded {
+            trainer.tell(&Event::Deleted { step })?;
+        }
         Ok(Some(Run { model, trainer }))
     }
+}
+
+/// What could not be checked before the data was counted: the schedule against the steps. The same
+/// checks as for `max_steps`, since that is what the length has become.
+fn check_length(plan: &Plan, steps: u64) -> Result<(), TrainError> {
+    let mut config = plan.config.clone();
+    config.train.max_steps = Some(steps);
+    config.train.num_epochs = None;
+    config.train.max_tokens = None;
+    Plan::from_config(config)?;
+    Ok(())
 }
 
 /// What changes from step to step, where a run begins.
@@ -223,8 +253,14 @@ impl Parts {
         let timeline = Timeline::new(plan, sampler.tokens_per_epoch());
         // Parameters are drawn when first used: counting those of a built module is free.
         let parameters = Decoder::new(&spec, config.seed, &Device::flex())?.num_params();
+        check_length(plan, timeline.steps())?;
         for prompt in &config.eval.sample_prompts {
-            check_prompt(&spec, &corpus.tokenizer.encode(prompt)?)?;
+            let tokens = corpus.tokenizer.encode(prompt).map_err(GenerateError::from);
+            let checked = tokens.and_then(|tokens| check_prompt(&spec, &tokens));
+            checked.map_err(|source| TrainError::Sample {
+                prompt: prompt.clone(),
+                source,
+            })?;
         }
         Ok(Self {
             corpus,
@@ -233,6 +269,11 @@ impl Parts {
             timeline,
             parameters,
         })
+    }
+
+    /// Whether a checkpoint is of the last step or a later one: nothing would be trained from it.
+    fn past_the_end(&self, step: u64) -> bool {
+        step >= self.timeline.steps()
     }
 
     /// What a person should know before the first step.
@@ -261,7 +302,7 @@ impl Parts {
             val_tokens: self.corpus.val.as_ref().map_or(0, |val| val.len() as u64),
             steps,
             tokens_per_step,
-            epochs: (steps * tokens_per_step) as f64 / self.sampler.tokens_per_epoch() as f64,
+            epochs: steps as f64 * tokens_per_step as f64 / self.sampler.tokens_per_epoch() as f64,
         }
     }
 }

@@ -62,6 +62,11 @@ pub(super) fn starting_point(
             let folder = folder.to_path_buf();
             return Err(TrainError::NotEmpty { folder });
         }
+        // A run that died before its first save has a resolved.toml and can be started over.
+        (Resume::Auto, None) if is_used(folder)? && !folder.join("resolved.toml").exists() => {
+            let folder = folder.to_path_buf();
+            return Err(TrainError::NotARun { folder });
+        }
         (Resume::Never, _) | (Resume::Auto, None) => return Ok(None),
         (Resume::Auto, Some(&last)) => last,
         (Resume::Step(step), _) if available.contains(&step) => step,

@@ -90,6 +90,11 @@ impl Trainer {
             self.save_if_due(&model, evaluation)?;
             self.stop_if_asked(&model)?;
         }
+        // A run that begins at its end, or past it, has not been evaluated there.
+        if self.progress.val_loss.is_none() {
+            evaluation = self.evaluate(&model)?;
+            self.save_if_due(&model, evaluation)?;
+        }
         Ok(evaluation)
     }
 
@@ -188,9 +193,15 @@ impl Trainer {
     }
 
     fn evaluate_if_due(&mut self, model: &Decoder) -> Result<Option<Evaluation>, TrainError> {
-        if !self.is_due(self.plan.config.eval.eval_steps) {
-            return Ok(None);
+        if self.is_due(self.plan.config.eval.eval_steps) {
+            self.evaluate(model)
+        } else {
+            Ok(None)
         }
+    }
+
+    /// Measures the validation split and completes the sample prompts.
+    fn evaluate(&mut self, model: &Decoder) -> Result<Option<Evaluation>, TrainError> {
         // Off the autodiff device: a tracked forward without a backward keeps its graph for good.
         let model = model.valid();
         let step = self.progress.step;
@@ -237,7 +248,13 @@ impl Trainer {
             seed: self.plan.config.seed,
             stop: &[],
         };
-        let (text, _) = complete(model, &self.corpus.tokenizer, &request, |_| {})?;
+        let (text, _) =
+            complete(model, &self.corpus.tokenizer, &request, |_| {}).map_err(|source| {
+                TrainError::Sample {
+                    prompt: prompt.to_string(),
+                    source,
+                }
+            })?;
         Ok(text)
     }
 
@@ -281,14 +298,6 @@ impl Trainer {
         Ok(())
     }
 
-    /// Checkpoints past the step a run goes back to belong to a future that will not be.
-    pub(super) fn discard_later_checkpoints(&mut self) -> Result<(), TrainError> {
-        for step in self.store.discard_after(self.progress.step)? {
-            self.tell(&Event::Deleted { step })?;
-        }
-        Ok(())
-    }
-
     fn stop_if_asked(&mut self, model: &Decoder) -> Result<(), TrainError> {
         let step = self.progress.step;
         let Some(signal) = self.interrupt.raised() else {
@@ -306,7 +315,8 @@ impl Trainer {
     /// Exports the best model, else the last, and closes the record.
     fn finish(&mut self, evaluation: Option<Evaluation>) -> Result<Outcome, TrainError> {
         let last = self.progress.step;
-        let exported_step = self.store.best().unwrap_or(last);
+        let best = self.progress.best.map(|best| best.step);
+        let exported_step = best.filter(|&step| self.store.has(step)).unwrap_or(last);
         let tensors = self.store.load_model(exported_step)?;
         self.folder
             .export(&self.spec, &tensors, &self.corpus.tokenizer)?;

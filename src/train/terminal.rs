@@ -71,7 +71,10 @@ impl Terminal {
         let due = record.step == 1 || record.step.is_multiple_of(self.every);
         if self.bar.is_hidden() && due && !self.quiet {
             let percent = record.step * 100 / self.steps.max(1);
-            eprintln!("{percent:>3}% step {}/{} {status}", record.step, self.steps);
+            to_stderr(&format!(
+                "{percent:>3}% step {}/{} {status}",
+                record.step, self.steps
+            ));
         }
     }
 
@@ -84,7 +87,7 @@ impl Terminal {
 
     /// Says something that needs attention.
     fn always(&self, text: &str) {
-        self.bar.suspend(|| eprintln!("{text}"));
+        self.bar.suspend(|| to_stderr(text));
     }
 }
 
@@ -133,6 +136,11 @@ impl Drop for Terminal {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
     }
+}
+
+/// With standard error closed or full there is no one left to tell; that is no reason to lose a run.
+fn to_stderr(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
 /// A text beside a margin, so that its end and its own blank lines can be seen. Control characters
@@ -193,7 +201,7 @@ impl Observer for LogEvents {
                 completion,
             } => info!(step, prompt, completion, "sample"),
             Event::Saved { step } => info!(step, "saved"),
-            Event::Deleted { step } => info!(step, "deleted by rotation"),
+            Event::Deleted { step } => info!(step, "deleted"),
             Event::Skipped {
                 step,
                 first_sequence,

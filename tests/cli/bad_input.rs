@@ -58,7 +58,7 @@ fn generate_refuses_what_it_cannot_do() {
             "--prompt",
             "a",
             "--max-new-tokens",
-            "99",
+            "18446744073709551615",
             "--json",
         ],
     );
@@ -226,4 +226,55 @@ fn a_sample_prompt_the_tokenizer_cannot_read_is_found_before_the_first_step() {
     let empty = ["--set", "eval.sample_prompts=[\"\"]"];
     bench.expect(2, &[&chars[..], &empty].concat());
     assert!(!bench.path("out").exists());
+}
+
+#[test]
+fn a_folder_that_is_not_a_run_is_left_alone() {
+    let bench = Bench::new();
+    fs::write(bench.path("README.md"), "mine").unwrap();
+    let (_, stderr) = bench.expect(2, &["train", "x.toml", "--output-dir", "."]);
+    assert!(stderr.contains("holds no run"), "{stderr}");
+    assert_eq!(fs::read_to_string(bench.path("README.md")).unwrap(), "mine");
+    assert!(!bench.path("resolved.toml").exists());
+}
+
+#[test]
+fn r8_a_warmup_longer_than_the_run_is_found_once_the_data_is_counted() {
+    let bench = Bench::new();
+    let short = ["train", "x.toml", "--set", "lr_scheduler.warmup_steps=1000"];
+    let epochs = fs::read_to_string(bench.path("x.toml")).unwrap();
+    let epochs = epochs.replace("max_steps = 6", "num_epochs = 1");
+    fs::write(bench.path("x.toml"), epochs).unwrap();
+    let (_, stderr) = bench.expect(2, &short);
+    assert!(stderr.contains("a warm-up of 1000 steps in a run of 27"), "{stderr}");
+    assert!(!bench.path("out").exists());
+}
+
+#[test]
+fn absurd_sizes_are_refused() {
+    let bench = Bench::new();
+    let batch = "train.micro_batch_size=1000000";
+    let passes = "train.gradient_accumulation_steps=1000000";
+    let huge = ["train", "x.toml", "--dry-run", "--set", batch, "--set", passes];
+    let (_, stderr) = bench.expect(2, &huge);
+    assert!(stderr.contains("tokens in one optimizer step"), "{stderr}");
+}
+
+#[test]
+#[cfg(unix)]
+fn a_run_outlives_its_audience() {
+    let bench = Bench::new();
+    for (name, redirect) in [("full", "2>/dev/full >/dev/null"), ("closed", "2>&1 | true")] {
+        let line = format!(
+            "'{}' train x.toml --output-dir {name} {redirect}",
+            env!("CARGO_BIN_EXE_runner")
+        );
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &line]).current_dir(bench.folder.path());
+        shell.env("FIREBRICK_CACHE", bench.path("cache"));
+        assert!(shell.status().unwrap().success(), "{name}");
+        // With the pipe closed the last lines have nowhere to go, but the model is there.
+        let record = json(&bench.path(name).join("run.json"));
+        assert_eq!(record["final"]["step"], 6, "{name}");
+    }
 }

@@ -13,6 +13,9 @@ use super::hints::describe;
 use super::keys::{Backend, Config, TokenizerKind};
 use super::plan::{Length, Plan};
 
+/// No machine holds more at once, and sums of tokens over a run stay within 64 bits.
+const MOST_TOKENS_PER_STEP: f64 = 1e9;
+
 /// Collects contradictions.
 struct Checks<'d> {
     document: &'d Document,
@@ -110,6 +113,19 @@ impl Checks<'_> {
 
     fn length(&mut self, config: &Config) -> Option<Length> {
         let train = &config.train;
+        let tokens = train.micro_batch_size as f64
+            * train.gradient_accumulation_steps as f64
+            * config.data.sequence_len as f64;
+        if tokens > MOST_TOKENS_PER_STEP {
+            self.refuse(
+                &[
+                    "train.micro_batch_size",
+                    "train.gradient_accumulation_steps",
+                ],
+                format!("{tokens:.1e} tokens in one optimizer step"),
+                "lower micro_batch_size, gradient_accumulation_steps or sequence_len",
+            );
+        }
         let given: Vec<(&str, Length)> = [
             ("train.max_steps", train.max_steps.map(Length::Steps)),
             ("train.num_epochs", train.num_epochs.map(Length::Epochs)),
