@@ -410,7 +410,10 @@ fn damaged_and_foreign_folders_are_typed_errors() {
     let gpt2 = tiny(Architecture::Gpt2);
     let mut hollow = folder::hf_tensors(&plain(&gpt2));
     let name = "transformer.h.0.attn.c_attn.weight";
-    hollow.insert(name.to_string(), TensorData::new(Vec::<f32>::new(), [24, 0]));
+    hollow.insert(
+        name.to_string(),
+        TensorData::new(Vec::<f32>::new(), [24, 0]),
+    );
     let error = folder::decoder_from_hf(&gpt2, hollow, &Device::flex()).unwrap_err();
     named(error, name);
 

@@ -77,21 +77,15 @@ impl Run {
             mut observers,
         } = options;
         start_threads(plan.config.train.threads)?;
-        // A folder that is there is taken before the data is read, so that a live run or another
-        // config is noticed at once; a new one is made after, so that bad data leaves nothing.
         let path = &plan.config.output_dir;
+        starting_point(path, plan, resume)?;
+        // A folder that is there is taken before the data is read, so that a live run is noticed
+        // at once; a new one is made after, so that bad data leaves nothing behind.
         let existing = path.exists().then(|| RunFolder::open(path)).transpose()?;
-        let mut checkpoint = starting_point(path, plan, resume)?;
         let parts = Parts::load(plan)?;
-        let folder = match existing {
-            Some(folder) => folder,
-            None => {
-                let folder = RunFolder::open(path)?;
-                // Another run may have come and gone while the data was read.
-                checkpoint = starting_point(path, plan, resume)?;
-                folder
-            }
-        };
+        let folder = existing.map_or_else(|| RunFolder::open(path), Ok)?;
+        // Again, now that it is ours: another run may have come and gone in the meantime.
+        let checkpoint = starting_point(path, plan, resume)?;
         let log = folder.log()?;
         observers.push(Box::new(super::terminal::LogEvents));
 
@@ -105,13 +99,11 @@ impl Run {
         } = match checkpoint {
             None => Start::fresh(plan, &parts.spec)?,
             Some(step) => {
-                if !parts.past_the_end(step) {
-                    same_data(&folder, old.as_ref(), &parts.corpus)?;
-                }
-                let start = Start::resumed(&folder, plan, &parts.spec, step)?;
-                if is_complete(&start.progress, &parts, old.as_ref(), resume) {
+                if resume == Resume::Auto && parts.is_complete(step, old.as_ref()) {
                     return Ok(None);
                 }
+                same_data(&folder, old.as_ref(), &parts.corpus)?;
+                let start = Start::resumed(&folder, plan, &parts.spec, step)?;
                 notes.push(format!("resumed from the checkpoint of step {step}"));
                 notes.extend(thread_warning(old.as_ref(), &environment));
                 start
@@ -213,18 +205,6 @@ fn device() -> Device {
     Device::flex()
 }
 
-/// A run is complete when its last step is done and its model is exported; a crash can come
-/// between the two, and then the export is all that is left to do.
-fn is_complete(
-    progress: &Progress,
-    parts: &Parts,
-    record: Option<&RunRecord>,
-    resume: Resume,
-) -> bool {
-    let exported = record.is_some_and(|record| record.end.is_some());
-    resume == Resume::Auto && exported && progress.step >= parts.timeline.steps()
-}
-
 /// Data, and what follows from data and plan together.
 struct Parts {
     corpus: Corpus,
@@ -271,9 +251,11 @@ impl Parts {
         })
     }
 
-    /// Whether a checkpoint is of the last step or a later one: nothing would be trained from it.
-    fn past_the_end(&self, step: u64) -> bool {
-        step >= self.timeline.steps()
+    /// Whether the run whose last checkpoint is of `step` has nothing left to do: its last step is
+    /// done and its model exported. A crash can come between the two.
+    fn is_complete(&self, step: u64, record: Option<&RunRecord>) -> bool {
+        let exported = record.is_some_and(|record| record.end.is_some());
+        exported && step >= self.timeline.steps()
     }
 
     /// What a person should know before the first step.

@@ -235,7 +235,9 @@ fn a_folder_that_is_not_a_run_is_left_alone() {
     let (_, stderr) = bench.expect(2, &["train", "x.toml", "--output-dir", "."]);
     assert!(stderr.contains("holds no run"), "{stderr}");
     assert_eq!(fs::read_to_string(bench.path("README.md")).unwrap(), "mine");
-    assert!(!bench.path("resolved.toml").exists());
+    for name in ["resolved.toml", "logs", ".lock"] {
+        assert!(!bench.path(name).exists(), "{name}");
+    }
 }
 
 #[test]
@@ -246,7 +248,10 @@ fn r8_a_warmup_longer_than_the_run_is_found_once_the_data_is_counted() {
     let epochs = epochs.replace("max_steps = 6", "num_epochs = 1");
     fs::write(bench.path("x.toml"), epochs).unwrap();
     let (_, stderr) = bench.expect(2, &short);
-    assert!(stderr.contains("a warm-up of 1000 steps in a run of 27"), "{stderr}");
+    assert!(
+        stderr.contains("a warm-up of 1000 steps in a run of 27"),
+        "{stderr}"
+    );
     assert!(!bench.path("out").exists());
 }
 
@@ -255,7 +260,15 @@ fn absurd_sizes_are_refused() {
     let bench = Bench::new();
     let batch = "train.micro_batch_size=1000000";
     let passes = "train.gradient_accumulation_steps=1000000";
-    let huge = ["train", "x.toml", "--dry-run", "--set", batch, "--set", passes];
+    let huge = [
+        "train",
+        "x.toml",
+        "--dry-run",
+        "--set",
+        batch,
+        "--set",
+        passes,
+    ];
     let (_, stderr) = bench.expect(2, &huge);
     assert!(stderr.contains("tokens in one optimizer step"), "{stderr}");
 }
@@ -264,7 +277,10 @@ fn absurd_sizes_are_refused() {
 #[cfg(unix)]
 fn a_run_outlives_its_audience() {
     let bench = Bench::new();
-    for (name, redirect) in [("full", "2>/dev/full >/dev/null"), ("closed", "2>&1 | true")] {
+    for (name, redirect) in [
+        ("full", "2>/dev/full >/dev/null"),
+        ("closed", "2>&1 | true"),
+    ] {
         let line = format!(
             "'{}' train x.toml --output-dir {name} {redirect}",
             env!("CARGO_BIN_EXE_runner")

@@ -171,16 +171,30 @@ fn r10_going_back_discards_the_future_and_says_so() {
 fn r10_the_exported_model_is_the_best_one_whatever_a_crash_left_behind() {
     let bench = Bench::new();
     bench.train(&["--set", "checkpoint.save_total_limit=0"]);
-    let best = json(&bench.path("out/run.json"))["exported_step"].as_u64().unwrap();
-    let other = if best == 2 { "step-000004" } else { "step-000002" };
+    let best = json(&bench.path("out/run.json"))["exported_step"]
+        .as_u64()
+        .unwrap();
+    let other = if best == 2 {
+        "step-000004"
+    } else {
+        "step-000002"
+    };
     fs::write(bench.path("out/checkpoints/best"), other).unwrap();
-    let longer = ["--set", "checkpoint.save_total_limit=0", "--set", "train.max_steps=7"];
+    let longer = [
+        "--set",
+        "checkpoint.save_total_limit=0",
+        "--set",
+        "train.max_steps=7",
+    ];
     bench.train(&longer);
     let record = json(&bench.path("out/run.json"));
     let state = bench.path("out/checkpoints/step-000007/state.json");
     let progress = &json(&state)["progress"];
     assert_eq!(record["exported_step"], progress["best"]["step"]);
-    assert_eq!(record["final"]["best_val_loss"], progress["best"]["val_loss"]);
+    assert_eq!(
+        record["final"]["best_val_loss"],
+        progress["best"]["val_loss"]
+    );
 }
 
 #[test]
