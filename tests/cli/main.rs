@@ -3,5 +3,6 @@
 
 mod bad_input;
 mod bench;
+mod learning;
 mod resume;
 mod runs;
