@@ -19,9 +19,6 @@ use super::tokenizer::{Tokenizer, Unknown};
 use crate::config::{DataConfig, TokenizerConfig, TokenizerKind};
 use crate::readable::grouped;
 
-/// `tokenizer.vocab_size` where the config does not say.
-const DEFAULT_VOCAB_SIZE: usize = 4096;
-
 /// Token ids to train and validate on, and where they came from.
 #[derive(Debug, Clone)]
 pub struct Corpus {
@@ -170,7 +167,9 @@ fn make_tokenizer(
             (tokenizer, format!("char, from all of the data ({origin})"))
         }
         TokenizerKind::Bpe => {
-            let asked = config.vocab_size.unwrap_or(DEFAULT_VOCAB_SIZE);
+            let asked = config
+                .vocab_size
+                .unwrap_or(TokenizerConfig::DEFAULT_VOCAB_SIZE);
             let recipe = format!("bpe {asked}");
             let (tokenizer, origin) = cached_tokenizer(&recipe, source, cache, notes, |texts| {
                 Tokenizer::train_bpe(texts.train.iter().flatten().map(String::as_str), asked)

@@ -77,63 +77,39 @@ impl Run {
             mut observers,
         } = options;
         start_threads(plan.config.train.threads)?;
-        let path = &plan.config.output_dir;
-        starting_point(path, plan, resume)?;
-        // A folder that is there is taken before the data is read, so that a live run is noticed
-        // at once; a new one is made after, so that bad data leaves nothing behind.
-        let existing = path.exists().then(|| RunFolder::open(path)).transpose()?;
-        let parts = Parts::load(plan)?;
-        let folder = existing.map_or_else(|| RunFolder::open(path), Ok)?;
-        // Again, now that it is ours: another run may have come and gone in the meantime.
-        let checkpoint = starting_point(path, plan, resume)?;
+        let (folder, parts, checkpoint) = claim(plan, resume)?;
         let log = folder.log()?;
         observers.push(Box::new(super::terminal::LogEvents));
 
         let environment = Environment::detect();
         let old = folder.read_record()?.filter(|_| checkpoint.is_some());
+        if resume == Resume::Auto && parts.is_complete(checkpoint, old.as_ref()) {
+            return Ok(None);
+        }
         let mut notes = parts.notes(plan, &environment);
-        let Start {
-            model,
-            optimizer,
-            progress,
-        } = match checkpoint {
-            None => Start::fresh(plan, &parts.spec)?,
-            Some(step) => {
-                if resume == Resume::Auto && parts.is_complete(step, old.as_ref()) {
-                    return Ok(None);
-                }
-                same_data(&folder, old.as_ref(), &parts.corpus)?;
-                let start = Start::resumed(&folder, plan, &parts.spec, step)?;
-                notes.push(format!("resumed from the checkpoint of step {step}"));
-                notes.extend(thread_warning(old.as_ref(), &environment));
-                start
-            }
-        };
+        if let Some(step) = checkpoint {
+            same_data(&folder, old.as_ref(), &parts.corpus)?;
+            notes.push(format!("resumed from the checkpoint of step {step}"));
+            notes.extend(thread_warning(old.as_ref(), &environment));
+        }
+        let start = Start::at(checkpoint, &folder, plan, &parts.spec)?;
 
         // The future goes before its metrics: a crash in between leaves no hole in them.
-        let store = folder.checkpoints();
+        let (store, progress) = (folder.checkpoints(), start.progress);
         let discarded = store.discard_after(progress.step)?;
         if checkpoint.is_some() {
             store.repoint(&progress)?;
         }
-        let summary = parts.summary();
-        record(
-            &folder,
-            plan,
-            config_text,
-            &environment,
-            &summary,
-            &parts.corpus,
-            old,
-        )?;
+        record(&folder, plan, config_text, &environment, &parts, old)?;
         observers.extend(metrics(&folder, plan, progress.step)?);
+
         let mut trainer = Trainer {
             plan: plan.clone(),
             sampler: parts.sampler,
             spec: parts.spec,
             timeline: parts.timeline,
             corpus: parts.corpus,
-            optimizer,
+            optimizer: start.optimizer,
             clock: Clock::new(progress.seconds, plan.config.logging.logging_steps),
             progress,
             store,
@@ -148,8 +124,23 @@ impl Run {
         for step in discarded {
             trainer.tell(&Event::Deleted { step })?;
         }
+        let model = start.model;
         Ok(Some(Run { model, trainer }))
     }
+}
+
+/// The run folder under its lock, the data, and the checkpoint to go on from.
+fn claim(plan: &Plan, resume: Resume) -> Result<(RunFolder, Parts, Option<u64>), TrainError> {
+    let path = &plan.config.output_dir;
+    starting_point(path, plan, resume)?;
+    // A folder that is there is taken before the data is read, so that a live run is noticed at
+    // once; a new one is made after, so that bad data leaves nothing behind.
+    let existing = path.exists().then(|| RunFolder::open(path)).transpose()?;
+    let parts = Parts::load(plan)?;
+    let folder = existing.map_or_else(|| RunFolder::open(path), Ok)?;
+    // Again, now that it is ours: another run may have come and gone in the meantime.
+    let checkpoint = starting_point(path, plan, resume)?;
+    Ok((folder, parts, checkpoint))
 }
 
 /// What could not be checked before the data was counted: the schedule against the steps. The same
@@ -171,6 +162,18 @@ struct Start {
 }
 
 impl Start {
+    fn at(
+        checkpoint: Option<u64>,
+        folder: &RunFolder,
+        plan: &Plan,
+        spec: &DecoderSpec,
+    ) -> Result<Self, TrainError> {
+        match checkpoint {
+            None => Self::fresh(plan, spec),
+            Some(step) => Self::resumed(folder, plan, spec, step),
+        }
+    }
+
     fn fresh(plan: &Plan, spec: &DecoderSpec) -> Result<Self, TrainError> {
         Ok(Self {
             model: Decoder::new(spec, plan.config.seed, &device().autodiff())?,
@@ -251,11 +254,11 @@ impl Parts {
         })
     }
 
-    /// Whether the run whose last checkpoint is of `step` has nothing left to do: its last step is
+    /// Whether the run with this last checkpoint has nothing left to do: its last step is
     /// done and its model exported. A crash can come between the two.
-    fn is_complete(&self, step: u64, record: Option<&RunRecord>) -> bool {
+    fn is_complete(&self, checkpoint: Option<u64>, record: Option<&RunRecord>) -> bool {
         let exported = record.is_some_and(|record| record.end.is_some());
-        exported && step >= self.timeline.steps()
+        exported && checkpoint.is_some_and(|step| step >= self.timeline.steps())
     }
 
     /// What a person should know before the first step.
@@ -373,17 +376,17 @@ fn record(
     plan: &Plan,
     config_text: Option<String>,
     environment: &Environment,
-    summary: &Summary,
-    corpus: &Corpus,
+    parts: &Parts,
     old: Option<RunRecord>,
 ) -> Result<(), TrainError> {
+    let summary = parts.summary();
     let tokens = [summary.train_tokens, summary.val_tokens];
     let mut record = RunRecord::new(
         plan,
         environment,
-        summary.parameters as usize,
+        parts.parameters,
         tokens,
-        &corpus.files,
+        &parts.corpus.files,
     );
     if let Some(old) = old {
         record.started = old.started;

@@ -148,6 +148,11 @@ pub struct TokenizerConfig {
     pub vocab_size: Option<usize>,
 }
 
+impl TokenizerConfig {
+    /// Tokens that a `bpe` tokenizer learns where the file does not say.
+    pub const DEFAULT_VOCAB_SIZE: usize = 4096;
+}
+
 impl Default for TokenizerConfig {
     fn default() -> Self {
         Self {

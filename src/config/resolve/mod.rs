@@ -10,7 +10,7 @@ mod update;
 use super::document::Document;
 use super::error::Issue;
 use super::hints::describe;
-use super::keys::{Backend, Config, TokenizerKind};
+use super::keys::{Backend, Config, TokenizerConfig, TokenizerKind};
 use super::plan::{Length, Plan};
 
 /// No machine holds more at once, and sums of tokens over a run stay within 64 bits.
@@ -177,7 +177,9 @@ impl Checks<'_> {
             "\"bpe\"",
         );
         if kind == TokenizerKind::Bpe {
-            tokenizer.vocab_size.get_or_insert(4096);
+            tokenizer
+                .vocab_size
+                .get_or_insert(TokenizerConfig::DEFAULT_VOCAB_SIZE);
         }
         let path = tokenizer.path.as_ref();
         let has_path = path.is_some_and(|path| !path.as_os_str().is_empty());
