@@ -3,32 +3,39 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Replaces `path` with what `write` produces. After a crash or a full disk at any moment the file
-/// holds either its former content or all of the new.
+/// Replaces `path` with what `write` puts into the file it is given the path of. After a crash or a
+/// full disk at any moment `path` holds either its former content or all of the new.
 ///
 /// # Errors
 /// Whatever the file system says; the half-written temporary is removed.
-pub fn replace(
-    path: &Path,
-    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
-) -> io::Result<()> {
+pub fn replace_at(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
     let temporary = temporary_beside(path);
-    let written = File::create(&temporary).and_then(|file| {
-        let mut buffered = io::BufWriter::with_capacity(1 << 20, file);
-        write(&mut buffered)?;
-        buffered
-            .into_inner()
-            .map_err(io::IntoInnerError::into_error)?
-            .sync_all()
-    });
-    let renamed = written.and_then(|()| fs::rename(&temporary, path));
+    let renamed = write(&temporary)
+        .and_then(|()| File::open(&temporary)?.sync_all())
+        .and_then(|()| fs::rename(&temporary, path));
     if renamed.is_err() {
         // The error that matters is the one being returned.
         let _ = fs::remove_file(&temporary);
     }
     renamed?;
     sync_folder(parent(path))
+}
+
+/// [`replace_at`] for content that is written as a stream.
+///
+/// # Errors
+/// As [`replace_at`].
+pub fn replace(
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> io::Result<()> {
+    replace_at(path, |temporary| {
+        let mut buffered = io::BufWriter::with_capacity(1 << 20, File::create(temporary)?);
+        write(&mut buffered)?;
+        buffered.flush()
+    })
 }
 
 /// [`replace`] with bytes that are at hand.
@@ -58,11 +65,13 @@ fn parent(path: &Path) -> &Path {
         .unwrap_or(Path::new("."))
 }
 
-/// In the same folder, so that the rename stays within one file system; named after the process,
-/// so that two of them do not write into each other's file.
+/// In the same folder, so that the rename stays within one file system; named after the process and
+/// the write, so that two of them do not write into each other's file.
 fn temporary_beside(path: &Path) -> PathBuf {
+    static WRITES: AtomicU64 = AtomicU64::new(0);
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    parent(path).join(format!(".{name}.{}.tmp", std::process::id()))
+    let (process, write) = (std::process::id(), WRITES.fetch_add(1, Ordering::Relaxed));
+    parent(path).join(format!(".{name}.{process}-{write}.tmp"))
 }
 
 #[cfg(test)]

@@ -21,7 +21,6 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use memmap2::Mmap;
 use safetensors::tensor::TensorView;
@@ -30,6 +29,7 @@ use serde::{Deserialize, Serialize};
 
 use super::DataError;
 use super::token_stream::{TokenStream, Width};
+use crate::durable;
 
 /// A folder of token files, or none.
 #[derive(Debug, Clone)]
@@ -158,27 +158,9 @@ impl TokenCache {
             });
         };
         fs::create_dir_all(folder).map_err(|error| damaged(folder, error.to_string()))?;
-        // Several runs, and several threads of one, may write the same entry; the last rename
-        // wins, and all of them wrote the same thing.
-        static WRITES: AtomicU64 = AtomicU64::new(0);
-        let unique = format!(
-            "{}-{}",
-            std::process::id(),
-            WRITES.fetch_add(1, Ordering::Relaxed)
-        );
+        // Several runs may write the same entry; the last rename wins, and all wrote the same thing.
         let path = folder.join(format!("{key}.{ending}"));
-        let partial = folder.join(format!(".{key}.{ending}.{unique}"));
-        let written = contents(&partial)
-            .and_then(|()| File::open(&partial)?.sync_all())
-            .and_then(|()| fs::rename(&partial, &path));
-        if let Err(error) = written {
-            // It may never have been made; there is nothing to do about a failure to remove it.
-            let _ = fs::remove_file(&partial);
-            return Err(damaged(&path, error.to_string()));
-        }
-        // The entry is complete either way; this only makes its name survive a power cut.
-        #[cfg(unix)]
-        let _ = File::open(folder).and_then(|folder| folder.sync_all());
+        durable::replace_at(&path, contents).map_err(|error| damaged(&path, error.to_string()))?;
         Ok(path)
     }
 }
