@@ -10,8 +10,6 @@ pub struct Environment {
     pub firebrick: &'static str,
     /// Version of burn.
     pub burn: &'static str,
-    /// Compute backends in this binary.
-    pub backends: Vec<&'static str>,
     /// Operating system and architecture.
     pub platform: String,
     /// The CPU's model name.
@@ -30,14 +28,18 @@ impl Environment {
         Self {
             firebrick: env!("CARGO_PKG_VERSION"),
             burn: "0.22.1",
-            backends: vec!["cpu"],
             platform: format!("{}-{}", std::env::consts::OS, std::env::consts::ARCH),
-            cpu: cpu_model().unwrap_or_else(|| "unknown".to_string()),
+            cpu: cpu_name(),
             cpu_features: cpu_features(),
             threads: rayon::current_num_threads(),
             memory_bytes: proc_kilobytes("/proc/meminfo", "MemTotal:"),
         }
     }
+}
+
+/// The CPU's model name.
+pub fn cpu_name() -> String {
+    cpu_model().unwrap_or_else(|| "unknown".to_string())
 }
 
 /// The most memory this process has held at once, in bytes; none where the system does not say.

@@ -11,6 +11,7 @@
 //! | [`readable`] | numbers as people read them |
 //! | [`environment`] | what this process runs on |
 //! | [`config`] | what the TOML says ([`config::Config`]) and what will run ([`config::Plan`]) |
+//! | [`device`] | the CPU or a GPU, chosen at run time |
 //! | [`data`] | files -> documents -> token ids -> batches; a batch is a function of (seed, number) |
 //! | [`model`] | the decoder, its loss, Hugging Face model folders |
 //! | [`gradient`] | backward on all cores, accumulate, measure, clip |
@@ -27,6 +28,7 @@ pub mod checkpoint;
 pub mod cli;
 pub mod config;
 pub mod data;
+pub mod device;
 pub mod durable;
 pub mod environment;
 pub mod generate;

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 pub use error::CheckpointError;
 pub use store::CheckpointStore;
 
+use crate::gradient::LossScale;
 use crate::model::Tensors;
 use crate::optimizer::OptimizerState;
 
@@ -51,6 +52,9 @@ pub struct Progress {
     pub val_loss: Option<f64>,
     /// The best evaluation up to now.
     pub best: Option<BestEvaluation>,
+    /// The loss scale of a run in f16.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<LossScale>,
     /// Seconds of training, evaluation and saving included, over all sessions of the run.
     pub seconds: f64,
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use super::report::{self, Diagnostic};
 use crate::config::ConfigError;
 use crate::data::DataError;
+use crate::device::DeviceError;
 use crate::generate::GenerateError;
 use crate::model::ModelError;
 use crate::train::TrainError;
@@ -21,6 +22,9 @@ pub enum CliError {
     /// A model folder.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// A device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// A tokenizer.
     #[error(transparent)]
     Data(#[from] DataError),
@@ -46,7 +50,7 @@ impl CliError {
     /// The process exit code.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) => 2,
+            Self::Config(_) | Self::Device(_) => 2,
             Self::Train(error) => error.exit_code(),
             Self::Data(error) => error.exit_code(),
             Self::Model(_) | Self::Io { .. } => 1,
@@ -69,6 +73,7 @@ impl CliError {
             Self::Config(_) => ("config", None),
             Self::Train(error) => (error.kind(), error.help()),
             Self::Model(error) => ("model", error.help()),
+            Self::Device(error) => ("device", Some(error.help())),
             Self::Data(error) => ("data", error.help()),
             Self::Generate(error) => ("generate", error.help()),
             Self::Io { .. } => ("io", None),

@@ -3,12 +3,13 @@
 use std::io::{IsTerminal, Read, Write};
 use std::path::PathBuf;
 
-use burn::tensor::Device;
 use clap::Args;
 use serde_json::json;
 
 use super::CliError;
+use crate::config::Backend;
 use crate::data::Tokenizer;
+use crate::device::ComputeDevice;
 use crate::generate::{Sampling, TextRequest, complete};
 use crate::model::folder;
 
@@ -45,13 +46,17 @@ pub(super) struct GenerateArgs {
     /// End the completion before this text; repeatable
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     stop: Vec<String>,
+    /// Where to compute
+    #[arg(long, default_value = "auto", value_name = "auto|cpu|cuda|wgpu")]
+    device: Backend,
     /// Print ids and timings as JSON instead of the text
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn run(args: &GenerateArgs) -> Result<(), CliError> {
-    let model = folder::load(&args.model, &Device::flex())?;
+    let device = ComputeDevice::open(args.device)?;
+    let model = folder::load(&args.model, &device.device)?;
     let tokenizer = Tokenizer::from_file(&args.model.join("tokenizer.json"))?;
     let prompt = match args.prompt.as_str() {
         "-" => standard_input()?,

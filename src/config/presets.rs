@@ -4,7 +4,7 @@
 //! its tokenizer's. Sources: the `config.json` of each model on Hugging Face, and the table in
 //! llama2.c's README for the stories models.
 
-use super::keys::{Architecture, ModelConfig, Preset};
+use super::keys::{Architecture, Dtype, ModelConfig, Preset};
 use super::shape::ModelShape;
 
 /// One row of the table: the numbers that set a preset apart from others of its family.
@@ -164,6 +164,7 @@ impl Preset {
             norm_eps: Some(1e-5),
             rope_theta: (!is_gpt2).then_some(row.rope_theta),
             initializer_range: None,
+            dtype: Dtype::default(),
         }
     }
 }

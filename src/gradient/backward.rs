@@ -8,13 +8,37 @@
 
 use std::ops::Range;
 
-use burn::module::Param;
-use burn::tensor::Tensor;
+use burn::tensor::FloatDType;
 use rayon::prelude::*;
 
 use super::Gradient;
+use super::blockwise::blockwise;
 use crate::data::Batch;
-use crate::model::{Decoder, MapParameters, ModelError, map_parameters};
+use crate::device::lanes;
+use crate::model::{Decoder, ModelError};
+
+/// How a gradient is computed. The default is f32 throughout with every activation kept.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Precision {
+    /// Dtype of the forward and backward pass. Weights are rounded to it once per step from the
+    /// f32 masters; gradients are added up in f32 (Micikevicius et al., 2018).
+    pub dtype: FloatDType,
+    /// The loss is multiplied by this before the backward pass and the gradient divided after it,
+    /// so that small gradients do not vanish in f16. A power of two changes nothing else.
+    pub loss_scale: f64,
+    /// Keep only what goes into each block and compute the rest again in the backward pass.
+    pub gradient_checkpointing: bool,
+}
+
+impl Default for Precision {
+    fn default() -> Self {
+        Self {
+            dtype: FloatDType::F32,
+            loss_scale: 1.0,
+            gradient_checkpointing: false,
+        }
+    }
+}
 
 /// What one optimizer step needs to know about its batches.
 #[derive(Debug)]
@@ -67,30 +91,59 @@ impl Backward {
 /// # Ok::<(), firebrick::model::ModelError>(())
 /// ```
 pub fn backward(model: &Decoder, batches: &[Batch]) -> Result<Backward, ModelError> {
+    backward_with(model, batches, Precision::default())
+}
+
+/// As [`backward`], in another precision or with less memory.
+///
+/// # Errors
+/// As [`backward`].
+pub fn backward_with(
+    model: &Decoder,
+    batches: &[Batch],
+    precision: Precision,
+) -> Result<Backward, ModelError> {
     let weight: f64 = batches.iter().map(Batch::weight).sum();
     let mut total = Backward {
         nats: 0.0,
         weight,
         gradient: Gradient::default(),
     };
+    let compute = model.clone().cast(precision.dtype);
+    let lanes = lanes(&model.device());
     for batch in batches {
-        let shares: Vec<(f64, Gradient)> = shares(batch.rows, rayon::current_num_threads())
+        let shares: Vec<(f64, Gradient)> = shares(batch.rows, lanes)
             .into_par_iter()
-            .map(|rows| share(model, &batch.rows(rows), weight))
+            .map(|rows| share(&compute, &batch.rows(rows), weight, precision))
             .collect::<Result<_, _>>()?;
         for (nats, gradient) in shares {
             total.nats += nats;
             total.gradient = total.gradient.accumulate(gradient, model);
         }
     }
+    if precision.loss_scale != 1.0 {
+        total.gradient = total.gradient.scale(1.0 / precision.loss_scale, model);
+    }
     Ok(total)
 }
 
-fn share(model: &Decoder, batch: &Batch, weight: f64) -> Result<(f64, Gradient), ModelError> {
-    let model = map_parameters(model.clone(), &mut OwnGraph);
-    let loss = model.loss(batch, 1.0 / weight)?;
-    let gradient = Gradient::backward(&loss.objective, &model);
-    Ok((f64::from(loss.sum.into_scalar::<f32>()), gradient))
+fn share(
+    model: &Decoder,
+    batch: &Batch,
+    weight: f64,
+    precision: Precision,
+) -> Result<(f64, Gradient), ModelError> {
+    // Leaves of its own: shares of one graph would wait for each other.
+    let model = model.clone().cast(precision.dtype);
+    let scale = precision.loss_scale / weight;
+    let (nats, gradient) = if precision.gradient_checkpointing {
+        blockwise(&model, batch, scale)?
+    } else {
+        let loss = model.loss(batch, scale)?;
+        (loss.sum, Gradient::backward(&loss.objective, &model))
+    };
+    let gradient = gradient.cast(FloatDType::F32, &model);
+    Ok((f64::from(nats.into_scalar::<f32>()), gradient))
 }
 
 /// Rows of each share: as equal as possible, none empty.
@@ -99,16 +152,6 @@ fn shares(rows: usize, threads: usize) -> Vec<Range<usize>> {
     (0..count)
         .map(|i| i * rows / count..(i + 1) * rows / count)
         .collect()
-}
-
-/// Gives every parameter a leaf of its own: shares of one graph would wait for each other.
-struct OwnGraph;
-
-impl MapParameters for OwnGraph {
-    fn map<const D: usize>(&mut self, _path: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let value = Tensor::from_inner(param.val().inner()).require_grad();
-        Param::initialized(param.id, value)
-    }
 }
 
 #[cfg(test)]

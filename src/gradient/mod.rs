@@ -1,12 +1,15 @@
 //! The gradient of one optimizer step, between backward and update: accumulate, measure, clip.
 
 mod backward;
+mod blockwise;
+mod loss_scale;
 
 use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
-use burn::tensor::Tensor;
+use burn::tensor::{FloatDType, Gradients, Tensor};
 
-pub use backward::{Backward, backward};
+pub use backward::{Backward, Precision, backward, backward_with};
+pub use loss_scale::LossScale;
 
 use crate::model::{VisitParameters, visit_parameters};
 
@@ -19,9 +22,19 @@ pub struct Gradient {
 impl Gradient {
     /// Runs the backward pass from a scalar `objective` and collects the parameters' gradients.
     pub fn backward(objective: &Tensor<1>, model: &impl Module) -> Self {
+        Self::from_grads(objective.backward(), model)
+    }
+
+    /// The gradients of `model`'s parameters out of a finished backward pass.
+    fn from_grads(grads: Gradients, model: &impl Module) -> Self {
         Self {
-            tensors: GradientsParams::from_grads(objective.backward(), model),
+            tensors: GradientsParams::from_grads(grads, model),
         }
+    }
+
+    /// The same gradient with every tensor in `dtype`.
+    fn cast(self, dtype: FloatDType, model: &impl Module) -> Self {
+        self.map(model, Cast(dtype))
     }
 
     /// The gradient of the parameter `param`; none if the objective does not depend on it.
@@ -89,25 +102,29 @@ impl Gradient {
 
     /// Multiplies every element by `factor`.
     pub fn scale(self, factor: f64, model: &impl Module) -> Self {
-        struct Scale {
+        self.map(model, Scale(factor))
+    }
+
+    fn map(self, model: &impl Module, change: impl MapGradient) -> Self {
+        struct Walk<C> {
             tensors: GradientsParams,
-            factor: f64,
+            change: C,
         }
-        impl VisitParameters for Scale {
+        impl<C: MapGradient> VisitParameters for Walk<C> {
             fn visit<const D: usize>(&mut self, _path: &str, param: &Param<Tensor<D>>) {
                 if let Some(gradient) = self.tensors.remove::<D>(param.id) {
-                    self.tensors
-                        .register(param.id, gradient.mul_scalar(self.factor));
+                    let changed = self.change.map(gradient);
+                    self.tensors.register(param.id, changed);
                 }
             }
         }
-        let mut scale = Scale {
+        let mut walk = Walk {
             tensors: self.tensors,
-            factor,
+            change,
         };
-        visit_parameters(model, &mut scale);
+        visit_parameters(model, &mut walk);
         Self {
-            tensors: scale.tensors,
+            tensors: walk.tensors,
         }
     }
 
@@ -120,5 +137,26 @@ impl Gradient {
         } else {
             self
         }
+    }
+}
+
+/// Something done to each gradient tensor; a closure cannot be generic over the rank.
+trait MapGradient {
+    fn map<const D: usize>(&self, gradient: Tensor<D>) -> Tensor<D>;
+}
+
+struct Scale(f64);
+
+impl MapGradient for Scale {
+    fn map<const D: usize>(&self, gradient: Tensor<D>) -> Tensor<D> {
+        gradient.mul_scalar(self.0)
+    }
+}
+
+struct Cast(FloatDType);
+
+impl MapGradient for Cast {
+    fn map<const D: usize>(&self, gradient: Tensor<D>) -> Tensor<D> {
+        gradient.cast(self.0)
     }
 }

@@ -6,7 +6,7 @@
 
 use burn::module::Module;
 use burn::tensor::activation::softmax;
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::init::Init;
 use super::layers::{Linear, residual_std};
@@ -79,11 +79,12 @@ impl Attention {
         let queries = queries
             .mul_scalar((self.head_dim as f64).powf(-0.5))
             .reshape([batch, self.kv_heads, group * seq, self.head_dim]);
-        let mut scores = queries.matmul(keys.swap_dims(2, 3));
+        let dtype = queries.dtype();
+        let mut scores = queries.matmul(keys.swap_dims(2, 3)).cast(DType::F32);
         if let Some(mask) = context.mask(group) {
             scores = scores + mask;
         }
-        let mixed = softmax(scores, 3).matmul(values);
+        let mixed = softmax(scores, 3).cast(dtype).matmul(values);
 
         let mixed = mixed
             .reshape([batch, self.heads, seq, self.head_dim])
@@ -102,15 +103,24 @@ impl Attention {
 
 /// What all layers of one forward pass share.
 #[derive(Debug, Clone)]
-pub(super) struct Context {
+pub(crate) struct Context {
     /// Batch and sequence length of the tokens going in.
     pub(super) dims: [usize; 2],
     pub(super) rotary: Option<Rotary>,
-    /// Additive mask `[1 or batch, 1, seq, keys]`; none when every query sees every key.
+    /// Additive mask `[1 or batch, 1, seq, keys]`, f32; none when every query sees every key.
     pub(super) mask: Option<Tensor<4>>,
 }
 
 impl Context {
+    /// The same off the autodiff device.
+    pub(crate) fn inner(&self) -> Self {
+        Self {
+            dims: self.dims,
+            rotary: self.rotary.as_ref().map(Rotary::inner),
+            mask: self.mask.as_ref().map(|mask| mask.clone().inner()),
+        }
+    }
+
     /// The mask for `group` stacked query heads: `[1 or batch, 1, group x seq, keys]`.
     fn mask(&self, group: usize) -> Option<Tensor<4>> {
         self.mask
@@ -150,13 +160,14 @@ pub(super) struct Rotary {
 }
 
 impl Rotary {
-    /// Tables for the given positions, `[rows, seq]` row-major; one row serves the whole batch.
+    /// Tables in `dtype` for the given positions, `[rows, seq]` row-major; one row serves the whole
+    /// batch.
     pub(super) fn new(
         positions: &[u32],
         rows: usize,
         head_dim: usize,
         theta: f64,
-        device: &Device,
+        (device, dtype): (&Device, DType),
     ) -> Self {
         let half = head_dim / 2;
         let seq = positions.len() / rows;
@@ -173,7 +184,8 @@ impl Rotary {
             })
         };
         let table = |values: Vec<f32>| {
-            Tensor::from_data(TensorData::new(values, [rows, 1, seq, head_dim]), device)
+            let data = TensorData::new(values, [rows, 1, seq, head_dim]);
+            Tensor::<4>::from_data(data, device).cast(dtype)
         };
         let mut partner = vec![0.0; head_dim * head_dim];
         for i in 0..half {
@@ -183,10 +195,19 @@ impl Rotary {
         Self {
             cos: table(angles().map(f32::cos).collect()),
             sin: table(angles().map(f32::sin).collect()),
-            partner: Tensor::from_data(
+            partner: Tensor::<4>::from_data(
                 TensorData::new(partner, [1, 1, head_dim, head_dim]),
                 device,
-            ),
+            )
+            .cast(dtype),
+        }
+    }
+
+    fn inner(&self) -> Self {
+        Self {
+            cos: self.cos.clone().inner(),
+            sin: self.sin.clone().inner(),
+            partner: self.partner.clone().inner(),
         }
     }
 
@@ -230,7 +251,7 @@ fn grown(old: Tensor<4>, length: usize) -> Tensor<4> {
         return old;
     }
     let room = length.next_power_of_two().max(LEAST_ROOM);
-    let fresh = Tensor::zeros([batch, heads, room, head_dim], &old.device());
+    let fresh = Tensor::zeros([batch, heads, room, head_dim], (&old.device(), old.dtype()));
     put(fresh, 0, old)
 }
 

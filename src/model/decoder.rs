@@ -1,13 +1,14 @@
 //! The decoder: embedding, blocks, norm, head.
 
-use burn::module::Module;
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::module::{Module, Param};
+use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
 
 use super::ModelError;
 use super::attention::{Attention, Context, LayerCache, Rotary, additive_mask};
 use super::init::Init;
 use super::layers::{Embedding, Linear, Mlp, Norm};
 use super::loss::{TokenLoss, cross_entropy, cross_entropy_sum};
+use super::parameters::{MapParameters, map_parameters};
 use super::spec::DecoderSpec;
 use crate::config::Architecture;
 use crate::data::Batch;
@@ -62,7 +63,12 @@ pub struct Block {
 }
 
 impl Block {
-    fn forward(
+    /// `[batch x seq, dim]` -> `[batch x seq, dim]`.
+    pub(crate) fn forward(&self, x: Tensor<2>, context: &Context) -> Tensor<2> {
+        self.forward_cached(x, context, None)
+    }
+
+    fn forward_cached(
         &self,
         x: Tensor<2>,
         context: &Context,
@@ -116,20 +122,30 @@ impl Decoder {
         &self.spec
     }
 
-    /// Logits `[rows x cols, vocab]` for every token of a batch.
+    /// The same decoder with its weights, and so what it computes, in `dtype`. On an autodiff
+    /// device its parameters are leaves of their own: gradients do not reach the original.
+    pub fn cast(self, dtype: FloatDType) -> Self {
+        map_parameters(self, &mut Cast { dtype })
+    }
+
+    /// Logits `[rows x cols, vocab]`, f32, for every token of a batch.
     ///
     /// # Errors
     /// [`ModelError::TooLong`] when a position is past a learned position table.
     pub fn forward(&self, batch: &Batch) -> Result<Tensor<2>, ModelError> {
-        let device = self.device();
-        let dims = [batch.rows, batch.cols];
-        let context = self.batch_context(batch, &device);
-        let hidden = self.embed(&batch.tokens, &batch.positions, dims, &device)?;
+        let context = self.context(batch);
+        let hidden = self.embed_batch(batch)?;
         let hidden = self
             .layers
             .iter()
-            .fold(hidden, |x, block| block.forward(x, &context, None));
+            .fold(hidden, |x, block| block.forward(x, &context));
         Ok(self.head(hidden))
+    }
+
+    /// What goes into the first block, `[rows x cols, dim]`.
+    pub(crate) fn embed_batch(&self, batch: &Batch) -> Result<Tensor<2>, ModelError> {
+        let dims = [batch.rows, batch.cols];
+        self.embed(&batch.tokens, &batch.positions, dims, &self.device())
     }
 
     /// Loss of one micro-batch with its gradient scaled by `scale`; see [`cross_entropy`].
@@ -137,9 +153,17 @@ impl Decoder {
     /// # Errors
     /// As [`forward`](Self::forward).
     pub fn loss(&self, batch: &Batch, scale: f64) -> Result<TokenLoss, ModelError> {
-        let device = self.device().inner();
-        let (targets, weights) = (targets(batch, &device), weights(batch, &device));
-        Ok(cross_entropy(self.forward(batch)?, targets, weights, scale))
+        Ok(loss(self.forward(batch)?, batch, scale))
+    }
+
+    /// As [`loss`](Self::loss), from what comes out of the last block, `[rows x cols, dim]`.
+    pub(crate) fn loss_after_blocks(
+        &self,
+        hidden: Tensor<2>,
+        batch: &Batch,
+        scale: f64,
+    ) -> TokenLoss {
+        loss(self.head(hidden), batch, scale)
     }
 
     /// Σ weight · nats over a batch `[1]`. Call it on `model.valid()`: a tracked forward that is
@@ -177,7 +201,7 @@ impl Decoder {
         };
         let mut hidden = self.embed(tokens, &positions, [1, seq], &device)?;
         for (block, layer) in self.layers.iter().zip(&mut cache.layers) {
-            hidden = block.forward(hidden, &context, Some(layer));
+            hidden = block.forward_cached(hidden, &context, Some(layer));
         }
         cache.length = length;
         Ok(self.head(hidden.narrow(0, seq - 1, 1)))
@@ -206,13 +230,16 @@ impl Decoder {
 
     fn head(&self, hidden: Tensor<2>) -> Tensor<2> {
         let hidden = self.norm.forward(hidden);
-        match &self.lm_head {
+        let logits = match &self.lm_head {
             Some(head) => head.forward(hidden),
             None => hidden.matmul(self.embed_tokens.weight.val().transpose()),
-        }
+        };
+        logits.cast(DType::F32)
     }
 
-    fn batch_context(&self, batch: &Batch, device: &Device) -> Context {
+    /// What the blocks share in a forward pass over `batch`.
+    pub(crate) fn context(&self, batch: &Batch) -> Context {
+        let device = &self.device();
         let (rows, cols) = (batch.rows, batch.cols);
         // Most batches are rows of one text each: one mask and one set of positions serve all.
         let same = |values: &[u32]| values.chunks(cols).all(|row| row == &values[..cols]);
@@ -236,12 +263,32 @@ impl Decoder {
 
     fn rotary(&self, positions: &[u32], rows: usize, device: &Device) -> Option<Rotary> {
         let shape = &self.spec.shape;
-        (shape.architecture == Architecture::Llama)
-            .then(|| Rotary::new(positions, rows, shape.head_dim, shape.rope_theta, device))
+        (shape.architecture == Architecture::Llama).then(|| {
+            let place = (device, self.norm.weight.val().dtype());
+            Rotary::new(positions, rows, shape.head_dim, shape.rope_theta, place)
+        })
     }
 
-    fn device(&self) -> Device {
+    /// Where its weights are.
+    pub fn device(&self) -> Device {
         self.norm.weight.val().device()
+    }
+}
+
+struct Cast {
+    dtype: FloatDType,
+}
+
+impl MapParameters for Cast {
+    fn map<const D: usize>(&mut self, _path: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let value = param.val();
+        let tracked = value.is_autodiff();
+        let value = value.inner().cast(self.dtype);
+        if tracked {
+            Param::initialized(param.id, Tensor::from_inner(value).require_grad())
+        } else {
+            Param::initialized(param.id, value)
+        }
     }
 }
 
@@ -279,6 +326,12 @@ impl KvCache {
 fn ids(values: &[u32], dims: [usize; 2], device: &Device) -> Tensor<2, Int> {
     let values: Vec<i32> = values.iter().map(|&id| id as i32).collect();
     Tensor::from_data(TensorData::new(values, dims), device)
+}
+
+fn loss(logits: Tensor<2>, batch: &Batch, scale: f64) -> TokenLoss {
+    let device = logits.device().inner();
+    let (targets, weights) = (targets(batch, &device), weights(batch, &device));
+    cross_entropy(logits, targets, weights, scale)
 }
 
 fn targets(batch: &Batch, device: &Device) -> Tensor<1, Int> {

@@ -1,10 +1,13 @@
 //! The layers every decoder is made of. All work on rows: activations are `[rows, dim]` with
 //! rows = batch x seq, so that each linear layer is one matrix product.
+//!
+//! A layer computes in the dtype of its weights. Where that is a half-precision one, norms and
+//! softmax are still computed in f32, as the reference implementations do.
 
 use burn::module::{Module, Param};
 use burn::tensor::activation::{gelu, silu};
 use burn::tensor::module::layer_norm;
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{DType, Int, Tensor};
 
 use super::init::Init;
 use crate::config::{Architecture, ModelShape};
@@ -86,12 +89,15 @@ impl Norm {
 
     /// `[rows, dim]` -> `[rows, dim]`.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        let dtype = x.dtype();
+        let x = x.cast(DType::F32);
         if self.centred {
-            let bias = self.bias.as_ref().map(Param::val);
-            return layer_norm(x, self.weight.val(), bias, self.eps);
+            let bias = self.bias.as_ref().map(|bias| bias.val().cast(DType::F32));
+            let weight = self.weight.val().cast(DType::F32);
+            return layer_norm(x, weight, bias, self.eps).cast(dtype);
         }
         let rms = x.clone().square().mean_dim(1).add_scalar(self.eps).sqrt();
-        x / rms * self.weight.val().unsqueeze()
+        (x / rms).cast(dtype) * self.weight.val().unsqueeze()
     }
 }
 

@@ -14,6 +14,7 @@ mod parameters;
 mod spec;
 
 pub use attention::Attention;
+pub(crate) use attention::Context;
 pub use decoder::{Block, Decoder, KvCache};
 pub use error::ModelError;
 pub use layers::{Embedding, Linear, Mlp, Norm};

@@ -6,6 +6,7 @@ use super::interrupt::Signal;
 use crate::checkpoint::CheckpointError;
 use crate::config::ConfigError;
 use crate::data::DataError;
+use crate::device::DeviceError;
 use crate::generate::GenerateError;
 use crate::model::ModelError;
 use crate::optimizer::OptimizerError;
@@ -22,6 +23,9 @@ pub enum TrainError {
     /// The model.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// The device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// A checkpoint.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
@@ -133,6 +137,7 @@ impl TrainError {
         match self {
             Self::Data(error) => error.exit_code(),
             Self::Config(_)
+            | Self::Device(_)
             | Self::OtherConfig { .. }
             | Self::NotEmpty { .. }
             | Self::NotARun { .. } => 2,
@@ -153,6 +158,7 @@ impl TrainError {
             | Self::OtherConfig { .. }
             | Self::NotEmpty { .. }
             | Self::NotARun { .. } => "config",
+            Self::Device(_) => "device",
             Self::Model(_) => "model",
             Self::Checkpoint(_) | Self::Optimizer(_) => "checkpoint",
             Self::Diverged { .. } => "diverged",
@@ -166,6 +172,7 @@ impl TrainError {
     pub fn help(&self) -> Option<String> {
         match self {
             Self::Data(error) => error.help(),
+            Self::Device(error) => Some(error.help()),
             Self::Model(error) => error.help(),
             Self::Checkpoint(error) => error.help(),
             Self::Sample { source, .. } => source.help(),

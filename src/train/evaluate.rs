@@ -4,6 +4,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::data::{Batch, TokenStream, eval_batches};
+use crate::device::lanes;
 use crate::model::{Decoder, ModelError};
 
 /// A validation result.
@@ -30,14 +31,12 @@ pub fn evaluate(
     sequence_len: usize,
     rows: usize,
 ) -> Result<Evaluation, ModelError> {
+    let lanes = lanes(&model.device());
     let (mut nats, mut tokens) = (0.0, 0.0);
     let mut batches = eval_batches(stream, sequence_len, rows).peekable();
     while batches.peek().is_some() {
-        // A batch per core at a time; added up in order, so that the sum does not depend on timing.
-        let group: Vec<Batch> = batches
-            .by_ref()
-            .take(rayon::current_num_threads())
-            .collect();
+        // As many batches at a time as the device takes; added up in order, so that the sum does not depend on timing.
+        let group: Vec<Batch> = batches.by_ref().take(lanes).collect();
         let sums: Vec<f32> = group
             .par_iter()
             .map(|batch| model.evaluate(batch).map(|sum| sum.into_scalar::<f32>()))

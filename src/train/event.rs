@@ -65,6 +65,14 @@ pub enum Event<'a> {
         /// The gradient norm, as text.
         grad_norm: String,
     },
+    /// A step was not applied because a gradient overflowed f16. The loss scale is lowered, which
+    /// is how its largest useful value is found.
+    Overflowed {
+        /// The step that would have been completed.
+        step: u64,
+        /// The loss scale from now on.
+        loss_scale: f64,
+    },
     /// The run is over.
     Finished {
         /// Completed steps.

@@ -10,6 +10,7 @@ use super::TrainError;
 use crate::checkpoint::{CheckpointStore, Progress};
 use crate::config::Plan;
 use crate::data::{FileRecord, Tokenizer};
+use crate::device::ComputeDevice;
 use crate::durable;
 use crate::environment::{Environment, peak_memory_bytes};
 use crate::model::{DecoderSpec, Tensors, folder as model_folder};
@@ -28,6 +29,8 @@ pub(super) struct RunRecord {
     pub(super) started: String,
     pub(super) git: Option<String>,
     pub(super) environment: serde_json::Value,
+    #[serde(default)]
+    pub(super) device: serde_json::Value,
     pub(super) seed: u64,
     pub(super) parameters: u64,
     pub(super) train_tokens: u64,
@@ -56,6 +59,7 @@ impl RunRecord {
     pub(super) fn new(
         plan: &Plan,
         environment: &Environment,
+        device: &ComputeDevice,
         parameters: usize,
         tokens: [u64; 2],
         files: &[FileRecord],
@@ -66,6 +70,7 @@ impl RunRecord {
                 .to_string(),
             git: git_commit(),
             environment: json!(environment),
+            device: device_record(device),
             seed: plan.config.seed,
             parameters: parameters as u64,
             train_tokens: tokens[0],
@@ -177,6 +182,11 @@ impl RunFolder {
             .finish();
         Ok(tracing::subscriber::set_default(subscriber))
     }
+}
+
+/// What computed.
+pub(super) fn device_record(device: &ComputeDevice) -> serde_json::Value {
+    json!({"backend": device.backend, "name": device.name})
 }
 
 /// The data files with their sizes and hashes.

@@ -124,7 +124,10 @@ impl Rows {
                 done
             }
             // Whatever was measured must not be lost if the run ends here.
-            Event::Saved { .. } | Event::Skipped { .. } | Event::Finished { .. } => self.finished(),
+            Event::Saved { .. }
+            | Event::Skipped { .. }
+            | Event::Overflowed { .. }
+            | Event::Finished { .. } => self.finished(),
             _ => None,
         }
     }

@@ -1,19 +1,21 @@
 //! From a plan to a run that only has to be started: threads, folder, data, model, resume.
 
 use burn::module::Module;
-use burn::tensor::Device;
+use burn::tensor::{Device, FloatDType};
 
-use super::folder::{RunRecord, data_record};
+use super::folder::{RunRecord, data_record, device_record};
 use super::resume::starting_point;
 use super::run::{Clock, Trainer};
 use super::{
     CsvMetrics, Event, Interrupt, JsonlMetrics, Observer, Resume, Run, RunFolder, TrainError,
 };
 use crate::checkpoint::Progress;
-use crate::config::{Plan, Report};
+use crate::config::{Dtype, Plan, Report};
 use crate::data::{Corpus, Sampler, TokenCache};
+use crate::device::ComputeDevice;
 use crate::environment::Environment;
 use crate::generate::{GenerateError, check_prompt};
+use crate::gradient::LossScale;
 use crate::model::{Decoder, DecoderSpec, folder::decoder_from_hf};
 use crate::optimizer::Optimizer;
 use crate::phase::Timeline;
@@ -58,8 +60,9 @@ impl Run {
     /// Whatever is wrong with the data, the tokenizer or the model's shape.
     pub fn dry(plan: &Plan, mut note: impl FnMut(&str)) -> Result<Summary, TrainError> {
         start_threads(plan.config.train.threads)?;
-        starting_point(&plan.config.output_dir, plan, Resume::Auto)?;
-        let parts = Parts::load(plan)?;
+        let (plan, ..) = on_device(plan)?;
+        starting_point(&plan.config.output_dir, &plan, Resume::Auto)?;
+        let parts = Parts::load(&plan)?;
         parts.corpus.notes.iter().for_each(|text| note(text));
         Ok(parts.summary())
     }
@@ -77,6 +80,8 @@ impl Run {
             mut observers,
         } = options;
         start_threads(plan.config.train.threads)?;
+        let (plan, device, dtype) = on_device(plan)?;
+        let plan = &plan;
         let (folder, parts, checkpoint) = claim(plan, resume)?;
         let log = folder.log()?;
         observers.push(Box::new(super::terminal::LogEvents));
@@ -86,13 +91,21 @@ impl Run {
         if resume == Resume::Auto && parts.is_complete(checkpoint, old.as_ref()) {
             return Ok(None);
         }
-        let mut notes = parts.notes(plan, &environment);
+        let mut notes = parts.notes(plan, &device, &environment);
         if let Some(step) = checkpoint {
             same_data(&folder, old.as_ref(), &parts.corpus)?;
             notes.push(format!("resumed from the checkpoint of step {step}"));
-            notes.extend(thread_warning(old.as_ref(), &environment));
+            notes.extend(rounding_warning(old.as_ref(), &environment, &device));
         }
-        let start = Start::at(checkpoint, &folder, plan, &parts.spec)?;
+        let start = Start {
+            plan,
+            spec: &parts.spec,
+            device: &device.device,
+        };
+        let start = match checkpoint {
+            None => start.fresh()?,
+            Some(step) => start.resumed(&folder, step)?,
+        };
 
         // The future goes before its metrics: a crash in between leaves no hole in them.
         let (store, progress) = (folder.checkpoints(), start.progress);
@@ -100,7 +113,14 @@ impl Run {
         if checkpoint.is_some() {
             store.repoint(&progress)?;
         }
-        record(&folder, plan, config_text, &environment, &parts, old)?;
+        record(
+            &folder,
+            plan,
+            config_text,
+            (&environment, &device),
+            &parts,
+            old,
+        )?;
         observers.extend(metrics(&folder, plan, progress.step)?);
 
         let mut trainer = Trainer {
@@ -108,6 +128,7 @@ impl Run {
             sampler: parts.sampler,
             spec: parts.spec,
             timeline: parts.timeline,
+            dtype,
             corpus: parts.corpus,
             optimizer: start.optimizer,
             clock: Clock::new(progress.seconds, plan.config.logging.logging_steps),
@@ -154,58 +175,60 @@ fn check_length(plan: &Plan, steps: u64) -> Result<(), TrainError> {
     Ok(())
 }
 
-/// What changes from step to step, where a run begins.
-struct Start {
+/// Opens the device and writes what `auto` has turned out to be into the plan, so that resolved.toml
+/// repeats the run.
+fn on_device(plan: &Plan) -> Result<(Plan, ComputeDevice, FloatDType), TrainError> {
+    let mut plan = plan.clone();
+    let device = ComputeDevice::open(plan.config.device.backend)?;
+    let (name, dtype) = device.dtype(plan.config.model.dtype)?;
+    plan.config.device.backend = device.backend;
+    plan.config.model.dtype = name;
+    Ok((plan, device, dtype))
+}
+
+/// Where a run begins.
+struct Start<'a> {
+    plan: &'a Plan,
+    spec: &'a DecoderSpec,
+    device: &'a Device,
+}
+
+/// What changes from step to step.
+struct State {
     model: Decoder,
     optimizer: Optimizer,
     progress: Progress,
 }
 
-impl Start {
-    fn at(
-        checkpoint: Option<u64>,
-        folder: &RunFolder,
-        plan: &Plan,
-        spec: &DecoderSpec,
-    ) -> Result<Self, TrainError> {
-        match checkpoint {
-            None => Self::fresh(plan, spec),
-            Some(step) => Self::resumed(folder, plan, spec, step),
-        }
-    }
-
-    fn fresh(plan: &Plan, spec: &DecoderSpec) -> Result<Self, TrainError> {
-        Ok(Self {
-            model: Decoder::new(spec, plan.config.seed, &device().autodiff())?,
-            optimizer: Optimizer::new(&plan.optimizer),
-            progress: Progress::default(),
+impl Start<'_> {
+    fn fresh(&self) -> Result<State, TrainError> {
+        let config = &self.plan.config;
+        let scaled = config.model.dtype == Dtype::F16;
+        Ok(State {
+            model: Decoder::new(self.spec, config.seed, &self.device.clone().autodiff())?,
+            optimizer: Optimizer::new(&self.plan.optimizer),
+            progress: Progress {
+                loss_scale: scaled.then(LossScale::default),
+                ..Progress::default()
+            },
         })
     }
 
-    fn resumed(
-        folder: &RunFolder,
-        plan: &Plan,
-        spec: &DecoderSpec,
-        step: u64,
-    ) -> Result<Self, TrainError> {
+    fn resumed(&self, folder: &RunFolder, step: u64) -> Result<State, TrainError> {
         let snapshot = folder.checkpoints().load(step)?;
-        let model = decoder_from_hf(spec, snapshot.model, &device().autodiff())?;
-        let mut optimizer = Optimizer::new(&plan.optimizer);
+        let device = self.device.clone().autodiff();
+        let model = decoder_from_hf(self.spec, snapshot.model, &device)?;
+        let mut optimizer = Optimizer::new(&self.plan.optimizer);
         // A run whose every step was skipped as not finite has no moments yet.
         if !snapshot.optimizer.tensors.is_empty() {
-            optimizer.load_state(&model, snapshot.optimizer, &device())?;
+            optimizer.load_state(&model, snapshot.optimizer, self.device)?;
         }
-        Ok(Self {
+        Ok(State {
             model,
             optimizer,
             progress: snapshot.progress,
         })
     }
-}
-
-/// The CPU: the one backend of this build, which `Plan` has made sure of.
-fn device() -> Device {
-    Device::flex()
 }
 
 /// Data, and what follows from data and plan together.
@@ -262,12 +285,14 @@ impl Parts {
     }
 
     /// What a person should know before the first step.
-    fn notes(&self, plan: &Plan, environment: &Environment) -> Vec<String> {
-        let device = format!(
-            "device cpu: {}, {} threads",
-            environment.cpu, environment.threads
-        );
-        let mut notes = vec![device];
+    fn notes(&self, plan: &Plan, device: &ComputeDevice, environment: &Environment) -> Vec<String> {
+        let mut notes = vec![format!(
+            "device {}: {}, {} threads, computing in {}",
+            device.backend.name(),
+            device.name,
+            environment.threads,
+            plan.config.model.dtype.name(),
+        )];
         notes.extend(self.corpus.notes.iter().cloned());
         notes.push(self.summary().describe(plan));
         notes
@@ -328,15 +353,20 @@ fn num_cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-/// Bit-equality holds between runs on the same number of threads and CPU features only.
-fn thread_warning(record: Option<&RunRecord>, environment: &Environment) -> Option<String> {
+/// Bit-equality holds between runs on the same device, number of threads and CPU features only.
+fn rounding_warning(
+    record: Option<&RunRecord>,
+    environment: &Environment,
+    device: &ComputeDevice,
+) -> Option<String> {
     let now = serde_json::json!(environment);
-    let before = &record?.environment;
-    let changed = ["threads", "cpu_features"]
+    let record = record?;
+    let same = ["threads", "cpu_features"]
         .iter()
-        .any(|key| before[key] != now[key]);
-    changed.then(|| {
-        "warning: thread count or CPU differs from the last part of this run; \
+        .all(|key| record.environment[key] == now[key]);
+    let same = same && record.device == device_record(device);
+    (!same).then(|| {
+        "warning: device, thread count or CPU differs from the last part of this run; \
          results will agree to rounding, not bit for bit"
             .to_string()
     })
@@ -375,7 +405,7 @@ fn record(
     folder: &RunFolder,
     plan: &Plan,
     config_text: Option<String>,
-    environment: &Environment,
+    (environment, device): (&Environment, &ComputeDevice),
     parts: &Parts,
     old: Option<RunRecord>,
 ) -> Result<(), TrainError> {
@@ -384,6 +414,7 @@ fn record(
     let mut record = RunRecord::new(
         plan,
         environment,
+        device,
         parts.parameters,
         tokens,
         &parts.corpus.files,

@@ -37,8 +37,9 @@ impl std::str::FromStr for Resume {
 }
 
 /// Keys that a resumed run may change: its length, what it reports, what it keeps, where it lies.
-/// The number of threads may change too, at the price of bit-equality, which is announced.
-const FREE: [&str; 9] = [
+/// The number of threads and the device may change too, at the price of bit-equality, which is
+/// announced.
+const FREE: [&str; 10] = [
     "train.max_steps",
     "train.num_epochs",
     "train.max_tokens",
@@ -47,6 +48,7 @@ const FREE: [&str; 9] = [
     "logging.",
     "eval.",
     "checkpoint.",
+    "device.",
     "output_dir",
 ];
 

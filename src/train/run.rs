@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use burn::module::Module;
+use burn::tensor::FloatDType;
 
 use super::card::model_card;
 use super::folder::FinalRecord;
@@ -12,7 +13,7 @@ use crate::checkpoint::{BestEvaluation, CheckpointStore, Progress, Snapshot};
 use crate::config::{OnNonfinite, Plan};
 use crate::data::{Batch, Bigram, Corpus, Sampler};
 use crate::generate::{Sampling, TextRequest, complete};
-use crate::gradient::backward;
+use crate::gradient::{Precision, backward_with};
 use crate::model::{Decoder, DecoderSpec, folder::hf_tensors};
 use crate::optimizer::Optimizer;
 use crate::phase::{Phase, Timeline};
@@ -35,6 +36,8 @@ pub(super) struct Trainer {
     pub(super) timeline: Timeline,
     pub(super) corpus: Corpus,
     pub(super) sampler: Sampler,
+    /// What the forward and backward pass compute in.
+    pub(super) dtype: FloatDType,
     pub(super) optimizer: Optimizer,
     pub(super) progress: Progress,
     pub(super) clock: Clock,
@@ -103,7 +106,7 @@ impl Trainer {
         let started = Instant::now();
         let step = self.progress.step;
         let batches = self.micro_batches(phase);
-        let result = backward(&model, &batches)?;
+        let result = backward_with(&model, &batches, self.precision())?;
         let (loss, weight, gradient) = (result.loss(), result.weight, result.gradient);
         let norm = gradient.norm(&model);
         let learning_rate = phase.learning_rate(step);
@@ -121,8 +124,13 @@ impl Trainer {
         self.progress.val_loss = None;
         self.clock.stepped(started.elapsed(), weight);
         if !finite {
-            self.skip(loss, norm, first_sequence, phase)?;
+            if !self.overflowed(loss)? {
+                self.skip(loss, norm, first_sequence, phase)?;
+            }
             return Ok(model);
+        }
+        if let Some(scale) = &mut self.progress.loss_scale {
+            scale.held();
         }
         self.progress.nonfinite_in_a_row = 0;
         self.progress.tokens += weight as u64;
@@ -144,6 +152,28 @@ impl Trainer {
         (0..phase.accumulation as u64)
             .map(|pass| self.sampler.batch(first + pass * rows as u64, rows))
             .collect()
+    }
+
+    fn precision(&self) -> Precision {
+        Precision {
+            dtype: self.dtype,
+            loss_scale: self.progress.loss_scale.map_or(1.0, |scale| scale.scale),
+            gradient_checkpointing: self.plan.config.train.gradient_checkpointing,
+        }
+    }
+
+    /// Whether a step that was not finite only says that the loss scale is too large: the loss is
+    /// finite and the scale can be lowered.
+    fn overflowed(&mut self, loss: f64) -> Result<bool, TrainError> {
+        let Some(scale) = &mut self.progress.loss_scale else {
+            return Ok(false);
+        };
+        if !loss.is_finite() || !scale.overflowed() {
+            return Ok(false);
+        }
+        let (step, loss_scale) = (self.progress.step, scale.scale);
+        self.tell(&Event::Overflowed { step, loss_scale })?;
+        Ok(true)
     }
 
     /// The weights stay as they were; the batch is written down; too many in a row end the run.
@@ -203,7 +233,7 @@ impl Trainer {
     /// Measures the validation split and completes the sample prompts.
     fn evaluate(&mut self, model: &Decoder) -> Result<Option<Evaluation>, TrainError> {
         // Off the autodiff device: a tracked forward without a backward keeps its graph for good.
-        let model = model.valid();
+        let model = model.valid().cast(self.dtype);
         let step = self.progress.step;
         let mut result = None;
         if let Some(val) = &self.corpus.val {

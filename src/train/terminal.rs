@@ -125,6 +125,9 @@ impl Observer for Terminal {
             } => self.always(&format!(
                 "warning: step {step} skipped: loss {loss}, gradient norm {grad_norm}; its batch is in logs/"
             )),
+            Event::Overflowed { step, loss_scale } => self.line(&format!(
+                "step {step} skipped: a gradient overflowed f16; loss scale lowered to {loss_scale}"
+            )),
             Event::Finished { .. } => self.bar.finish_and_clear(),
         }
         Ok(())
@@ -214,6 +217,7 @@ impl Observer for LogEvents {
                     first_sequence, sequences, loss, grad_norm, "skipped: not finite"
                 );
             }
+            Event::Overflowed { step, loss_scale } => info!(step, loss_scale, "overflow"),
             Event::Finished {
                 step,
                 exported_step,

@@ -4,5 +4,6 @@
 mod bad_input;
 mod bench;
 mod learning;
+mod precision;
 mod resume;
 mod runs;

@@ -241,7 +241,7 @@ fn the_small_verbs_answer() {
     let bench = Bench::new();
     let (stdout, _) = bench.expect(0, &["env", "--json"]);
     let environment: Value = serde_json::from_str(&stdout).unwrap();
-    assert_eq!(environment["backends"][0], "cpu");
+    assert_eq!(environment["devices"][0]["backend"], "cpu");
     assert!(bench.expect(0, &["env"]).0.contains("threads"));
     let schema: Value = serde_json::from_str(&bench.expect(0, &["schema"]).0).unwrap();
     assert!(schema["properties"]["train"].is_object());

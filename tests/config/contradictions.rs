@@ -7,7 +7,6 @@ use crate::{MINIMAL, issues};
 fn r1_every_contradiction_is_refused() {
     let cases: &[(&[&str], &str)] = &[
         (&["output_dir="], "`output_dir` is empty"),
-        (&["device.backend=wgpu"], "only the CPU backend"),
         (&["train={}"], "length of the run is not given"),
         (
             &["train.num_epochs=1"],

@@ -299,4 +299,7 @@ const SETTINGS: &[&str] = &[
     "lr_scheduler.decay_ratio=0.7",
     "eval.sample_prompts=[\"\", \"\\n\"]",
     "device.backend=cpu",
+    "device.backend=cuda",
+    "model.dtype=bf16",
+    "train.gradient_checkpointing=true",
 ];

@@ -207,13 +207,13 @@ fn r1_types_and_ranges() {
 fn r1_contradictions_are_found_beside_other_errors_and_without_echoes() {
     // The unknown key is what max_steps was meant to be: no "length is not given" on top.
     let text = MINIMAL.replace("max_steps", "max_step");
-    let found = issues(&text, &["device.backend=cuda", "lr_scheduler.power=2"]);
+    let found = issues(&text, &["output_dir=", "lr_scheduler.power=2"]);
     let messages: Vec<&str> = found.iter().map(|issue| issue.message.as_str()).collect();
     assert_eq!(
         messages,
         [
             "unknown key `max_step` in [train]",
-            "this build has only the CPU backend",
+            "`output_dir` is empty",
             "`power` in [lr_scheduler] takes effect only with name = \"polynomial\"",
         ]
     );

@@ -67,6 +67,37 @@ pub struct ModelConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0.0, "x-aliases" = ["init_std", "init_range"]))]
     pub initializer_range: Option<f64>,
+    /// What the forward and backward pass compute in. Weights, their updates and the optimizer's
+    /// state are f32 whatever is chosen here; f16 comes with automatic loss scaling.
+    #[schemars(extend("x-aliases" = ["HF: torch_dtype", "axolotl: bf16", "HF: fp16", "litgpt: precision", "mixed_precision"]))]
+    pub dtype: Dtype,
+}
+
+/// A dtype to compute in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// bf16 on a GPU that computes in it, else f32.
+    #[default]
+    Auto,
+    /// 32 bits.
+    F32,
+    /// 16 bits with f32's range and 8 bits of precision.
+    Bf16,
+    /// 16 bits with 11 bits of precision and a small range.
+    F16,
+}
+
+impl Dtype {
+    /// Its name in a configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Dtype::Auto => "auto",
+            Dtype::F32 => "f32",
+            Dtype::Bf16 => "bf16",
+            Dtype::F16 => "f16",
+        }
+    }
 }
 
 /// Family of the decoder.

@@ -113,3 +113,26 @@ pub enum Backend {
     /// GPUs through Vulkan, Metal or DirectX.
     Wgpu,
 }
+
+impl Backend {
+    /// Its name in a configuration, and that of the Cargo feature that builds it in.
+    pub fn name(self) -> &'static str {
+        match self {
+            Backend::Auto => "auto",
+            Backend::Cpu => "cpu",
+            Backend::Cuda => "cuda",
+            Backend::Wgpu => "wgpu",
+        }
+    }
+}
+
+impl std::str::FromStr for Backend {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        [Backend::Auto, Backend::Cpu, Backend::Cuda, Backend::Wgpu]
+            .into_iter()
+            .find(|backend| backend.name() == text)
+            .ok_or_else(|| format!("`{text}` is not auto, cpu, cuda or wgpu"))
+    }
+}

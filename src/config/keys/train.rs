@@ -29,6 +29,10 @@ pub struct TrainConfig {
     /// Largest norm of the whole gradient; a larger one is scaled down to it. 0 = off.
     #[schemars(range(min = 0.0), extend("x-aliases" = ["torchtune: clip_grad_norm", "nanoGPT: grad_clip", "gradient_clipping", "clip_grad"]))]
     pub max_grad_norm: f64,
+    /// Keep only what goes into each block in the forward pass, and compute the rest again in the
+    /// backward pass: much less memory for about a third more time, and the same gradient.
+    #[schemars(extend("x-aliases" = ["activation_checkpointing", "grad_checkpoint", "torchtune: enable_activation_checkpointing"]))]
+    pub gradient_checkpointing: bool,
     /// What to do with a step whose loss or gradient is not finite.
     pub on_nonfinite: OnNonfinite,
     /// Worker threads; 0 = all cores.
@@ -45,6 +49,7 @@ impl Default for TrainConfig {
             num_epochs: None,
             max_tokens: None,
             max_grad_norm: 1.0,
+            gradient_checkpointing: false,
             on_nonfinite: OnNonfinite::Skip,
             threads: 0,
         }

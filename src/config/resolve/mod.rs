@@ -10,7 +10,7 @@ mod update;
 use super::document::Document;
 use super::error::Issue;
 use super::hints::describe;
-use super::keys::{Backend, Config, TokenizerConfig, TokenizerKind};
+use super::keys::{Config, TokenizerConfig, TokenizerKind};
 use super::plan::{Length, Plan};
 
 /// No machine holds more at once, and sums of tokens over a run stay within 64 bits.
@@ -34,7 +34,7 @@ pub(super) fn resolve(
         rejected,
         issues: Vec::new(),
     };
-    checks.places(&mut config);
+    checks.places(&config);
     let length = checks.length(&config);
     checks.tokenizer(&mut config);
     checks.data(&mut config);
@@ -92,22 +92,14 @@ impl Checks<'_> {
         }
     }
 
-    /// The run folder and the device.
-    fn places(&mut self, config: &mut Config) {
+    /// The run folder.
+    fn places(&mut self, config: &Config) {
         if config.output_dir.as_os_str().is_empty() {
             self.refuse(
                 &["output_dir"],
                 "`output_dir` is empty".to_string(),
                 "name a folder, as in \"outputs/run\"",
             );
-        }
-        match config.device.backend {
-            Backend::Auto | Backend::Cpu => config.device.backend = Backend::Cpu,
-            Backend::Cuda | Backend::Wgpu => self.refuse(
-                &["device.backend"],
-                "this build has only the CPU backend".to_string(),
-                "device.backend = \"cpu\" or \"auto\"",
-            ),
         }
     }
 

@@ -1,7 +1,7 @@
 //! `[model]`: a preset and overrides, or a shape, to a complete and consistent shape.
 
 use super::Checks;
-use crate::config::keys::{Architecture, Config, ModelConfig};
+use crate::config::keys::{Architecture, Config, Dtype, ModelConfig};
 use crate::config::shape::ModelShape;
 
 impl Checks<'_> {
@@ -19,7 +19,7 @@ impl Checks<'_> {
         let shape = ModelShape::of(&model, positions)?;
         self.heads(&written, &shape);
         self.refused_by_family(&written, &shape);
-        config.model = shape.to_config();
+        config.model = shape.to_config(config.model.dtype);
         Some(shape)
     }
 
@@ -175,6 +175,7 @@ fn with_overrides(preset: ModelConfig, written: &ModelConfig) -> ModelConfig {
         norm_eps: written.norm_eps.or(preset.norm_eps),
         rope_theta: written.rope_theta.or(preset.rope_theta),
         initializer_range: written.initializer_range.or(preset.initializer_range),
+        dtype: written.dtype,
     }
 }
 
@@ -208,7 +209,7 @@ impl ModelShape {
     }
 
     /// The shape as keys of `[model]`, those that its family refuses left out.
-    fn to_config(&self) -> ModelConfig {
+    fn to_config(&self, dtype: Dtype) -> ModelConfig {
         let is_llama = self.architecture == Architecture::Llama;
         ModelConfig {
             preset: None,
@@ -225,6 +226,7 @@ impl ModelShape {
             norm_eps: Some(self.norm_eps),
             rope_theta: is_llama.then_some(self.rope_theta),
             initializer_range: Some(self.initializer_range),
+            dtype,
         }
     }
 }
