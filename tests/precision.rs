@@ -1,10 +1,10 @@
 //! R9: half-precision compute with f32 masters, and gradient checkpointing by block.
 
-use burn::module::Param;
+use burn::module::{Module, Param};
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use firebrick::config::{Architecture, Preset};
 use firebrick::data::Batch;
-use firebrick::gradient::{Backward, Precision, backward, backward_with};
+use firebrick::gradient::{Backward, Gradient, Precision, backward, backward_with};
 use firebrick::model::{Decoder, DecoderSpec, Tensors, VisitParameters, visit_parameters};
 
 fn spec(architecture: Architecture, tied: bool) -> DecoderSpec {
@@ -138,4 +138,29 @@ fn r9_without_a_loss_scale_small_gradients_vanish_in_f16() {
         relative_difference(&full, &tensors(&model, &half))
     };
     assert!(error(1.0) > 5.0 * error(65536.0));
+}
+
+#[test]
+fn r9_logits_in_chunks_give_the_gradient_of_all_logits_at_once() {
+    let mut spec = spec(Architecture::Llama, false);
+    spec.shape.num_hidden_layers = 1;
+    // 64 tokens at a time: three chunks, the last one ragged.
+    spec.vocab_size = 150_000;
+    let model = Decoder::new(&spec, 7, &Device::flex().autodiff()).unwrap();
+    let tokens: Vec<u32> = (0..=133u32).map(|i| i * i * 1009 % 150_000).collect();
+    let batch = Batch::of_row(&tokens);
+
+    let chunked = backward(&model, std::slice::from_ref(&batch)).unwrap();
+    let at_once = model.loss(&batch, 1.0 / batch.weight()).unwrap();
+    let nats = f64::from(at_once.sum.into_scalar::<f32>());
+    let at_once = Backward {
+        nats,
+        weight: batch.weight(),
+        gradient: Gradient::backward(&at_once.objective, &model),
+    };
+    assert!((chunked.nats - nats).abs() < 1e-6 * nats);
+    let difference = relative_difference(&tensors(&model, &at_once), &tensors(&model, &chunked));
+    assert!(difference < 1e-6, "{difference}");
+    let evaluated = model.valid().evaluate(&batch).unwrap().into_scalar::<f32>();
+    assert!((f64::from(evaluated) - nats).abs() < 1e-6 * nats);
 }

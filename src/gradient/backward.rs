@@ -12,7 +12,7 @@ use burn::tensor::FloatDType;
 use rayon::prelude::*;
 
 use super::Gradient;
-use super::blockwise::blockwise;
+use super::share::{blockwise, whole};
 use crate::data::Batch;
 use crate::device::lanes;
 use crate::model::{Decoder, ModelError};
@@ -139,11 +139,9 @@ fn share(
     let (nats, gradient) = if precision.gradient_checkpointing {
         blockwise(&model, batch, scale)?
     } else {
-        let loss = model.loss(batch, scale)?;
-        (loss.sum, Gradient::backward(&loss.objective, &model))
+        whole(&model, batch, scale)?
     };
-    let gradient = gradient.cast(FloatDType::F32, &model);
-    Ok((f64::from(nats.into_scalar::<f32>()), gradient))
+    Ok((nats, gradient.cast(FloatDType::F32, &model)))
 }
 
 /// Rows of each share: as equal as possible, none empty.

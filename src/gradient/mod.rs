@@ -1,8 +1,8 @@
 //! The gradient of one optimizer step, between backward and update: accumulate, measure, clip.
 
 mod backward;
-mod blockwise;
 mod loss_scale;
+mod share;
 
 use burn::module::{Module, Param};
 use burn::optim::GradientsParams;

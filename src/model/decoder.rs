@@ -1,5 +1,7 @@
 //! The decoder: embedding, blocks, norm, head.
 
+use std::ops::Range;
+
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
 
@@ -133,13 +135,15 @@ impl Decoder {
     /// # Errors
     /// [`ModelError::TooLong`] when a position is past a learned position table.
     pub fn forward(&self, batch: &Batch) -> Result<Tensor<2>, ModelError> {
+        Ok(self.head(self.hidden(batch)?))
+    }
+
+    /// What comes out of the last block, `[rows x cols, dim]`.
+    pub(crate) fn hidden(&self, batch: &Batch) -> Result<Tensor<2>, ModelError> {
         let context = self.context(batch);
-        let hidden = self.embed_batch(batch)?;
-        let hidden = self
-            .layers
-            .iter()
-            .fold(hidden, |x, block| block.forward(x, &context));
-        Ok(self.head(hidden))
+        let embedded = self.embed_batch(batch)?;
+        let blocks = self.layers.iter();
+        Ok(blocks.fold(embedded, |x, block| block.forward(x, &context)))
     }
 
     /// What goes into the first block, `[rows x cols, dim]`.
@@ -148,22 +152,34 @@ impl Decoder {
         self.embed(&batch.tokens, &batch.positions, dims, &self.device())
     }
 
-    /// Loss of one micro-batch with its gradient scaled by `scale`; see [`cross_entropy`].
+    /// Loss of a whole batch with its gradient scaled by `scale`; see [`cross_entropy`].
     ///
     /// # Errors
     /// As [`forward`](Self::forward).
     pub fn loss(&self, batch: &Batch, scale: f64) -> Result<TokenLoss, ModelError> {
-        Ok(loss(self.forward(batch)?, batch, scale))
+        let hidden = self.hidden(batch)?;
+        Ok(self.loss_of_tokens(hidden, batch, 0..batch.targets.len(), scale))
     }
 
-    /// As [`loss`](Self::loss), from what comes out of the last block, `[rows x cols, dim]`.
-    pub(crate) fn loss_after_blocks(
+    /// The loss of some tokens of a batch, from what the last block makes of them, `[tokens, dim]`.
+    pub(crate) fn loss_of_tokens(
         &self,
         hidden: Tensor<2>,
         batch: &Batch,
+        tokens: Range<usize>,
         scale: f64,
     ) -> TokenLoss {
-        loss(self.head(hidden), batch, scale)
+        let device = self.device().inner();
+        let (targets, weights) = targets(batch, tokens, &device);
+        cross_entropy(self.head(hidden), targets, weights, scale)
+    }
+
+    /// Tokens whose logits are computed at a time, of `tokens` in all: the logits of a large
+    /// vocabulary are the largest tensor of a step, and nothing needs all of them at once.
+    pub(crate) fn logit_chunks(&self, tokens: usize) -> impl Iterator<Item = Range<usize>> {
+        let chunk = logit_chunk(self.spec.vocab_size);
+        let starts = (0..tokens).step_by(chunk);
+        starts.map(move |start| start..(start + chunk).min(tokens))
     }
 
     /// Σ weight · nats over a batch `[1]`. Call it on `model.valid()`: a tracked forward that is
@@ -173,8 +189,14 @@ impl Decoder {
     /// As [`forward`](Self::forward).
     pub fn evaluate(&self, batch: &Batch) -> Result<Tensor<1>, ModelError> {
         let device = self.device();
-        let (targets, weights) = (targets(batch, &device), weights(batch, &device));
-        Ok(cross_entropy_sum(self.forward(batch)?, targets, weights))
+        let hidden = self.hidden(batch)?;
+        let sums = self.logit_chunks(batch.targets.len()).map(|tokens| {
+            let hidden = hidden.clone().narrow(0, tokens.start, tokens.len());
+            let (targets, weights) = targets(batch, tokens, &device);
+            cross_entropy_sum(self.head(hidden), targets, weights)
+        });
+        let zero = Tensor::zeros([1], &device);
+        Ok(sums.fold(zero, |total, sum| total + sum))
     }
 
     /// Logits `[1, vocab]` after the last of `tokens`, which continue the sequence in `cache`.
@@ -328,19 +350,18 @@ fn ids(values: &[u32], dims: [usize; 2], device: &Device) -> Tensor<2, Int> {
     Tensor::from_data(TensorData::new(values, dims), device)
 }
 
-fn loss(logits: Tensor<2>, batch: &Batch, scale: f64) -> TokenLoss {
-    let device = logits.device().inner();
-    let (targets, weights) = (targets(batch, &device), weights(batch, &device));
-    cross_entropy(logits, targets, weights, scale)
+/// Targets and weights, each `[tokens]`, of some tokens of a batch.
+fn targets(batch: &Batch, tokens: Range<usize>, device: &Device) -> (Tensor<1, Int>, Tensor<1>) {
+    let count = tokens.len();
+    let targets = ids(&batch.targets[tokens.clone()], [1, count], device).reshape([count]);
+    let weights = TensorData::new(batch.weights[tokens].to_vec(), [count]);
+    (targets, Tensor::from_data(weights, device))
 }
 
-fn targets(batch: &Batch, device: &Device) -> Tensor<1, Int> {
-    ids(&batch.targets, [batch.rows, batch.cols], device).reshape([batch.rows * batch.cols])
+/// How many tokens' logits make up [`LOGIT_CHUNK_BYTES`]; enough in any case for an efficient
+/// product.
+pub(crate) fn logit_chunk(vocab_size: usize) -> usize {
+    (LOGIT_CHUNK_BYTES / 4 / vocab_size).max(64)
 }
 
-fn weights(batch: &Batch, device: &Device) -> Tensor<1> {
-    Tensor::from_data(
-        TensorData::new(batch.weights.clone(), [batch.weights.len()]),
-        device,
-    )
-}
+const LOGIT_CHUNK_BYTES: usize = 32 << 20;

@@ -1,0 +1,121 @@
+//! Forward and backward over one share of a batch, with no more in memory than is needed at once.
+//!
+//! The output head is done a chunk of tokens at a time: logits, their softmax and their gradient
+//! are `[tokens, vocab]` each, by far the largest tensors of a step with a large vocabulary, and a
+//! chunk's are freed before the next chunk's are made. That costs nothing but a few additions.
+//!
+//! With gradient checkpointing by block (Chen et al., 2016) the forward pass keeps only what goes
+//! into each block. The backward pass takes the blocks from last to first, computes each again with
+//! a graph of its own, and frees that graph before the next: one block's graph at a time instead of
+//! all of them, for one more forward pass.
+//!
+//! Pieces are joined by a scalar: an output y receives its gradient g through `sum(y · g)`, whose
+//! derivative with respect to y is exactly g. The operations are those of one whole graph; only the
+//! order in which gradients of joining paths are added differs, so the result is the same to
+//! rounding.
+
+use burn::module::Module;
+use burn::tensor::Tensor;
+
+use super::Gradient;
+use crate::data::Batch;
+use crate::model::{Context, Decoder, ModelError};
+
+/// Σ weight · nats over `batch` and the gradient of `scale` times it, in the model's dtype.
+pub(super) fn blockwise(
+    model: &Decoder,
+    batch: &Batch,
+    scale: f64,
+) -> Result<(f64, Gradient), ModelError> {
+    let context = model.context(batch);
+    let (inputs, output) = untracked(model, &context, batch)?;
+    let mut head = head_backward(model, output, batch, scale);
+    for (block, input) in model.layers.iter().zip(inputs).rev() {
+        let x = Tensor::from_inner(input).require_grad();
+        let y = block.forward(x.clone(), &context);
+        let objective = inner_product(y, head.upstream);
+        head.upstream = pull_back(&objective, &x, &mut head.gradient, block);
+    }
+    let objective = inner_product(model.embed_batch(batch)?, head.upstream);
+    let embedding = Gradient::backward(&objective, model);
+    Ok((head.nats, head.gradient.accumulate(embedding, model)))
+}
+
+/// Forward and backward over `batch` with the graph of all blocks at once.
+pub(super) fn whole(
+    model: &Decoder,
+    batch: &Batch,
+    scale: f64,
+) -> Result<(f64, Gradient), ModelError> {
+    let hidden = model.hidden(batch)?;
+    let head = head_backward(model, hidden.clone().inner(), batch, scale);
+    let objective = inner_product(hidden, head.upstream);
+    let below = Gradient::backward(&objective, model);
+    Ok((head.nats, head.gradient.accumulate(below, model)))
+}
+
+/// What the last norm, the output head and the loss give back.
+struct Head {
+    /// Σ weight · nats.
+    nats: f64,
+    /// Of the parameters of norm and head.
+    gradient: Gradient,
+    /// Of what came out of the last block, `[rows x cols, dim]`.
+    upstream: Tensor<2>,
+}
+
+/// Norm, head and loss forward and backward, a chunk of tokens at a time.
+fn head_backward(model: &Decoder, hidden: Tensor<2>, batch: &Batch, scale: f64) -> Head {
+    let mut gradient = Gradient::default();
+    let (mut sums, mut upstream) = (Vec::new(), Vec::new());
+    for tokens in model.logit_chunks(batch.targets.len()) {
+        let chunk = hidden.clone().narrow(0, tokens.start, tokens.len());
+        let chunk = Tensor::from_inner(chunk).require_grad();
+        let loss = model.loss_of_tokens(chunk.clone(), batch, tokens, scale);
+        upstream.push(pull_back(&loss.objective, &chunk, &mut gradient, model));
+        sums.push(loss.sum);
+    }
+    let sums = Tensor::cat(sums, 0).into_data();
+    Head {
+        nats: sums.iter::<f32>().map(f64::from).sum(),
+        gradient,
+        upstream: Tensor::cat(upstream, 0),
+    }
+}
+
+/// What goes into each block, first to last, and what comes out of the last one.
+fn untracked(
+    model: &Decoder,
+    context: &Context,
+    batch: &Batch,
+) -> Result<(Vec<Tensor<2>>, Tensor<2>), ModelError> {
+    let model = model.valid();
+    let context = context.inner();
+    let mut hidden = model.embed_batch(batch)?;
+    let mut inputs = Vec::with_capacity(model.layers.len());
+    for block in &model.layers {
+        inputs.push(hidden.clone());
+        hidden = block.forward(hidden, &context);
+    }
+    Ok((inputs, hidden))
+}
+
+/// A scalar whose derivative with respect to `y` is `upstream`.
+fn inner_product(y: Tensor<2>, upstream: Tensor<2>) -> Tensor<1> {
+    (y * Tensor::from_inner(upstream)).sum()
+}
+
+/// Runs backward from `objective`: adds the gradients of `module`'s parameters to `gradient` and
+/// returns that of `input`.
+fn pull_back(
+    objective: &Tensor<1>,
+    input: &Tensor<2>,
+    gradient: &mut Gradient,
+    module: &impl Module,
+) -> Tensor<2> {
+    let mut grads = objective.backward();
+    let own = input.grad_remove(&mut grads);
+    *gradient = std::mem::take(gradient).accumulate(Gradient::from_grads(grads, module), module);
+    // Every objective here is a function of its input.
+    own.expect("the objective depends on its input")
+}
