@@ -164,6 +164,8 @@ impl Preset {
             norm_eps: Some(1e-5),
             rope_theta: (!is_gpt2).then_some(row.rope_theta),
             initializer_range: None,
+            sliding_window: None,
+            rope_scaling: None,
         }
     }
 }

@@ -11,8 +11,8 @@ mod init;
 mod layers;
 mod loss;
 mod parameters;
-mod spec;
 
+pub use crate::config::DecoderSpec;
 pub use attention::Attention;
 pub use decoder::{Block, Decoder, KvCache};
 pub use error::ModelError;
@@ -22,4 +22,3 @@ pub use parameters::{
     MapParameters, Tensors, VisitParameters, map_parameters, parameters, visit_parameters,
     with_parameters,
 };
-pub use spec::DecoderSpec;

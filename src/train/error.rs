@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::interrupt::Signal;
 use crate::checkpoint::CheckpointError;
-use crate::config::ConfigError;
+use crate::config::{ConfigError, SpecError};
 use crate::data::DataError;
 use crate::generate::GenerateError;
 use crate::model::ModelError;
@@ -140,7 +140,9 @@ impl TrainError {
             Self::Sample { source, .. } => source.exit_code(),
             Self::Diverged { .. } => 5,
             Self::Interrupted { signal, .. } => signal.exit_code(),
-            Self::Model(ModelError::TooLong { .. } | ModelError::Shape { .. }) => 2,
+            Self::Model(ModelError::TooLong { .. } | ModelError::Spec(SpecError::Shape { .. })) => {
+                2
+            }
             _ => 1,
         }
     }

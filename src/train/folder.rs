@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::TrainError;
 use crate::checkpoint::{CheckpointStore, Progress};
-use crate::config::Plan;
+use crate::config::{Plan, SaveDtype};
 use crate::data::{FileRecord, Tokenizer};
 use crate::durable;
 use crate::environment::{Environment, peak_memory_bytes};
@@ -159,9 +159,14 @@ impl RunFolder {
         spec: &DecoderSpec,
         tensors: &Tensors,
         tokenizer: &Tokenizer,
+        dtype: SaveDtype,
     ) -> Result<(), TrainError> {
         tokenizer.save(&self.path)?;
-        model_folder::save(&self.path, spec, tensors)?;
+        let options = model_folder::SaveOptions {
+            dtype,
+            ..Default::default()
+        };
+        model_folder::save(&self.path, spec, tensors, &options)?;
         Ok(())
     }
 

@@ -21,7 +21,7 @@ pub struct ModelConfig {
     #[schemars(range(min = 1, max = 1048576), extend("x-aliases" = ["GPT-2: n_embd", "llama2.c: dim", "torchtune: embed_dim", "d_model"]))]
     pub hidden_size: Option<usize>,
     /// Width of the feed-forward layer. Default: 4 x hidden_size for gpt2; 8/3 x hidden_size
-    /// rounded up to a multiple of 32 for llama.
+    /// rounded up to a multiple of 32 for the others.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 4194304), extend("x-aliases" = ["GPT-2: n_inner", "torchtune: intermediate_dim", "d_ff", "ffn_dim"]))]
     pub intermediate_size: Option<usize>,
@@ -58,7 +58,7 @@ pub struct ModelConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0.0, "x-aliases" = ["HF: rms_norm_eps", "GPT-2: layer_norm_epsilon"]))]
     pub norm_eps: Option<f64>,
-    /// Base of the rotary position frequencies (llama only). Default: 10000, or the preset's.
+    /// Base of the rotary position frequencies (not for gpt2). Default: 10000, or the preset's.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("exclusiveMinimum" = 1.0, "x-aliases" = ["rope_base", "rotary_base"]))]
     pub rope_theta: Option<f64>,
@@ -67,6 +67,53 @@ pub struct ModelConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0.0, "x-aliases" = ["init_std", "init_range"]))]
     pub initializer_range: Option<f64>,
+    /// Tokens that a token attends to, itself included (mistral, qwen2, qwen3, phi3).
+    /// Default: all before it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 16777216), extend("x-aliases" = ["window_size", "attention_window"]))]
+    pub sliding_window: Option<usize>,
+    /// Rotary frequencies stretched for a longer context. Default: as they are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-aliases" = ["HF: rope_parameters"]))]
+    pub rope_scaling: Option<RopeScalingConfig>,
+}
+
+/// `[model.rope_scaling]`: rotary frequencies stretched for a longer context. Also written inline:
+/// `rope_scaling = { type = "linear", factor = 4.0 }`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RopeScalingConfig {
+    /// Which frequencies are stretched.
+    #[serde(rename = "type")]
+    #[schemars(extend("x-aliases" = ["HF: rope_type"]))]
+    pub kind: RopeScalingKind,
+    /// How much longer the context becomes.
+    #[schemars(range(min = 1.0, max = 1000000.0))]
+    pub factor: f64,
+    /// Wavelengths longer than the original context divided by this are stretched in full
+    /// (type = "llama3"). Default: 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 1000000.0), extend("exclusiveMinimum" = 0.0))]
+    pub low_freq_factor: Option<f64>,
+    /// Wavelengths shorter than the original context divided by this stay as they are
+    /// (type = "llama3"). Default: 4.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 1000000.0), extend("exclusiveMinimum" = 0.0))]
+    pub high_freq_factor: Option<f64>,
+    /// Length of the context before it was stretched. Required for type = "llama3".
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 16777216))]
+    pub original_max_position_embeddings: Option<usize>,
+}
+
+/// Which rotary frequencies are stretched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RopeScalingKind {
+    /// All, by the same factor (position interpolation).
+    Linear,
+    /// The slow ones in full, the fast ones not at all, those in between by degrees (Llama 3.1).
+    Llama3,
 }
 
 /// Family of the decoder.
@@ -75,15 +122,37 @@ pub struct ModelConfig {
 pub enum Architecture {
     /// RMSNorm, rotary positions, grouped-query attention, SwiGLU.
     Llama,
+    /// As llama, with a sliding window where `sliding_window` is set.
+    Mistral,
+    /// As mistral, with biases on queries, keys and values.
+    Qwen2,
+    /// As mistral, with an RMSNorm on each head's queries and keys.
+    Qwen3,
+    /// As mistral; its files fuse queries, keys and values, and gate and up.
+    Phi3,
     /// LayerNorm, learned positions, GELU.
     Gpt2,
 }
 
 impl Architecture {
-    /// Its name in a configuration.
+    /// Every family.
+    pub const ALL: [Architecture; 6] = [
+        Architecture::Llama,
+        Architecture::Mistral,
+        Architecture::Qwen2,
+        Architecture::Qwen3,
+        Architecture::Phi3,
+        Architecture::Gpt2,
+    ];
+
+    /// Its name in a configuration, and the `model_type` of its config.json.
     pub fn name(self) -> &'static str {
         match self {
             Architecture::Llama => "llama",
+            Architecture::Mistral => "mistral",
+            Architecture::Qwen2 => "qwen2",
+            Architecture::Qwen3 => "qwen3",
+            Architecture::Phi3 => "phi3",
             Architecture::Gpt2 => "gpt2",
         }
     }
