@@ -10,7 +10,7 @@ use serde_json::json;
 use super::CliError;
 use crate::data::Tokenizer;
 use crate::generate::{Sampling, TextRequest, complete};
-use crate::model::folder;
+use crate::model::{check_vocabulary, folder};
 
 /// Arguments of `runner generate`.
 #[derive(Debug, Args)]
@@ -53,6 +53,7 @@ pub(super) struct GenerateArgs {
 pub(super) fn run(args: &GenerateArgs) -> Result<(), CliError> {
     let model = folder::load(&args.model, &Device::flex())?;
     let tokenizer = Tokenizer::from_file(&args.model.join("tokenizer.json"))?;
+    check_vocabulary(model.spec(), &tokenizer)?;
     let prompt = match args.prompt.as_str() {
         "-" => standard_input()?,
         text => text.to_string(),

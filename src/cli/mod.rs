@@ -2,8 +2,10 @@
 
 mod env;
 mod error;
+mod eval;
 mod generate;
 mod init;
+mod logits;
 pub mod report;
 mod schema;
 mod train;
@@ -31,6 +33,10 @@ enum Verb {
     Validate(validate::ValidateArgs),
     /// Complete a prompt with a trained model
     Generate(generate::GenerateArgs),
+    /// Measure a model on a text
+    Eval(eval::EvalArgs),
+    /// Write a model's logits for some tokens to a file
+    Logits(logits::LogitsArgs),
     /// Write a commented TOML to start from
     Init(init::InitArgs),
     /// Print the JSON Schema of the TOML
@@ -53,6 +59,8 @@ pub fn run() -> ExitCode {
         Verb::Train(args) => train::run(&args),
         Verb::Validate(args) => validate::run(&args),
         Verb::Generate(args) => generate::run(&args),
+        Verb::Eval(args) => eval::run(&args),
+        Verb::Logits(args) => logits::run(&args),
         Verb::Init(args) => init::run(&args),
         Verb::Schema(args) => schema::run(&args),
         Verb::Env(args) => env::run(&args),
@@ -64,6 +72,12 @@ pub fn run() -> ExitCode {
             ExitCode::from(error.exit_code())
         }
     }
+}
+
+/// Says something on standard error, to whoever still listens.
+fn remark(text: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
 /// Prints a line to standard output. A closed pipe (`| head`) is an error like any other: the

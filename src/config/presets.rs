@@ -151,6 +151,7 @@ impl Preset {
         let is_gpt2 = row.architecture == Architecture::Gpt2;
         ModelConfig {
             preset: None,
+            base_model: None,
             architecture: Some(row.architecture),
             hidden_size: Some(row.hidden),
             intermediate_size: Some(row.intermediate),

@@ -74,6 +74,14 @@ pub enum ModelError {
         /// The number format.
         dtype: SaveDtype,
     },
+    /// A tokenizer of another model.
+    #[error("the tokenizer has ids up to {}, the model has embeddings up to {}", ids - 1, rows - 1)]
+    TokenizerMismatch {
+        /// Largest token id + 1.
+        ids: usize,
+        /// Rows of the embedding matrix.
+        rows: usize,
+    },
     /// A sequence longer than a learned position table.
     #[error("{length} tokens do not fit a model with {limit} positions")]
     TooLong {
@@ -90,6 +98,15 @@ impl ModelError {
         move |source| Self::Io { path, source }
     }
 
+    /// The process exit code: what does not fit the model is the caller's, 2; a damaged or foreign
+    /// folder is 1.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::TooLong { .. } | Self::TokenizerMismatch { .. } => 2,
+            _ => 1,
+        }
+    }
+
     /// What to do about it, where there is something to say.
     pub fn help(&self) -> Option<String> {
         match self {
@@ -102,6 +119,9 @@ impl ModelError {
                     .to_string(),
             ),
             Self::Spec(error) => error.help(),
+            Self::TokenizerMismatch { .. } => {
+                Some("use the tokenizer.json that the model was trained with".to_string())
+            }
             Self::OutOfRange { .. } => {
                 Some("save it as f32, or as bf16, which has f32's range".to_string())
             }
@@ -110,7 +130,7 @@ impl ModelError {
                     .to_string(),
             ),
             Self::TooLong { limit, .. } => Some(format!(
-                "shorten the prompt or ask for fewer new tokens: together at most {limit}"
+                "at most {limit} tokens at a time: a shorter sequence or prompt, or fewer new tokens"
             )),
             _ => None,
         }

@@ -11,6 +11,9 @@ mod init;
 mod layers;
 mod loss;
 mod parameters;
+mod vocabulary;
+
+pub use vocabulary::check_vocabulary;
 
 pub use crate::config::DecoderSpec;
 pub use attention::Attention;

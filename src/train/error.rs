@@ -78,6 +78,14 @@ pub enum TrainError {
         /// The first file that differs.
         file: String,
     },
+    /// The folder holds a run that began from other weights.
+    #[error("{} holds a run from another base model: {file} has changed", folder.display())]
+    OtherBaseModel {
+        /// The run folder.
+        folder: PathBuf,
+        /// The first file that differs.
+        file: String,
+    },
     /// The folder's record of its run is not readable.
     #[error("{} is not a run's record: {message}", path.display())]
     Record {
@@ -140,9 +148,9 @@ impl TrainError {
             Self::Sample { source, .. } => source.exit_code(),
             Self::Diverged { .. } => 5,
             Self::Interrupted { signal, .. } => signal.exit_code(),
-            Self::Model(ModelError::TooLong { .. } | ModelError::Spec(SpecError::Shape { .. })) => {
-                2
-            }
+            Self::OtherBaseModel { .. }
+            | Self::Model(ModelError::Spec(SpecError::Shape { .. })) => 2,
+            Self::Model(error) => error.exit_code(),
             _ => 1,
         }
     }
@@ -153,6 +161,7 @@ impl TrainError {
             Self::Data(_) | Self::OtherData { .. } => "data",
             Self::Config(_)
             | Self::OtherConfig { .. }
+            | Self::OtherBaseModel { .. }
             | Self::NotEmpty { .. }
             | Self::NotARun { .. } => "config",
             Self::Model(_) => "model",
@@ -177,6 +186,7 @@ impl TrainError {
             Self::NotEmpty { .. }
             | Self::NotARun { .. }
             | Self::OtherConfig { .. }
+            | Self::OtherBaseModel { .. }
             | Self::OtherData { .. } => {
                 Some("give this run its own --output-dir, or delete the folder".to_string())
             }

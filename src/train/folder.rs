@@ -33,6 +33,9 @@ pub(super) struct RunRecord {
     pub(super) train_tokens: u64,
     pub(super) val_tokens: u64,
     pub(super) data: serde_json::Value,
+    /// The files of `model.base_model`, as `data`; null without one.
+    #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
+    pub(super) base_model: serde_json::Value,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) exported_step: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -71,6 +74,7 @@ impl RunRecord {
             train_tokens: tokens[0],
             val_tokens: tokens[1],
             data: data_record(files),
+            base_model: serde_json::Value::Null,
             exported_step: None,
             bigram_loss: None,
             end: None,

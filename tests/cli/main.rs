@@ -4,5 +4,6 @@
 mod bad_input;
 mod bench;
 mod learning;
+mod models;
 mod resume;
 mod runs;

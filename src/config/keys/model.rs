@@ -1,11 +1,12 @@
 //! `[model]` and `[tokenizer]`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// `[model]`: a preset, a shape in Hugging Face's names, or a preset with some keys overridden.
+/// `[model]`: a preset, a shape in Hugging Face's names, a preset with some keys overridden, or a
+/// model to go on from.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ModelConfig {
@@ -13,10 +14,15 @@ pub struct ModelConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("x-aliases" = ["litgpt: model_name", "HF: model_type"]))]
     pub preset: Option<Preset>,
-    /// Family of the decoder. Required without a preset.
+    /// Folder of a trained model, a Hugging Face one or a run's, to go on training: its weights, its
+    /// shape and, where `[tokenizer]` is absent, its tokenizer.json.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("examples" = ["models/SmolLM2-135M"], "x-aliases" = ["HF: model_name_or_path", "litgpt: checkpoint_dir", "nanoGPT: init_from"]))]
+    pub base_model: Option<PathBuf>,
+    /// Family of the decoder. Required without a preset or a base model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub architecture: Option<Architecture>,
-    /// Width of the residual stream. Required without a preset.
+    /// Width of the residual stream. Required without a preset or a base model.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1048576), extend("x-aliases" = ["GPT-2: n_embd", "llama2.c: dim", "torchtune: embed_dim", "d_model"]))]
     pub hidden_size: Option<usize>,
@@ -25,11 +31,11 @@ pub struct ModelConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 4194304), extend("x-aliases" = ["GPT-2: n_inner", "torchtune: intermediate_dim", "d_ff", "ffn_dim"]))]
     pub intermediate_size: Option<usize>,
-    /// Number of decoder blocks. Required without a preset.
+    /// Number of decoder blocks. Required without a preset or a base model.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 4096), extend("x-aliases" = ["GPT-2: n_layer", "llama2.c: n_layers", "num_layers"]))]
     pub num_hidden_layers: Option<usize>,
-    /// Number of query heads. Required without a preset.
+    /// Number of query heads. Required without a preset or a base model.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 4096), extend("x-aliases" = ["GPT-2: n_head", "llama2.c: n_heads", "num_heads"]))]
     pub num_attention_heads: Option<usize>,
@@ -220,6 +226,15 @@ pub struct TokenizerConfig {
 impl TokenizerConfig {
     /// Tokens that a `bpe` tokenizer learns where the file does not say.
     pub const DEFAULT_VOCAB_SIZE: usize = 4096;
+
+    /// The tokenizer.json of a model folder.
+    pub fn of_model(folder: &Path) -> Self {
+        Self {
+            kind: TokenizerKind::File,
+            path: Some(folder.join("tokenizer.json")),
+            vocab_size: None,
+        }
+    }
 }
 
 impl Default for TokenizerConfig {

@@ -1,13 +1,25 @@
-//! `[model]`: a preset and overrides, or a shape, to a complete and consistent shape.
+//! `[model]`: a preset and overrides, a shape, or a base model, to a complete and consistent shape.
+
+use std::path::Path;
 
 use super::Checks;
 use crate::config::keys::{Architecture, Config, ModelConfig, RopeScalingConfig, RopeScalingKind};
 use crate::config::shape::{ModelShape, RopeScaling};
+use crate::config::spec::DecoderSpec;
 
 impl Checks<'_> {
     /// Resolves the shape and writes it back into the configuration in place of the preset.
-    pub(super) fn model(&mut self, config: &mut Config) -> Option<ModelShape> {
+    pub(super) fn model(
+        &mut self,
+        config: &mut Config,
+    ) -> Option<(ModelShape, Option<DecoderSpec>)> {
         let written = config.model.clone();
+        if let Some(folder) = &written.base_model {
+            let base = self.base_model(&written, folder, config.data.sequence_len)?;
+            config.model = base.shape.to_config();
+            config.model.base_model = Some(folder.clone());
+            return Some((base.shape.clone(), Some(base)));
+        }
         let mut model = match written.preset {
             Some(preset) => with_overrides(preset.model_config(), &written),
             None => written.clone(),
@@ -21,7 +33,54 @@ impl Checks<'_> {
         self.refused_by_family(&written, &shape);
         self.rope_scaling(&written, &shape);
         config.model = shape.to_config();
-        Some(shape)
+        Some((shape, None))
+    }
+
+    /// A base model has its shape already: what the file says beside it has to agree.
+    fn base_model(
+        &mut self,
+        written: &ModelConfig,
+        folder: &Path,
+        sequence: usize,
+    ) -> Option<DecoderSpec> {
+        let key = "model.base_model";
+        if written.preset.is_some() {
+            self.refuse(
+                &["model.preset", key],
+                "`preset` together with `base_model` in [model]".to_string(),
+                "keep one: random weights of a published shape, or a trained model",
+            );
+            return None;
+        }
+        let base = match DecoderSpec::read(folder) {
+            Ok(base) => base,
+            Err(error) => {
+                let help = "base_model names a folder with config.json, model.safetensors and \
+                            tokenizer.json: a Hugging Face model or a finished run";
+                let help = error.help().unwrap_or(help.to_string());
+                self.refuse(&[key], format!("base_model: {error}"), &help);
+                return None;
+            }
+        };
+        let shape = base.shape.to_config();
+        for (name, said, has) in differences(written, &shape) {
+            self.refuse(
+                &[&format!("model.{name}"), key],
+                format!("{name} = {said} in [model], but the base model's is {has}"),
+                &format!("remove {name}: a base model brings its shape"),
+            );
+        }
+        let positions = base.shape.max_position_embeddings;
+        if sequence > positions {
+            self.refuse(
+                &["data.sequence_len", key],
+                format!(
+                    "`sequence_len` in [data] is {sequence}, but the base model has {positions} positions"
+                ),
+                &format!("sequence_len = {positions}"),
+            );
+        }
+        Some(base)
     }
 
     /// A preset's other numbers make no sense in the other family.
@@ -225,6 +284,25 @@ impl Checks<'_> {
     }
 }
 
+/// Keys that were written and are not what the shape has: name, written value, the shape's.
+fn differences(written: &ModelConfig, shape: &ModelConfig) -> Vec<(String, String, String)> {
+    let mut written = ModelConfig {
+        base_model: None,
+        ..written.clone()
+    };
+    // Keys inside that were left out have defaults.
+    let scaling = written.rope_scaling.as_ref().map(RopeScaling::of);
+    written.rope_scaling = scaling.map(RopeScaling::to_config);
+    let table = |model: &ModelConfig| toml::Table::try_from(model).unwrap_or_default();
+    let has = table(shape);
+    let found = table(&written).into_iter().filter_map(|(name, value)| {
+        let has = has.get(&name);
+        let shown = has.map_or("none".to_string(), toml::Value::to_string);
+        (has != Some(&value)).then(|| (name, value.to_string(), shown))
+    });
+    found.collect()
+}
+
 /// `low_freq_factor` and `high_freq_factor`: Llama 3.1's where the file does not say.
 fn bounds(scaling: &RopeScalingConfig) -> (f64, f64) {
     let low = scaling.low_freq_factor.unwrap_or(1.0);
@@ -235,6 +313,7 @@ fn bounds(scaling: &RopeScalingConfig) -> (f64, f64) {
 fn with_overrides(preset: ModelConfig, written: &ModelConfig) -> ModelConfig {
     ModelConfig {
         preset: None,
+        base_model: None,
         architecture: written.architecture.or(preset.architecture),
         hidden_size: written.hidden_size.or(preset.hidden_size),
         intermediate_size: written.intermediate_size.or(preset.intermediate_size),
@@ -292,6 +371,7 @@ impl ModelShape {
     fn to_config(&self) -> ModelConfig {
         ModelConfig {
             preset: None,
+            base_model: None,
             architecture: Some(self.architecture),
             hidden_size: Some(self.hidden_size),
             intermediate_size: Some(self.intermediate_size),
