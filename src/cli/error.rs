@@ -53,7 +53,8 @@ impl CliError {
             Self::Config(_) | Self::Device(_) => 2,
             Self::Train(error) => error.exit_code(),
             Self::Data(error) => error.exit_code(),
-            Self::Model(_) | Self::Io { .. } => 1,
+            Self::Model(error) => error.exit_code(),
+            Self::Io { .. } => 1,
             Self::Generate(error) => error.exit_code(),
         }
     }

@@ -6,12 +6,10 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
-use super::CliError;
-use crate::config::Backend;
+use super::{CliError, DeviceArgs};
 use crate::data::Tokenizer;
-use crate::device::ComputeDevice;
 use crate::generate::{Sampling, TextRequest, complete};
-use crate::model::folder;
+use crate::model::{check_vocabulary, folder};
 
 /// Arguments of `runner generate`.
 #[derive(Debug, Args)]
@@ -46,18 +44,17 @@ pub(super) struct GenerateArgs {
     /// End the completion before this text; repeatable
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     stop: Vec<String>,
-    /// Where to compute
-    #[arg(long, default_value = "auto", value_name = "auto|cpu|cuda|wgpu")]
-    device: Backend,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Print ids and timings as JSON instead of the text
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn run(args: &GenerateArgs) -> Result<(), CliError> {
-    let device = ComputeDevice::open(args.device)?;
-    let model = folder::load(&args.model, &device.device)?;
+    let model = folder::load(&args.model, &args.device.open()?)?;
     let tokenizer = Tokenizer::from_file(&args.model.join("tokenizer.json"))?;
+    check_vocabulary(model.spec(), &tokenizer)?;
     let prompt = match args.prompt.as_str() {
         "-" => standard_input()?,
         text => text.to_string(),

@@ -2,8 +2,10 @@
 
 mod env;
 mod error;
+mod eval;
 mod generate;
 mod init;
+mod logits;
 pub mod report;
 mod schema;
 mod train;
@@ -11,7 +13,11 @@ mod validate;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use burn::tensor::Device;
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::Backend;
+use crate::device::ComputeDevice;
 
 pub use error::CliError;
 
@@ -31,6 +37,10 @@ enum Verb {
     Validate(validate::ValidateArgs),
     /// Complete a prompt with a trained model
     Generate(generate::GenerateArgs),
+    /// Measure a model on a text
+    Eval(eval::EvalArgs),
+    /// Write a model's logits for some tokens to a file
+    Logits(logits::LogitsArgs),
     /// Write a commented TOML to start from
     Init(init::InitArgs),
     /// Print the JSON Schema of the TOML
@@ -53,6 +63,8 @@ pub fn run() -> ExitCode {
         Verb::Train(args) => train::run(&args),
         Verb::Validate(args) => validate::run(&args),
         Verb::Generate(args) => generate::run(&args),
+        Verb::Eval(args) => eval::run(&args),
+        Verb::Logits(args) => logits::run(&args),
         Verb::Init(args) => init::run(&args),
         Verb::Schema(args) => schema::run(&args),
         Verb::Env(args) => env::run(&args),
@@ -63,6 +75,26 @@ pub fn run() -> ExitCode {
             error.print();
             ExitCode::from(error.exit_code())
         }
+    }
+}
+
+/// Says something on standard error, to whoever still listens.
+fn remark(text: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+/// Where a verb that runs a model computes.
+#[derive(Debug, Args)]
+struct DeviceArgs {
+    /// Where to compute
+    #[arg(long, default_value = "auto", value_name = "auto|cpu|cuda|wgpu")]
+    device: Backend,
+}
+
+impl DeviceArgs {
+    fn open(&self) -> Result<Device, CliError> {
+        Ok(ComputeDevice::open(self.device)?.device)
     }
 }
 

@@ -22,6 +22,7 @@ mod resolve;
 mod schema;
 mod shape;
 mod source;
+mod spec;
 mod template;
 
 pub use error::{ConfigError, Issue};
@@ -29,6 +30,7 @@ pub use keys::*;
 pub use plan::{Decay, Length, OptimizerPlan, Plan, SchedulePlan, Warmup, load};
 pub use reference::reference_markdown;
 pub use schema::json_schema;
-pub use shape::ModelShape;
+pub use shape::{ModelShape, RopeScaling};
 pub use source::{Location, Origin, Sources};
+pub use spec::{CONFIG_JSON, DecoderSpec, SpecError};
 pub use template::{TemplateName, template};

@@ -13,10 +13,11 @@ use serde::Deserialize;
 use super::check::check;
 use super::document::Document;
 use super::error::{ConfigError, Issue};
-use super::keys::{Config, DataConfig, DecayShape};
+use super::keys::{Config, DataConfig, DecayShape, TokenizerConfig};
 use super::resolve::resolve;
 use super::shape::ModelShape;
 use super::source::{Origin, Sources};
+use super::spec::DecoderSpec;
 
 /// What will run.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,6 +26,8 @@ pub struct Plan {
     pub config: Config,
     /// The model's shape; the vocabulary size comes from the tokenizer.
     pub shape: ModelShape,
+    /// What the config.json of `model.base_model` says; its shape is `shape`.
+    pub base: Option<DecoderSpec>,
     /// How long to train.
     pub length: Length,
     /// The update rule with its parameters.
@@ -224,6 +227,12 @@ impl Plan {
         let untouched = config.data.val_fraction == DataConfig::default().val_fraction;
         if config.data.val_path.is_some() && untouched {
             config.data.val_fraction = 0.0;
+        }
+        // So with a base model's tokenizer.
+        if let Some(base) = &config.model.base_model
+            && config.tokenizer == TokenizerConfig::default()
+        {
+            config.tokenizer = TokenizerConfig::of_model(base);
         }
         let (text, unwritable) = match toml::to_string(&config) {
             Ok(text) => (text, None),

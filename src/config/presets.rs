@@ -151,6 +151,7 @@ impl Preset {
         let is_gpt2 = row.architecture == Architecture::Gpt2;
         ModelConfig {
             preset: None,
+            base_model: None,
             architecture: Some(row.architecture),
             hidden_size: Some(row.hidden),
             intermediate_size: Some(row.intermediate),
@@ -165,6 +166,8 @@ impl Preset {
             rope_theta: (!is_gpt2).then_some(row.rope_theta),
             initializer_range: None,
             dtype: Dtype::default(),
+            sliding_window: None,
+            rope_scaling: None,
         }
     }
 }

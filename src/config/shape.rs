@@ -5,7 +5,7 @@ use super::keys::Architecture;
 /// Everything that fixes a decoder's parameters except the vocabulary, which the tokenizer brings.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelShape {
-    /// Family of the decoder.
+    /// Family of the decoder: its names and its files. What it computes is in the other fields.
     pub architecture: Architecture,
     /// Width of the residual stream.
     pub hidden_size: usize,
@@ -25,15 +25,51 @@ pub struct ModelShape {
     pub tie_word_embeddings: bool,
     /// Whether linear and norm layers have biases (gpt2).
     pub bias: bool,
+    /// Whether queries, keys and values alone have biases (qwen2).
+    pub qkv_bias: bool,
+    /// Whether each head's queries and keys pass through an RMSNorm (qwen3).
+    pub qk_norm: bool,
     /// Epsilon of RMSNorm or LayerNorm.
     pub norm_eps: f64,
-    /// Base of the rotary frequencies (llama).
+    /// Base of the rotary frequencies (all but gpt2).
     pub rope_theta: f64,
+    /// How the rotary frequencies are stretched.
+    pub rope_scaling: Option<RopeScaling>,
+    /// Tokens that a token attends to, itself included; none = all before it.
+    pub sliding_window: Option<usize>,
     /// Standard deviation of the initial weights.
     pub initializer_range: f64,
 }
 
+/// Rotary frequencies stretched for a longer context.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum RopeScaling {
+    /// Every frequency divided by `factor` (Chen et al., 2023).
+    Linear {
+        /// How much longer the context becomes.
+        factor: f64,
+    },
+    /// Llama 3.1's: wavelengths above `original / low` are stretched by `factor`, those below
+    /// `original / high` stay, and those in between are interpolated.
+    Llama3 {
+        /// How much longer the context becomes.
+        factor: f64,
+        /// Original contexts per wavelength below which all is stretched.
+        low_freq_factor: f64,
+        /// Original contexts per wavelength above which nothing is stretched.
+        high_freq_factor: f64,
+        /// The context's length before.
+        original_max_position_embeddings: usize,
+    },
+}
+
 impl ModelShape {
+    /// GPT-2's form: LayerNorm, learned positions and an ungated GELU layer, in place of RMSNorm,
+    /// rotary positions and SwiGLU.
+    pub fn is_gpt2_form(&self) -> bool {
+        self.architecture == Architecture::Gpt2
+    }
+
     /// Number of trainable parameters with a vocabulary of `vocab_size`, a tied head counted once.
     ///
     /// ```
@@ -47,17 +83,24 @@ impl ModelShape {
         let queries = (self.num_attention_heads * self.head_dim) as u64;
         let keys = (self.num_key_value_heads * self.head_dim) as u64;
         let bias = u64::from(self.bias);
+        let qkv_bias = u64::from(self.bias || self.qkv_bias);
         let norm = hidden * (1 + bias);
 
-        let attention =
-            2 * hidden * queries + 2 * hidden * keys + bias * (queries + 2 * keys + hidden);
-        let feed_forward = match self.architecture {
-            Architecture::Llama => 3 * hidden * intermediate,
-            Architecture::Gpt2 => 2 * hidden * intermediate + bias * (intermediate + hidden),
+        let head_norms = u64::from(self.qk_norm) * 2 * self.head_dim as u64;
+        let attention = 2 * hidden * queries
+            + 2 * hidden * keys
+            + qkv_bias * (queries + 2 * keys)
+            + bias * hidden
+            + head_norms;
+        let feed_forward = if self.is_gpt2_form() {
+            2 * hidden * intermediate + bias * (intermediate + hidden)
+        } else {
+            3 * hidden * intermediate
         };
-        let positions = match self.architecture {
-            Architecture::Llama => 0,
-            Architecture::Gpt2 => self.max_position_embeddings as u64 * hidden,
+        let positions = if self.is_gpt2_form() {
+            self.max_position_embeddings as u64 * hidden
+        } else {
+            0
         };
         let embedding = vocab_size as u64 * hidden;
         let head = if self.tie_word_embeddings {

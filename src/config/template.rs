@@ -95,8 +95,12 @@ impl Writer {
                     format!("{pointer}/{}/0", key.name)
                 }
                 _ => {
-                    text.push_str(&format!("[{name}]\n"));
-                    format!("{pointer}/{}", key.name)
+                    let pointer = format!("{pointer}/{}", key.name);
+                    // A section that is left out by default is shown, not begun.
+                    let absent = self.active.pointer(&pointer).is_none();
+                    let off = if absent { "# " } else { "" };
+                    text.push_str(&format!("{off}[{name}]\n"));
+                    pointer
                 }
             };
             self.keys(text, inner, &pointer);

@@ -136,6 +136,14 @@ pub enum DataError {
         /// Tokens in it.
         tokens: u64,
     },
+    /// A text in which nothing can be predicted.
+    #[error("`{}` has {tokens} tokens; there is nothing to predict with fewer than 2", path.display())]
+    NothingToPredict {
+        /// The file.
+        path: PathBuf,
+        /// Tokens in it.
+        tokens: u64,
+    },
     /// `type = "file"` without a path.
     #[error("tokenizer.type is \"file\" but tokenizer.path is not set")]
     TokenizerPathUnset,
@@ -232,6 +240,7 @@ impl DataError {
                 let from = if *utf16 { "UTF-16" } else { "LATIN1" };
                 format!("convert it, for example: iconv -f {from} -t UTF-8 {} > utf8.txt", path.display())
             }
+            DataError::NothingToPredict { .. } => "name a longer text".to_string(),
             DataError::Empty { .. } => "check that the path names the right files".to_string(),
             DataError::BadJson { .. } => {
                 ".jsonl has one object per line; .json that, or one array of objects".to_string()

@@ -1,6 +1,48 @@
-//! Validation batches: one walk through a stream.
+//! Validation: a text of its own, and batches that walk through a stream once.
 
-use super::{Batch, TokenStream};
+use std::path::Path;
+
+use super::files::{FileRecord, existing_file};
+use super::{Batch, DataError, TokenStream, Tokenizer, Unknown, documents, encode_documents};
+
+/// A text to measure a model on.
+#[derive(Debug, Clone)]
+pub struct EvalText {
+    /// Its tokens, at least two; each document is followed by the end token where there is one.
+    pub tokens: TokenStream,
+    /// UTF-8 bytes of the text.
+    pub bytes: u64,
+    /// Tokens that stand for text the tokenizer does not know.
+    pub unknown: u64,
+}
+
+impl EvalText {
+    /// Reads a text file, or the `text` fields of a .jsonl or .json file.
+    ///
+    /// # Errors
+    /// A file that is missing, unreadable, not UTF-8 or malformed; text that is empty or one token.
+    pub fn load(path: &Path, tokenizer: &Tokenizer) -> Result<Self, DataError> {
+        let file = FileRecord::survey(&existing_file(path)?)?;
+        let documents = documents::read(&file, "text")?;
+        if documents.texts.is_empty() {
+            let what = format!("`{}`", path.display());
+            return Err(DataError::Empty { what });
+        }
+        let tokens = encode_documents(tokenizer, &documents.texts)?;
+        if tokens.len() < 2 {
+            return Err(DataError::NothingToPredict {
+                path: path.to_path_buf(),
+                tokens: tokens.len() as u64,
+            });
+        }
+        let is_unknown = |id: &u32| tokenizer.unknown() == Unknown::Token(*id);
+        Ok(Self {
+            bytes: documents.texts.iter().map(|text| text.len() as u64).sum(),
+            unknown: tokens.iter().filter(is_unknown).count() as u64,
+            tokens,
+        })
+    }
+}
 
 /// Cuts a stream into chunks of `sequence_len + 1` tokens that overlap by one, so that every token
 /// but the first is a target exactly once, and gives them `rows` at a time, `[rows, sequence_len]`.

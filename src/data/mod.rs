@@ -34,7 +34,7 @@ pub use corpus::{Corpus, TrainStream};
 pub use documents::Format;
 pub use encode::encode_documents;
 pub use error::DataError;
-pub use eval::eval_batches;
+pub use eval::{EvalText, eval_batches};
 pub use files::{FileRecord, expand};
 pub use sampler::Sampler;
 pub use token_stream::{TokenStream, Width};

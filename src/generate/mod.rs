@@ -110,10 +110,9 @@ impl GenerateError {
     /// files are 1.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Model(ModelError::TooLong { .. })
-            | Self::EmptyPrompt
-            | Self::UnknownToken { .. } => 2,
-            Self::Model(_) | Self::NotFinite => 1,
+            Self::EmptyPrompt | Self::UnknownToken { .. } => 2,
+            Self::Model(error) => error.exit_code(),
+            Self::NotFinite => 1,
             Self::Tokenizer(error) => error.exit_code(),
         }
     }

@@ -9,8 +9,8 @@ use burn::tensor::activation::softmax;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::init::Init;
-use super::layers::{Linear, residual_std};
-use crate::config::ModelShape;
+use super::layers::{Linear, Norm, residual_std};
+use crate::config::{ModelShape, RopeScaling};
 
 /// Added to the score of a key that must not be seen. Finite, because infinities are not portable
 /// to every GPU; far below any score, so that its weight is exactly 0 after the softmax.
@@ -27,6 +27,10 @@ pub struct Attention {
     pub v_proj: Linear,
     /// `[heads x head_dim, dim]`.
     pub o_proj: Linear,
+    /// `[head_dim]`, qwen3 only: over each head's queries, before they are turned.
+    pub q_norm: Option<Norm>,
+    /// `[head_dim]`, qwen3 only: over each head's keys, before they are turned.
+    pub k_norm: Option<Norm>,
     #[module(skip)]
     heads: usize,
     #[module(skip)]
@@ -40,14 +44,18 @@ impl Attention {
         let (dim, std) = (shape.hidden_size, shape.initializer_range);
         let queries = shape.num_attention_heads * shape.head_dim;
         let keys = shape.num_key_value_heads * shape.head_dim;
-        let linear = |name: &str, dims, std| {
-            Linear::new(init, &format!("{path}.{name}"), dims, shape.bias, std)
+        let linear = |name: &str, dims, bias, std| {
+            Linear::new(init, &format!("{path}.{name}"), dims, bias, std)
         };
+        let bias = shape.bias || shape.qkv_bias;
+        let head_norm = || shape.qk_norm.then(|| Norm::of_head(init, shape));
         Self {
-            q_proj: linear("q_proj", [dim, queries], std),
-            k_proj: linear("k_proj", [dim, keys], std),
-            v_proj: linear("v_proj", [dim, keys], std),
-            o_proj: linear("o_proj", [queries, dim], residual_std(shape)),
+            q_proj: linear("q_proj", [dim, queries], bias, std),
+            k_proj: linear("k_proj", [dim, keys], bias, std),
+            v_proj: linear("v_proj", [dim, keys], bias, std),
+            o_proj: linear("o_proj", [queries, dim], shape.bias, residual_std(shape)),
+            q_norm: head_norm(),
+            k_norm: head_norm(),
             heads: shape.num_attention_heads,
             kv_heads: shape.num_key_value_heads,
             head_dim: shape.head_dim,
@@ -64,8 +72,10 @@ impl Attention {
     ) -> Tensor<2> {
         let [batch, seq] = context.dims;
         let group = self.heads / self.kv_heads;
-        let queries = self.split(self.q_proj.forward(x.clone()), context, self.heads);
-        let keys = self.split(self.k_proj.forward(x.clone()), context, self.kv_heads);
+        let queries = self.normed(&self.q_norm, self.q_proj.forward(x.clone()));
+        let queries = self.split(queries, context, self.heads);
+        let keys = self.normed(&self.k_norm, self.k_proj.forward(x.clone()));
+        let keys = self.split(keys, context, self.kv_heads);
         let values = self.split(self.v_proj.forward(x), context, self.kv_heads);
         let (queries, keys) = match &context.rotary {
             Some(rotary) => (rotary.turn(queries), rotary.turn(keys)),
@@ -91,6 +101,14 @@ impl Attention {
             .swap_dims(1, 2)
             .reshape([batch * seq, self.heads * self.head_dim]);
         self.o_proj.forward(mixed)
+    }
+
+    /// `[batch x seq, heads x head_dim]`, each head normalised where there is a norm for it.
+    fn normed(&self, norm: &Option<Norm>, x: Tensor<2>) -> Tensor<2> {
+        let Some(norm) = norm else { return x };
+        let [rows, width] = x.dims();
+        let heads = x.reshape([rows * width / self.head_dim, self.head_dim]);
+        norm.forward(heads).reshape([rows, width])
     }
 
     /// `[batch x seq, heads x head_dim]` -> `[batch, heads, seq, head_dim]`.
@@ -165,16 +183,13 @@ impl Rotary {
     pub(super) fn new(
         positions: &[u32],
         rows: usize,
-        head_dim: usize,
-        theta: f64,
+        shape: &ModelShape,
         (device, dtype): (&Device, DType),
     ) -> Self {
+        let head_dim = shape.head_dim;
         let half = head_dim / 2;
         let seq = positions.len() / rows;
-        // Angles are computed in f32 as the reference implementations do, to give their logits.
-        let frequencies: Vec<f32> = (0..half)
-            .map(|i| 1.0 / (theta as f32).powf(2.0 * i as f32 / head_dim as f32))
-            .collect();
+        let frequencies = frequencies(shape);
         let angles = || {
             positions.iter().flat_map(|&p| {
                 frequencies
@@ -218,6 +233,41 @@ impl Rotary {
     }
 }
 
+/// Radians per position `[head_dim / 2]`. Angles are computed in f32 as the reference
+/// implementations do, to give their logits.
+fn frequencies(shape: &ModelShape) -> Vec<f32> {
+    let (theta, head_dim) = (shape.rope_theta as f32, shape.head_dim);
+    let plain = (0..head_dim / 2).map(|i| 1.0 / theta.powf(2.0 * i as f32 / head_dim as f32));
+    match shape.rope_scaling {
+        None => plain.collect(),
+        Some(RopeScaling::Linear { factor }) => plain.map(|f| f / factor as f32).collect(),
+        Some(RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_position_embeddings,
+        }) => {
+            let (factor, original) = (factor as f32, original_max_position_embeddings as f64);
+            let longest = (original / low_freq_factor) as f32;
+            let shortest = (original / high_freq_factor) as f32;
+            let stretched = |f: f32| {
+                let wavelength = 2.0 * std::f32::consts::PI / f;
+                if wavelength > longest {
+                    return f / factor;
+                }
+                if wavelength < shortest {
+                    return f;
+                }
+                // 0 at the longest wavelength that is touched, 1 at the shortest.
+                let kept = (original as f32 / wavelength - low_freq_factor as f32)
+                    / (high_freq_factor - low_freq_factor) as f32;
+                (1.0 - kept) * f / factor + kept * f
+            };
+            plain.map(stretched).collect()
+        }
+    }
+}
+
 /// Keys and values of the tokens seen so far in one layer. Room doubles as it fills up.
 #[derive(Debug, Clone, Default)]
 pub(super) struct LayerCache {
@@ -241,6 +291,14 @@ impl LayerCache {
         let result = (seen(&all_keys), seen(&all_values));
         self.store = Some([all_keys, all_values]);
         result
+    }
+
+    /// Forgets all but the last `count` tokens.
+    pub(super) fn keep_last(&mut self, count: usize) {
+        let first = self.length.saturating_sub(count);
+        let last = |all: Tensor<4>| all.narrow(2, first, self.length - first);
+        self.store = self.store.take().map(|store| store.map(last));
+        self.length -= first;
     }
 }
 

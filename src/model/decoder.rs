@@ -11,11 +11,10 @@ use super::init::Init;
 use super::layers::{Embedding, Linear, Mlp, Norm};
 use super::loss::{TokenLoss, cross_entropy, cross_entropy_sum};
 use super::parameters::{MapParameters, map_parameters};
-use super::spec::DecoderSpec;
-use crate::config::Architecture;
+use crate::config::DecoderSpec;
 use crate::data::Batch;
 
-/// A decoder-only transformer in LLaMA or GPT-2 form. Parameters are named as in Hugging Face's
+/// A decoder-only transformer of any supported family. Parameters are named as in Hugging Face's
 /// LLaMA without the `model.` prefix: `layers.0.self_attn.q_proj.weight`.
 ///
 /// ```
@@ -92,7 +91,7 @@ impl Decoder {
     /// used. On `device.autodiff()` it can be trained; on a plain device it can only run.
     ///
     /// # Errors
-    /// [`ModelError::Shape`] for a shape no decoder can have.
+    /// [`SpecError::Shape`](crate::config::SpecError) for a shape no decoder can have.
     pub fn new(spec: &DecoderSpec, seed: u64, device: &Device) -> Result<Self, ModelError> {
         spec.check()?;
         let init = Init::new(seed, device);
@@ -104,7 +103,7 @@ impl Decoder {
             post_attention_layernorm: Norm::new(&init, shape),
             mlp: Mlp::new(&init, &format!("layers.{i}.mlp"), shape),
         });
-        let learned_positions = shape.architecture == Architecture::Gpt2;
+        let learned_positions = shape.is_gpt2_form();
         Ok(Self {
             embed_tokens: Embedding::new(&init, "embed_tokens", [spec.vocab_size, dim], std),
             embed_positions: learned_positions.then(|| {
@@ -213,12 +212,18 @@ impl Decoder {
             });
         }
         let device = self.device();
+        let window = self.window();
+        cache.forget_beyond(window);
+        let (forgotten, keys) = (cache.forgotten, length - cache.forgotten);
         let positions: Vec<u32> = (past..length).map(|p| p as u32).collect();
         let context = Context {
             dims: [1, seq],
             rotary: self.rotary(&positions, 1, &device),
-            mask: (seq > 1).then(|| {
-                additive_mask(1, seq, length, &device, |_, query, key| key <= past + query)
+            mask: (seq > 1 || keys > window).then(|| {
+                additive_mask(1, seq, keys, &device, |_, query, key| {
+                    let (query, key) = (past + query, forgotten + key);
+                    key <= query && query - key < window
+                })
             }),
         };
         let mut hidden = self.embed(tokens, &positions, [1, seq], &device)?;
@@ -268,6 +273,7 @@ impl Decoder {
         let rotary_rows = if same(&batch.positions) { 1 } else { rows };
         let mask_rows = if same(&batch.segment_ids) { 1 } else { rows };
         let segments = &batch.segment_ids;
+        let window = self.window();
         Context {
             dims: [rows, cols],
             rotary: self.rotary(&batch.positions[..rotary_rows * cols], rotary_rows, device),
@@ -277,7 +283,9 @@ impl Decoder {
                 cols,
                 device,
                 |row, query, key| {
-                    key <= query && segments[row * cols + key] == segments[row * cols + query]
+                    key <= query
+                        && query - key < window
+                        && segments[row * cols + key] == segments[row * cols + query]
                 },
             )),
         }
@@ -285,10 +293,15 @@ impl Decoder {
 
     fn rotary(&self, positions: &[u32], rows: usize, device: &Device) -> Option<Rotary> {
         let shape = &self.spec.shape;
-        (shape.architecture == Architecture::Llama).then(|| {
+        (!shape.is_gpt2_form()).then(|| {
             let place = (device, self.norm.weight.val().dtype());
-            Rotary::new(positions, rows, shape.head_dim, shape.rope_theta, place)
+            Rotary::new(positions, rows, shape, place)
         })
+    }
+
+    /// Tokens that a token attends to, itself included.
+    fn window(&self) -> usize {
+        self.spec.shape.sliding_window.unwrap_or(usize::MAX)
     }
 
     /// Where its weights are.
@@ -320,16 +333,32 @@ pub struct KvCache {
     layers: Vec<LayerCache>,
     capacity: usize,
     length: usize,
+    /// Tokens at the beginning that no later one can attend to, and that are no longer held.
+    forgotten: usize,
 }
 
 impl KvCache {
-    /// For one sequence of at most `capacity` tokens; memory is taken as they come.
+    /// For one sequence of at most `capacity` tokens; memory is taken as they come, and with a
+    /// sliding window for about two windows at most.
     pub fn new(model: &Decoder, capacity: usize) -> Self {
         let layers = model.layers.iter().map(|_| LayerCache::default()).collect();
         Self {
             layers,
             capacity,
             length: 0,
+            forgotten: 0,
+        }
+    }
+
+    /// Lets go of what lies before a sliding window. Not at every token, since that moves the rest:
+    /// a cache holds at most two windows.
+    fn forget_beyond(&mut self, window: usize) {
+        let held = self.length - self.forgotten;
+        if held / 2 >= window {
+            self.layers
+                .iter_mut()
+                .for_each(|layer| layer.keep_last(window));
+            self.forgotten = self.length - window;
         }
     }
 

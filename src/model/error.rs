@@ -2,33 +2,14 @@
 
 use std::path::PathBuf;
 
+use crate::config::{SaveDtype, SpecError};
+
 /// A model that cannot be built, loaded or saved.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
-    /// A shape no decoder can have.
-    #[error("impossible model shape: {message}")]
-    Shape {
-        /// What does not fit.
-        message: String,
-    },
-    /// A field of config.json is missing or has the wrong type.
-    #[error("config.json: `{field}` must be {expected}, found {found}")]
-    Field {
-        /// The field.
-        field: String,
-        /// Its JSON, `null` when it is absent.
-        found: String,
-        /// What it must be.
-        expected: String,
-    },
-    /// A field asks for something this build does not implement.
-    #[error("config.json: `{field}` = {value} is not supported")]
-    Unsupported {
-        /// The field.
-        field: String,
-        /// Its value.
-        value: String,
-    },
+    /// What describes it.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
     /// A file of the model could not be read or written.
     #[error("{}: {source}", path.display())]
     Io {
@@ -45,13 +26,13 @@ pub enum ModelError {
         /// The file that is missing.
         missing: &'static str,
     },
-    /// config.json is not JSON.
-    #[error("{}: {source}", path.display())]
-    Json {
+    /// The list of shards is not one, or does not agree with the shards.
+    #[error("{} {message}", path.display())]
+    Index {
         /// The file.
         path: PathBuf,
-        /// Where and why.
-        source: serde_json::Error,
+        /// What is wrong with it.
+        message: String,
     },
     /// The weights are not a valid safetensors file.
     #[error("{}: {source}", path.display())]
@@ -83,6 +64,24 @@ pub enum ModelError {
         /// Shape or dtype in the file.
         found: String,
     },
+    /// A weight that is finite, and would not be in the number format it is to be saved in.
+    #[error("tensor `{name}` holds {value:e}, which {} cannot", dtype.torch_name())]
+    OutOfRange {
+        /// The tensor's name in the file.
+        name: String,
+        /// The first such weight.
+        value: f32,
+        /// The number format.
+        dtype: SaveDtype,
+    },
+    /// A tokenizer of another model.
+    #[error("the tokenizer has ids up to {}, the model has embeddings up to {}", ids - 1, rows - 1)]
+    TokenizerMismatch {
+        /// Largest token id + 1.
+        ids: usize,
+        /// Rows of the embedding matrix.
+        rows: usize,
+    },
     /// A sequence longer than a learned position table.
     #[error("{length} tokens do not fit a model with {limit} positions")]
     TooLong {
@@ -94,13 +93,18 @@ pub enum ModelError {
 }
 
 impl ModelError {
-    pub(super) fn shape(message: String) -> Self {
-        Self::Shape { message }
-    }
-
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { path, source }
+    }
+
+    /// The process exit code: what does not fit the model is the caller's, 2; a damaged or foreign
+    /// folder is 1.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::TooLong { .. } | Self::TokenizerMismatch { .. } => 2,
+            _ => 1,
+        }
     }
 
     /// What to do about it, where there is something to say.
@@ -114,12 +118,19 @@ impl ModelError {
                 "--model takes a run folder of `runner train`, or a Hugging Face model folder"
                     .to_string(),
             ),
-            Self::Unsupported { .. } => Some(
-                "this build loads LLaMA models without rope scaling, and the GPT-2 models it writes"
+            Self::Spec(error) => error.help(),
+            Self::TokenizerMismatch { .. } => {
+                Some("use the tokenizer.json that the model was trained with".to_string())
+            }
+            Self::OutOfRange { .. } => {
+                Some("save it as f32, or as bf16, which has f32's range".to_string())
+            }
+            Self::UnexpectedTensor { .. } | Self::MissingTensor { .. } => Some(
+                "config.json and the weights are not of the same model, or of one this build has no place for"
                     .to_string(),
             ),
             Self::TooLong { limit, .. } => Some(format!(
-                "shorten the prompt or ask for fewer new tokens: together at most {limit}"
+                "at most {limit} tokens at a time: a shorter sequence or prompt, or fewer new tokens"
             )),
             _ => None,
         }

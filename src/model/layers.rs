@@ -10,7 +10,7 @@ use burn::tensor::module::layer_norm;
 use burn::tensor::{DType, Int, Tensor};
 
 use super::init::Init;
-use crate::config::{Architecture, ModelShape};
+use crate::config::ModelShape;
 
 /// y = x W + b. The weight is `[in, out]`, the layout in which the forward product and both
 /// products of the backward pass read and write contiguous rows; files hold `[out, in]`.
@@ -62,7 +62,7 @@ impl Embedding {
     }
 }
 
-/// RMSNorm (Zhang and Sennrich, 2019) for llama; LayerNorm, with or without bias, for gpt2.
+/// RMSNorm (Zhang and Sennrich, 2019); LayerNorm, with or without bias, for gpt2.
 #[derive(Module, Debug)]
 pub struct Norm {
     /// `[dim]`.
@@ -78,12 +78,22 @@ pub struct Norm {
 impl Norm {
     pub(super) fn new(init: &Init, shape: &ModelShape) -> Self {
         let dim = shape.hidden_size;
-        let centred = shape.architecture == Architecture::Gpt2;
+        let centred = shape.is_gpt2_form();
         Self {
             weight: init.full([dim], 1.0),
             bias: (centred && shape.bias).then(|| init.full([dim], 0.0)),
             eps: shape.norm_eps,
             centred,
+        }
+    }
+
+    /// RMSNorm of one head.
+    pub(super) fn of_head(init: &Init, shape: &ModelShape) -> Self {
+        Self {
+            weight: init.full([shape.head_dim], 1.0),
+            bias: None,
+            eps: shape.norm_eps,
+            centred: false,
         }
     }
 
@@ -101,10 +111,10 @@ impl Norm {
     }
 }
 
-/// The feed-forward layer: SwiGLU (Shazeer, 2020) for llama, GELU for gpt2.
+/// The feed-forward layer: SwiGLU (Shazeer, 2020); GELU for gpt2.
 #[derive(Module, Debug)]
 pub struct Mlp {
-    /// `[dim, ffn]`, llama only.
+    /// `[dim, ffn]`, all but gpt2.
     pub gate_proj: Option<Linear>,
     /// `[dim, ffn]`.
     pub up_proj: Linear,
@@ -119,7 +129,7 @@ impl Mlp {
             shape.intermediate_size,
             shape.initializer_range,
         );
-        let gated = shape.architecture == Architecture::Llama;
+        let gated = !shape.is_gpt2_form();
         let linear = |name: &str, dims, std| {
             Linear::new(init, &format!("{path}.{name}"), dims, shape.bias, std)
         };

@@ -11,8 +11,11 @@ mod init;
 mod layers;
 mod loss;
 mod parameters;
-mod spec;
+mod vocabulary;
 
+pub use vocabulary::check_vocabulary;
+
+pub use crate::config::DecoderSpec;
 pub use attention::Attention;
 pub(crate) use attention::Context;
 pub use decoder::{Block, Decoder, KvCache};
@@ -23,4 +26,3 @@ pub use parameters::{
     MapParameters, Tensors, VisitParameters, map_parameters, parameters, visit_parameters,
     with_parameters,
 };
-pub use spec::DecoderSpec;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::interrupt::Signal;
 use crate::checkpoint::CheckpointError;
-use crate::config::ConfigError;
+use crate::config::{ConfigError, SpecError};
 use crate::data::DataError;
 use crate::device::DeviceError;
 use crate::generate::GenerateError;
@@ -82,6 +82,14 @@ pub enum TrainError {
         /// The first file that differs.
         file: String,
     },
+    /// The folder holds a run that began from other weights.
+    #[error("{} holds a run from another base model: {file} has changed", folder.display())]
+    OtherBaseModel {
+        /// The run folder.
+        folder: PathBuf,
+        /// The first file that differs.
+        file: String,
+    },
     /// The folder's record of its run is not readable.
     #[error("{} is not a run's record: {message}", path.display())]
     Record {
@@ -145,7 +153,9 @@ impl TrainError {
             Self::Sample { source, .. } => source.exit_code(),
             Self::Diverged { .. } => 5,
             Self::Interrupted { signal, .. } => signal.exit_code(),
-            Self::Model(ModelError::TooLong { .. } | ModelError::Shape { .. }) => 2,
+            Self::OtherBaseModel { .. }
+            | Self::Model(ModelError::Spec(SpecError::Shape { .. })) => 2,
+            Self::Model(error) => error.exit_code(),
             _ => 1,
         }
     }
@@ -156,6 +166,7 @@ impl TrainError {
             Self::Data(_) | Self::OtherData { .. } => "data",
             Self::Config(_)
             | Self::OtherConfig { .. }
+            | Self::OtherBaseModel { .. }
             | Self::NotEmpty { .. }
             | Self::NotARun { .. } => "config",
             Self::Device(_) => "device",
@@ -182,6 +193,7 @@ impl TrainError {
             Self::NotEmpty { .. }
             | Self::NotARun { .. }
             | Self::OtherConfig { .. }
+            | Self::OtherBaseModel { .. }
             | Self::OtherData { .. } => {
                 Some("give this run its own --output-dir, or delete the folder".to_string())
             }

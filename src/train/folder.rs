@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::TrainError;
 use crate::checkpoint::{CheckpointStore, Progress};
-use crate::config::Plan;
+use crate::config::{Plan, SaveDtype};
 use crate::data::{FileRecord, Tokenizer};
 use crate::device::ComputeDevice;
 use crate::durable;
@@ -36,6 +36,9 @@ pub(super) struct RunRecord {
     pub(super) train_tokens: u64,
     pub(super) val_tokens: u64,
     pub(super) data: serde_json::Value,
+    /// The files of `model.base_model`, as `data`; null without one.
+    #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
+    pub(super) base_model: serde_json::Value,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) exported_step: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -76,6 +79,7 @@ impl RunRecord {
             train_tokens: tokens[0],
             val_tokens: tokens[1],
             data: data_record(files),
+            base_model: serde_json::Value::Null,
             exported_step: None,
             bigram_loss: None,
             end: None,
@@ -164,9 +168,14 @@ impl RunFolder {
         spec: &DecoderSpec,
         tensors: &Tensors,
         tokenizer: &Tokenizer,
+        dtype: SaveDtype,
     ) -> Result<(), TrainError> {
         tokenizer.save(&self.path)?;
-        model_folder::save(&self.path, spec, tensors)?;
+        let options = model_folder::SaveOptions {
+            dtype,
+            ..Default::default()
+        };
+        model_folder::save(&self.path, spec, tensors, &options)?;
         Ok(())
     }
 

@@ -11,12 +11,12 @@ use super::{
 };
 use crate::checkpoint::Progress;
 use crate::config::{Dtype, Plan, Report};
-use crate::data::{Corpus, Sampler, TokenCache};
+use crate::data::{Corpus, FileRecord, Sampler, TokenCache};
 use crate::device::ComputeDevice;
 use crate::environment::Environment;
 use crate::generate::{GenerateError, check_prompt};
 use crate::gradient::LossScale;
-use crate::model::{Decoder, DecoderSpec, folder::decoder_from_hf};
+use crate::model::{Decoder, DecoderSpec, check_vocabulary, folder as model_folder};
 use crate::optimizer::Optimizer;
 use crate::phase::Timeline;
 use crate::readable::grouped;
@@ -93,7 +93,7 @@ impl Run {
         }
         let mut notes = parts.notes(plan, &device, &environment);
         if let Some(step) = checkpoint {
-            same_data(&folder, old.as_ref(), &parts.corpus)?;
+            same_inputs(&folder, old.as_ref(), &parts)?;
             notes.push(format!("resumed from the checkpoint of step {step}"));
             notes.extend(rounding_warning(old.as_ref(), &environment, &device));
         }
@@ -203,9 +203,14 @@ struct State {
 impl Start<'_> {
     fn fresh(&self) -> Result<State, TrainError> {
         let config = &self.plan.config;
+        let device = self.device.clone().autodiff();
+        let model = match &config.model.base_model {
+            Some(base) => model_folder::load_as(self.spec, base, &device)?,
+            None => Decoder::new(self.spec, config.seed, &device)?,
+        };
         let scaled = config.model.dtype == Dtype::F16;
         Ok(State {
-            model: Decoder::new(self.spec, config.seed, &self.device.clone().autodiff())?,
+            model,
             optimizer: Optimizer::new(&self.plan.optimizer),
             progress: Progress {
                 loss_scale: scaled.then(LossScale::default),
@@ -217,7 +222,7 @@ impl Start<'_> {
     fn resumed(&self, folder: &RunFolder, step: u64) -> Result<State, TrainError> {
         let snapshot = folder.checkpoints().load(step)?;
         let device = self.device.clone().autodiff();
-        let model = decoder_from_hf(self.spec, snapshot.model, &device)?;
+        let model = model_folder::decoder_from_hf(self.spec, snapshot.model, &device)?;
         let mut optimizer = Optimizer::new(&self.plan.optimizer);
         // A run whose every step was skipped as not finite has no moments yet.
         if !snapshot.optimizer.tensors.is_empty() {
@@ -238,6 +243,8 @@ struct Parts {
     spec: DecoderSpec,
     timeline: Timeline,
     parameters: usize,
+    /// The base model's files; none without one.
+    base: Vec<FileRecord>,
 }
 
 impl Parts {
@@ -248,12 +255,7 @@ impl Parts {
             &config.tokenizer,
             &TokenCache::from_environment(),
         )?;
-        let spec = DecoderSpec {
-            shape: plan.shape.clone(),
-            vocab_size: corpus.tokenizer.vocab_size(),
-            eos_token_id: corpus.tokenizer.eos().map(|token| token.id),
-            bos_token_id: corpus.tokenizer.bos().map(|token| token.id),
-        };
+        let spec = decoder_spec(plan, &corpus)?;
         let data = &config.data;
         let sampler = Sampler::new(&corpus, data.sampling, data.sequence_len, config.seed)?;
         let timeline = Timeline::new(plan, sampler.tokens_per_epoch());
@@ -274,6 +276,7 @@ impl Parts {
             spec,
             timeline,
             parameters,
+            base: base_files(plan)?,
         })
     }
 
@@ -372,13 +375,55 @@ fn rounding_warning(
     })
 }
 
-/// Other bytes are another run: the order of the data and a tokenizer learned on it would change.
-fn same_data(
+/// The tokenizer's vocabulary, or the base model's, which has to have room for it.
+fn decoder_spec(plan: &Plan, corpus: &Corpus) -> Result<DecoderSpec, TrainError> {
+    let tokenizer = &corpus.tokenizer;
+    let base = plan.base.as_ref();
+    base.map_or(Ok(()), |base| check_vocabulary(base, tokenizer))?;
+    let eos = tokenizer.eos().map(|token| token.id);
+    let bos = tokenizer.bos().map(|token| token.id);
+    Ok(DecoderSpec {
+        shape: plan.shape.clone(),
+        vocab_size: base.map_or(tokenizer.vocab_size(), |base| base.vocab_size),
+        eos_token_id: eos.or(base.and_then(|base| base.eos_token_id)),
+        bos_token_id: bos.or(base.and_then(|base| base.bos_token_id)),
+    })
+}
+
+/// The base model's config.json and weights, hashed.
+fn base_files(plan: &Plan) -> Result<Vec<FileRecord>, TrainError> {
+    let Some(base) = &plan.config.model.base_model else {
+        return Ok(Vec::new());
+    };
+    let files = model_folder::files(base)?;
+    let surveyed = files.iter().map(|path| FileRecord::survey(path));
+    Ok(surveyed.collect::<Result<_, _>>()?)
+}
+
+/// Other bytes are another run: the order of the data and a tokenizer learned on it would change,
+/// and from another base model it would have come elsewhere.
+fn same_inputs(
     folder: &RunFolder,
     record: Option<&RunRecord>,
-    corpus: &Corpus,
+    parts: &Parts,
 ) -> Result<(), TrainError> {
     let Some(record) = record else { return Ok(()) };
+    let folder = || folder.path().to_path_buf();
+    if let Some(file) = changed(&record.base_model, &data_record(&parts.base)) {
+        let folder = folder();
+        return Err(TrainError::OtherBaseModel { folder, file });
+    }
+    match changed(&record.data, &data_record(&parts.corpus.files)) {
+        Some(file) => Err(TrainError::OtherData {
+            folder: folder(),
+            file,
+        }),
+        None => Ok(()),
+    }
+}
+
+/// The first file that is not the same, or not there, in both records.
+fn changed(before: &serde_json::Value, now: &serde_json::Value) -> Option<String> {
     let hashes = |data: &serde_json::Value| -> Vec<(String, String)> {
         let files = data.as_array().map(Vec::as_slice).unwrap_or_default();
         let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_string();
@@ -387,18 +432,10 @@ fn same_data(
             .map(|file| (text(&file["path"]), text(&file["blake3"])));
         pairs.collect()
     };
-    let (before, now) = (hashes(&record.data), hashes(&data_record(&corpus.files)));
-    let changed = before
-        .iter()
-        .chain(&now)
-        .find(|file| !(before.contains(file) && now.contains(file)));
-    match changed {
-        None => Ok(()),
-        Some((file, _)) => Err(TrainError::OtherData {
-            folder: folder.path().to_path_buf(),
-            file: file.clone(),
-        }),
-    }
+    let (before, now) = (hashes(before), hashes(now));
+    let mut all = before.iter().chain(&now);
+    let changed = all.find(|file| !(before.contains(file) && now.contains(file)));
+    changed.map(|(file, _)| file.clone())
 }
 
 fn record(
@@ -419,6 +456,9 @@ fn record(
         tokens,
         &parts.corpus.files,
     );
+    if !parts.base.is_empty() {
+        record.base_model = data_record(&parts.base);
+    }
     if let Some(old) = old {
         record.started = old.started;
     }

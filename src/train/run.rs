@@ -348,8 +348,9 @@ impl Trainer {
         let best = self.progress.best.map(|best| best.step);
         let exported_step = best.filter(|&step| self.store.has(step)).unwrap_or(last);
         let tensors = self.store.load_model(exported_step)?;
+        let dtype = self.plan.config.checkpoint.save_dtype;
         self.folder
-            .export(&self.spec, &tensors, &self.corpus.tokenizer)?;
+            .export(&self.spec, &tensors, &self.corpus.tokenizer, dtype)?;
         self.progress.seconds = self.clock.total_seconds();
         let card = model_card(&self.plan, &self.corpus, &self.progress, exported_step);
         self.folder.write("README.md", &card)?;

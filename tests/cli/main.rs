@@ -4,6 +4,7 @@
 mod bad_input;
 mod bench;
 mod learning;
+mod models;
 mod precision;
 mod resume;
 mod runs;

@@ -61,6 +61,41 @@ fn r1_every_contradiction_is_refused() {
         ),
         (&["model.bias=true"], "llama has no biases"),
         (
+            &["model.sliding_window=8"],
+            "llama attends to every earlier token",
+        ),
+        (
+            &["model.preset=gpt2", "model.sliding_window=8"],
+            "gpt2 attends to every earlier token",
+        ),
+        (
+            &[
+                "model.preset=gpt2",
+                "model.rope_scaling={type=\"linear\", factor=2}",
+            ],
+            "rope_scaling has no effect",
+        ),
+        (
+            &["model.rope_scaling={type=\"linear\", factor=2, low_freq_factor=1}"],
+            "takes effect only with type = \"llama3\"",
+        ),
+        (
+            &["model.rope_scaling={type=\"llama3\", factor=8}"],
+            "needs `original_max_position_embeddings`",
+        ),
+        (
+            &[
+                "model.rope_scaling={type=\"llama3\", factor=8, low_freq_factor=4, original_max_position_embeddings=64}",
+            ],
+            "low_freq_factor 4 is not below high_freq_factor 4",
+        ),
+        (
+            &[
+                "model={architecture=\"phi3\", hidden_size=8, num_hidden_layers=1, num_attention_heads=2, rope_scaling={type=\"linear\", factor=2}}",
+            ],
+            "phi3 has no linear or llama3 rope scaling",
+        ),
+        (
             &["model.max_position_embeddings=8"],
             "the model has 8 positions",
         ),

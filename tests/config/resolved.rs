@@ -217,6 +217,7 @@ fn r2_templates_are_valid_as_they_are_and_with_every_line_on() {
             .lines()
             .map(|line| match line.strip_prefix("# ") {
                 Some(rest) if rest.split_once(" = ").is_some_and(|(key, _)| is_key(key)) => rest,
+                Some(rest) if rest.starts_with('[') && rest.ends_with(']') => rest,
                 _ => line,
             })
             .map(|line| format!("{line}\n"))

@@ -1,13 +1,13 @@
 //! Small models and batches that the behaviour tests share.
 #![allow(dead_code, missing_docs)]
 
-use firebrick::config::{Architecture, ModelShape};
+use firebrick::config::{Architecture, ModelShape, RopeScaling};
 use firebrick::data::Batch;
 use firebrick::model::DecoderSpec;
 
 /// A shape with every dimension different, so that a mix-up shows.
 pub fn tiny(architecture: Architecture) -> DecoderSpec {
-    let llama = architecture == Architecture::Llama;
+    let llama = architecture != Architecture::Gpt2;
     DecoderSpec {
         shape: ModelShape {
             architecture,
@@ -20,8 +20,12 @@ pub fn tiny(architecture: Architecture) -> DecoderSpec {
             max_position_embeddings: 16,
             tie_word_embeddings: true,
             bias: false,
+            qkv_bias: architecture == Architecture::Qwen2,
+            qk_norm: architecture == Architecture::Qwen3,
             norm_eps: 1e-5,
             rope_theta: 10_000.0,
+            rope_scaling: None,
+            sliding_window: None,
             initializer_range: 0.2,
         },
         vocab_size: 13,
@@ -33,6 +37,29 @@ pub fn tiny(architecture: Architecture) -> DecoderSpec {
 /// Every architecture with every option that changes its parameters.
 pub fn variants() -> Vec<(String, DecoderSpec)> {
     let mut all = Vec::new();
+    for architecture in [
+        Architecture::Mistral,
+        Architecture::Qwen2,
+        Architecture::Qwen3,
+        Architecture::Phi3,
+    ] {
+        let mut spec = tiny(architecture);
+        spec.shape.tie_word_embeddings = architecture == Architecture::Qwen2;
+        spec.shape.sliding_window = Some(4);
+        all.push((format!("{} window=4", architecture.name()), spec));
+    }
+    let linear = RopeScaling::Linear { factor: 4.0 };
+    let llama3 = RopeScaling::Llama3 {
+        factor: 8.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_max_position_embeddings: 64,
+    };
+    for scaling in [linear, llama3] {
+        let mut spec = tiny(Architecture::Qwen3);
+        spec.shape.rope_scaling = Some(scaling);
+        all.push((format!("qwen3 {scaling:?}"), spec));
+    }
     for tied in [true, false] {
         for kv_heads in [1, 2, 4] {
             let mut spec = tiny(Architecture::Llama);

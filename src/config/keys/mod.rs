@@ -91,6 +91,6 @@ impl Default for Config {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Task {
-    /// A language model from random weights: predict every next token.
+    /// A language model, from random weights or a base model's: predict every next token.
     Pretrain,
 }

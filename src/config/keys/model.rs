@@ -1,11 +1,12 @@
 //! `[model]` and `[tokenizer]`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// `[model]`: a preset, a shape in Hugging Face's names, or a preset with some keys overridden.
+/// `[model]`: a preset, a shape in Hugging Face's names, a preset with some keys overridden, or a
+/// model to go on from.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ModelConfig {
@@ -13,23 +14,28 @@ pub struct ModelConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("x-aliases" = ["litgpt: model_name", "HF: model_type"]))]
     pub preset: Option<Preset>,
-    /// Family of the decoder. Required without a preset.
+    /// Folder of a trained model, a Hugging Face one or a run's, to go on training: its weights, its
+    /// shape and, where `[tokenizer]` is absent, its tokenizer.json.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("examples" = ["models/SmolLM2-135M"], "x-aliases" = ["HF: model_name_or_path", "litgpt: checkpoint_dir", "nanoGPT: init_from"]))]
+    pub base_model: Option<PathBuf>,
+    /// Family of the decoder. Required without a preset or a base model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub architecture: Option<Architecture>,
-    /// Width of the residual stream. Required without a preset.
+    /// Width of the residual stream. Required without a preset or a base model.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1048576), extend("x-aliases" = ["GPT-2: n_embd", "llama2.c: dim", "torchtune: embed_dim", "d_model"]))]
     pub hidden_size: Option<usize>,
     /// Width of the feed-forward layer. Default: 4 x hidden_size for gpt2; 8/3 x hidden_size
-    /// rounded up to a multiple of 32 for llama.
+    /// rounded up to a multiple of 32 for the others.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 4194304), extend("x-aliases" = ["GPT-2: n_inner", "torchtune: intermediate_dim", "d_ff", "ffn_dim"]))]
     pub intermediate_size: Option<usize>,
-    /// Number of decoder blocks. Required without a preset.
+    /// Number of decoder blocks. Required without a preset or a base model.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 4096), extend("x-aliases" = ["GPT-2: n_layer", "llama2.c: n_layers", "num_layers"]))]
     pub num_hidden_layers: Option<usize>,
-    /// Number of query heads. Required without a preset.
+    /// Number of query heads. Required without a preset or a base model.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 4096), extend("x-aliases" = ["GPT-2: n_head", "llama2.c: n_heads", "num_heads"]))]
     pub num_attention_heads: Option<usize>,
@@ -58,7 +64,7 @@ pub struct ModelConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0.0, "x-aliases" = ["HF: rms_norm_eps", "GPT-2: layer_norm_epsilon"]))]
     pub norm_eps: Option<f64>,
-    /// Base of the rotary position frequencies (llama only). Default: 10000, or the preset's.
+    /// Base of the rotary position frequencies (not for gpt2). Default: 10000, or the preset's.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("exclusiveMinimum" = 1.0, "x-aliases" = ["rope_base", "rotary_base"]))]
     pub rope_theta: Option<f64>,
@@ -67,6 +73,15 @@ pub struct ModelConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0.0, "x-aliases" = ["init_std", "init_range"]))]
     pub initializer_range: Option<f64>,
+    /// Tokens that a token attends to, itself included (mistral, qwen2, qwen3, phi3).
+    /// Default: all before it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 16777216), extend("x-aliases" = ["window_size", "attention_window"]))]
+    pub sliding_window: Option<usize>,
+    /// Rotary frequencies stretched for a longer context. Default: as they are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-aliases" = ["HF: rope_parameters"]))]
+    pub rope_scaling: Option<RopeScalingConfig>,
     /// What the forward and backward pass compute in. Weights, their updates and the optimizer's
     /// state are f32 whatever is chosen here; f16 comes with automatic loss scaling.
     #[schemars(extend("x-aliases" = ["HF: torch_dtype", "axolotl: bf16", "HF: fp16", "litgpt: precision", "mixed_precision"]))]
@@ -100,21 +115,81 @@ impl Dtype {
     }
 }
 
+/// `[model.rope_scaling]`: rotary frequencies stretched for a longer context. Also written inline:
+/// `rope_scaling = { type = "linear", factor = 4.0 }`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RopeScalingConfig {
+    /// Which frequencies are stretched.
+    #[serde(rename = "type")]
+    #[schemars(extend("x-aliases" = ["HF: rope_type"]))]
+    pub kind: RopeScalingKind,
+    /// How much longer the context becomes.
+    #[schemars(range(min = 1.0, max = 1000000.0))]
+    pub factor: f64,
+    /// Wavelengths longer than the original context divided by this are stretched in full
+    /// (type = "llama3"). Default: 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 1000000.0), extend("exclusiveMinimum" = 0.0))]
+    pub low_freq_factor: Option<f64>,
+    /// Wavelengths shorter than the original context divided by this stay as they are
+    /// (type = "llama3"). Default: 4.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 1000000.0), extend("exclusiveMinimum" = 0.0))]
+    pub high_freq_factor: Option<f64>,
+    /// Length of the context before it was stretched. Required for type = "llama3".
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 16777216))]
+    pub original_max_position_embeddings: Option<usize>,
+}
+
+/// Which rotary frequencies are stretched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RopeScalingKind {
+    /// All, by the same factor (position interpolation).
+    Linear,
+    /// The slow ones in full, the fast ones not at all, those in between by degrees (Llama 3.1).
+    Llama3,
+}
+
 /// Family of the decoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Architecture {
     /// RMSNorm, rotary positions, grouped-query attention, SwiGLU.
     Llama,
+    /// As llama, with a sliding window where `sliding_window` is set.
+    Mistral,
+    /// As mistral, with biases on queries, keys and values.
+    Qwen2,
+    /// As mistral, with an RMSNorm on each head's queries and keys.
+    Qwen3,
+    /// As mistral; its files fuse queries, keys and values, and gate and up.
+    Phi3,
     /// LayerNorm, learned positions, GELU.
     Gpt2,
 }
 
 impl Architecture {
-    /// Its name in a configuration.
+    /// Every family.
+    pub const ALL: [Architecture; 6] = [
+        Architecture::Llama,
+        Architecture::Mistral,
+        Architecture::Qwen2,
+        Architecture::Qwen3,
+        Architecture::Phi3,
+        Architecture::Gpt2,
+    ];
+
+    /// Its name in a configuration, and the `model_type` of its config.json.
     pub fn name(self) -> &'static str {
         match self {
             Architecture::Llama => "llama",
+            Architecture::Mistral => "mistral",
+            Architecture::Qwen2 => "qwen2",
+            Architecture::Qwen3 => "qwen3",
+            Architecture::Phi3 => "phi3",
             Architecture::Gpt2 => "gpt2",
         }
     }
@@ -182,6 +257,15 @@ pub struct TokenizerConfig {
 impl TokenizerConfig {
     /// Tokens that a `bpe` tokenizer learns where the file does not say.
     pub const DEFAULT_VOCAB_SIZE: usize = 4096;
+
+    /// The tokenizer.json of a model folder.
+    pub fn of_model(folder: &Path) -> Self {
+        Self {
+            kind: TokenizerKind::File,
+            path: Some(folder.join("tokenizer.json")),
+            vocab_size: None,
+        }
+    }
 }
 
 impl Default for TokenizerConfig {

@@ -41,6 +41,33 @@ pub struct CheckpointConfig {
     /// Checkpoints to keep; the best and the last are kept on top of these. 0 = all.
     #[schemars(range(max = 1000000))]
     pub save_total_limit: usize,
+    /// Number format of the exported model at the run folder's root; checkpoints are always exact.
+    #[schemars(extend("x-aliases" = ["HF: torch_dtype", "mlx-lm: dtype"]))]
+    pub save_dtype: SaveDtype,
+}
+
+/// Number format of weights in a model folder. Rounding is to the nearest, ties to even.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum SaveDtype {
+    /// 4 bytes, exact.
+    #[default]
+    F32,
+    /// 2 bytes: the range of f32 with 8 bits of precision.
+    Bf16,
+    /// 2 bytes: 11 bits of precision up to 65,504.
+    F16,
+}
+
+impl SaveDtype {
+    /// Its name in `config.json`.
+    pub fn torch_name(self) -> &'static str {
+        match self {
+            SaveDtype::F32 => "float32",
+            SaveDtype::Bf16 => "bfloat16",
+            SaveDtype::F16 => "float16",
+        }
+    }
 }
 
 impl Default for CheckpointConfig {
@@ -48,6 +75,7 @@ impl Default for CheckpointConfig {
         Self {
             save_steps: 500,
             save_total_limit: 3,
+            save_dtype: SaveDtype::F32,
         }
     }
 }

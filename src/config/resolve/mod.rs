@@ -36,6 +36,7 @@ pub(super) fn resolve(
     };
     checks.places(&config);
     let length = checks.length(&config);
+    checks.base_tokenizer(&mut config);
     checks.tokenizer(&mut config);
     checks.data(&mut config);
     checks.evaluation(&config);
@@ -43,9 +44,10 @@ pub(super) fn resolve(
     let optimizer = checks.optimizer(&mut config);
     let schedule = checks.schedule(&mut config, length);
     match (length, shape) {
-        (Some(length), Some(shape)) if checks.issues.is_empty() => Ok(Plan {
+        (Some(length), Some((shape, base))) if checks.issues.is_empty() => Ok(Plan {
             config,
             shape,
+            base,
             length,
             optimizer,
             schedule,
@@ -150,6 +152,17 @@ impl Checks<'_> {
             }
         }
         None
+    }
+
+    /// A base model brings its tokenizer, where the file does not say anything about one.
+    fn base_tokenizer(&mut self, config: &mut Config) {
+        let keys = ["type", "path", "vocab_size"].map(|key| format!("tokenizer.{key}"));
+        let written = |key: &String| self.is_rejected(key) || self.document.origin(key).is_some();
+        if let Some(base) = &config.model.base_model
+            && !keys.iter().any(written)
+        {
+            config.tokenizer = TokenizerConfig::of_model(base);
+        }
     }
 
     fn tokenizer(&mut self, config: &mut Config) {

@@ -1,13 +1,27 @@
-//! `[model]`: a preset and overrides, or a shape, to a complete and consistent shape.
+//! `[model]`: a preset and overrides, a shape, or a base model, to a complete and consistent shape.
+
+use std::path::Path;
 
 use super::Checks;
-use crate::config::keys::{Architecture, Config, Dtype, ModelConfig};
-use crate::config::shape::ModelShape;
+use crate::config::keys::{
+    Architecture, Config, Dtype, ModelConfig, RopeScalingConfig, RopeScalingKind,
+};
+use crate::config::shape::{ModelShape, RopeScaling};
+use crate::config::spec::DecoderSpec;
 
 impl Checks<'_> {
     /// Resolves the shape and writes it back into the configuration in place of the preset.
-    pub(super) fn model(&mut self, config: &mut Config) -> Option<ModelShape> {
+    pub(super) fn model(
+        &mut self,
+        config: &mut Config,
+    ) -> Option<(ModelShape, Option<DecoderSpec>)> {
         let written = config.model.clone();
+        if let Some(folder) = &written.base_model {
+            let base = self.base_model(&written, folder, config.data.sequence_len)?;
+            config.model = base.shape.to_config(written.dtype);
+            config.model.base_model = Some(folder.clone());
+            return Some((base.shape.clone(), Some(base)));
+        }
         let mut model = match written.preset {
             Some(preset) => with_overrides(preset.model_config(), &written),
             None => written.clone(),
@@ -19,8 +33,56 @@ impl Checks<'_> {
         let shape = ModelShape::of(&model, positions)?;
         self.heads(&written, &shape);
         self.refused_by_family(&written, &shape);
-        config.model = shape.to_config(config.model.dtype);
-        Some(shape)
+        self.rope_scaling(&written, &shape);
+        config.model = shape.to_config(written.dtype);
+        Some((shape, None))
+    }
+
+    /// A base model has its shape already: what the file says beside it has to agree.
+    fn base_model(
+        &mut self,
+        written: &ModelConfig,
+        folder: &Path,
+        sequence: usize,
+    ) -> Option<DecoderSpec> {
+        let key = "model.base_model";
+        if written.preset.is_some() {
+            self.refuse(
+                &["model.preset", key],
+                "`preset` together with `base_model` in [model]".to_string(),
+                "keep one: random weights of a published shape, or a trained model",
+            );
+            return None;
+        }
+        let base = match DecoderSpec::read(folder) {
+            Ok(base) => base,
+            Err(error) => {
+                let help = "base_model names a folder with config.json, model.safetensors and \
+                            tokenizer.json: a Hugging Face model or a finished run";
+                let help = error.help().unwrap_or(help.to_string());
+                self.refuse(&[key], format!("base_model: {error}"), &help);
+                return None;
+            }
+        };
+        let shape = base.shape.to_config(written.dtype);
+        for (name, said, has) in differences(written, &shape) {
+            self.refuse(
+                &[&format!("model.{name}"), key],
+                format!("{name} = {said} in [model], but the base model's is {has}"),
+                &format!("remove {name}: a base model brings its shape"),
+            );
+        }
+        let positions = base.shape.max_position_embeddings;
+        if sequence > positions {
+            self.refuse(
+                &["data.sequence_len", key],
+                format!(
+                    "`sequence_len` in [data] is {sequence}, but the base model has {positions} positions"
+                ),
+                &format!("sequence_len = {positions}"),
+            );
+        }
+        Some(base)
     }
 
     /// A preset's other numbers make no sense in the other family.
@@ -74,7 +136,7 @@ impl Checks<'_> {
             return positions;
         }
         let is_explicit = written.max_position_embeddings.is_some();
-        if !is_explicit && model.architecture == Some(Architecture::Llama) {
+        if !is_explicit && model.architecture != Some(Architecture::Gpt2) {
             return sequence;
         }
         self.refuse(
@@ -140,26 +202,120 @@ impl Checks<'_> {
     }
 
     fn refused_by_family(&mut self, written: &ModelConfig, shape: &ModelShape) {
-        match shape.architecture {
-            Architecture::Llama if written.bias == Some(true) => self.refuse(
+        let family = shape.architecture.name();
+        let is_gpt2 = shape.is_gpt2_form();
+        if !is_gpt2 && written.bias == Some(true) {
+            self.refuse(
                 &["model.bias", "model.architecture"],
-                "llama has no biases".to_string(),
-                "remove bias, or use architecture = \"gpt2\"",
-            ),
-            Architecture::Gpt2 if written.rope_theta.is_some() => self.refuse(
-                &["model.rope_theta", "model.architecture"],
-                "gpt2 learns its positions: rope_theta has no effect".to_string(),
-                "remove rope_theta, or use architecture = \"llama\"",
-            ),
-            _ => {}
+                format!("{family} has no biases to switch on"),
+                "remove bias, or use architecture = \"gpt2\"; qwen2 has those of its family",
+            );
+        }
+        let rotary = [
+            ("rope_theta", written.rope_theta.is_some()),
+            ("rope_scaling", written.rope_scaling.is_some()),
+        ];
+        for (name, _) in rotary.iter().filter(|(_, given)| is_gpt2 && *given) {
+            self.refuse(
+                &[&format!("model.{name}"), "model.architecture"],
+                format!("gpt2 learns its positions: {name} has no effect"),
+                &format!("remove {name}, or use architecture = \"llama\""),
+            );
+        }
+        let no_window = matches!(shape.architecture, Architecture::Llama | Architecture::Gpt2);
+        if no_window && written.sliding_window.is_some() {
+            self.refuse(
+                &["model.sliding_window", "model.architecture"],
+                format!("{family} attends to every earlier token: it has no sliding window"),
+                "remove sliding_window, or use architecture = \"mistral\"",
+            );
         }
     }
+
+    fn rope_scaling(&mut self, written: &ModelConfig, shape: &ModelShape) {
+        let Some(scaling) = &written.rope_scaling else {
+            return;
+        };
+        if shape.architecture == Architecture::Phi3 {
+            self.refuse(
+                &["model.rope_scaling", "model.architecture"],
+                "phi3 has no linear or llama3 rope scaling".to_string(),
+                "remove rope_scaling, or use architecture = \"mistral\"",
+            );
+        }
+        let key = |name: &str| format!("model.rope_scaling.{name}");
+        let llama3 = [
+            ("low_freq_factor", scaling.low_freq_factor.is_some()),
+            ("high_freq_factor", scaling.high_freq_factor.is_some()),
+            (
+                "original_max_position_embeddings",
+                scaling.original_max_position_embeddings.is_some(),
+            ),
+        ];
+        for (name, given) in llama3 {
+            let useless = given && scaling.kind != RopeScalingKind::Llama3;
+            self.only_with(useless, &key(name), &key("type"), "\"llama3\"");
+        }
+        if scaling.kind != RopeScalingKind::Llama3 {
+            return;
+        }
+        if scaling.original_max_position_embeddings.is_none() {
+            self.refuse(
+                &[
+                    &key("original_max_position_embeddings"),
+                    &key("type"),
+                    "model.rope_scaling",
+                ],
+                "rope_scaling of type \"llama3\" needs `original_max_position_embeddings`"
+                    .to_string(),
+                "the context's length before it was stretched: 8192 for Llama 3.1",
+            );
+        }
+        let (low, high) = bounds(scaling);
+        if low >= high {
+            self.refuse(
+                &[
+                    &key("low_freq_factor"),
+                    &key("high_freq_factor"),
+                    "model.rope_scaling",
+                ],
+                format!("low_freq_factor {low} is not below high_freq_factor {high}"),
+                "Llama 3.1 has 1 and 4",
+            );
+        }
+    }
+}
+
+/// Keys that were written and are not what the shape has: name, written value, the shape's.
+fn differences(written: &ModelConfig, shape: &ModelConfig) -> Vec<(String, String, String)> {
+    let mut written = ModelConfig {
+        base_model: None,
+        ..written.clone()
+    };
+    // Keys inside that were left out have defaults.
+    let scaling = written.rope_scaling.as_ref().map(RopeScaling::of);
+    written.rope_scaling = scaling.map(RopeScaling::to_config);
+    let table = |model: &ModelConfig| toml::Table::try_from(model).unwrap_or_default();
+    let has = table(shape);
+    let found = table(&written).into_iter().filter_map(|(name, value)| {
+        let has = has.get(&name);
+        let shown = has.map_or("none".to_string(), toml::Value::to_string);
+        (has != Some(&value)).then(|| (name, value.to_string(), shown))
+    });
+    found.collect()
+}
+
+/// `low_freq_factor` and `high_freq_factor`: Llama 3.1's where the file does not say.
+fn bounds(scaling: &RopeScalingConfig) -> (f64, f64) {
+    let low = scaling.low_freq_factor.unwrap_or(1.0);
+    (low, scaling.high_freq_factor.unwrap_or(4.0))
 }
 
 /// The preset's keys, with those that were written taking precedence.
 fn with_overrides(preset: ModelConfig, written: &ModelConfig) -> ModelConfig {
     ModelConfig {
         preset: None,
+        base_model: None,
         architecture: written.architecture.or(preset.architecture),
         hidden_size: written.hidden_size.or(preset.hidden_size),
         intermediate_size: written.intermediate_size.or(preset.intermediate_size),
@@ -176,6 +332,8 @@ fn with_overrides(preset: ModelConfig, written: &ModelConfig) -> ModelConfig {
         rope_theta: written.rope_theta.or(preset.rope_theta),
         initializer_range: written.initializer_range.or(preset.initializer_range),
         dtype: written.dtype,
+        sliding_window: written.sliding_window.or(preset.sliding_window),
+        rope_scaling: written.rope_scaling.clone().or(preset.rope_scaling),
     }
 }
 
@@ -187,7 +345,7 @@ impl ModelShape {
         let num_attention_heads = model.num_attention_heads?;
         let intermediate_size = match architecture {
             Architecture::Gpt2 => 4 * hidden_size,
-            Architecture::Llama => (8 * hidden_size).div_ceil(3).next_multiple_of(32),
+            _ => (8 * hidden_size).div_ceil(3).next_multiple_of(32),
         };
         Some(ModelShape {
             architecture,
@@ -202,17 +360,21 @@ impl ModelShape {
             max_position_embeddings: positions,
             tie_word_embeddings: model.tie_word_embeddings.unwrap_or(true),
             bias: model.bias.unwrap_or(false),
+            qkv_bias: architecture == Architecture::Qwen2,
+            qk_norm: architecture == Architecture::Qwen3,
             norm_eps: model.norm_eps.unwrap_or(1e-5),
             rope_theta: model.rope_theta.unwrap_or(10_000.0),
+            rope_scaling: model.rope_scaling.as_ref().map(RopeScaling::of),
+            sliding_window: model.sliding_window,
             initializer_range: model.initializer_range.unwrap_or(0.02),
         })
     }
 
     /// The shape as keys of `[model]`, those that its family refuses left out.
     fn to_config(&self, dtype: Dtype) -> ModelConfig {
-        let is_llama = self.architecture == Architecture::Llama;
         ModelConfig {
             preset: None,
+            base_model: None,
             architecture: Some(self.architecture),
             hidden_size: Some(self.hidden_size),
             intermediate_size: Some(self.intermediate_size),
@@ -224,9 +386,56 @@ impl ModelShape {
             tie_word_embeddings: Some(self.tie_word_embeddings),
             bias: Some(self.bias),
             norm_eps: Some(self.norm_eps),
-            rope_theta: is_llama.then_some(self.rope_theta),
+            rope_theta: (!self.is_gpt2_form()).then_some(self.rope_theta),
             initializer_range: Some(self.initializer_range),
             dtype,
+            sliding_window: self.sliding_window,
+            rope_scaling: self.rope_scaling.map(RopeScaling::to_config),
+        }
+    }
+}
+
+impl RopeScaling {
+    fn of(config: &RopeScalingConfig) -> Self {
+        let (low_freq_factor, high_freq_factor) = bounds(config);
+        match config.kind {
+            RopeScalingKind::Linear => Self::Linear {
+                factor: config.factor,
+            },
+            RopeScalingKind::Llama3 => Self::Llama3 {
+                factor: config.factor,
+                low_freq_factor,
+                high_freq_factor,
+                // Its absence has been refused; 1 only keeps the other checks going.
+                original_max_position_embeddings: config
+                    .original_max_position_embeddings
+                    .unwrap_or(1),
+            },
+        }
+    }
+
+    fn to_config(self) -> RopeScalingConfig {
+        let none = RopeScalingConfig {
+            kind: RopeScalingKind::Linear,
+            factor: 1.0,
+            low_freq_factor: None,
+            high_freq_factor: None,
+            original_max_position_embeddings: None,
+        };
+        match self {
+            Self::Linear { factor } => RopeScalingConfig { factor, ..none },
+            Self::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_max_position_embeddings,
+            } => RopeScalingConfig {
+                kind: RopeScalingKind::Llama3,
+                factor,
+                low_freq_factor: Some(low_freq_factor),
+                high_freq_factor: Some(high_freq_factor),
+                original_max_position_embeddings: Some(original_max_position_embeddings),
+            },
         }
     }
 }

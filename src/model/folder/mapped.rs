@@ -1,0 +1,219 @@
+//! The weights of a folder, mapped: one file, or the shards an index names.
+//!
+//! Nothing is believed before it is checked: the index may name only plain files of this folder,
+//! each tensor must be in exactly the shard the index puts it in, and offsets, shapes and sizes are
+//! verified by `safetensors` against the length of the file.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Component, Path, PathBuf};
+
+use half::f16;
+use memmap2::Mmap;
+use safetensors::tensor::{Dtype, SafeTensors};
+use serde::Deserialize;
+
+use super::layout::Source;
+use super::tensors::malformed;
+use super::{INDEX, WEIGHTS};
+use crate::model::ModelError;
+
+/// The index of the largest published models is below this.
+const MAX_INDEX_BYTES: u64 = 1 << 26;
+
+/// model.safetensors.index.json; its metadata is for people.
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+/// Mapped files and where in them each tensor lies.
+pub(super) struct WeightFiles {
+    files: Vec<(PathBuf, Mmap)>,
+    tensors: HashMap<String, Place>,
+}
+
+struct Place {
+    file: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    start: usize,
+    end: usize,
+}
+
+/// The weights' files, and the index where there is one.
+pub(super) fn weight_paths(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
+    let single = folder.join(WEIGHTS);
+    // As in transformers, one file wins over an index.
+    if single.exists() {
+        return Ok(vec![single]);
+    }
+    let index = read_index(folder)?;
+    let shards: BTreeSet<&String> = index.weight_map.values().collect();
+    let shards = shards.into_iter().map(|shard| folder.join(shard));
+    Ok(std::iter::once(folder.join(INDEX)).chain(shards).collect())
+}
+
+impl WeightFiles {
+    pub(super) fn open(folder: &Path) -> Result<Self, ModelError> {
+        let mut weights = Self {
+            files: Vec::new(),
+            tensors: HashMap::new(),
+        };
+        let single = folder.join(WEIGHTS);
+        if single.exists() {
+            weights.add(single, |_| Ok(()))?;
+            return Ok(weights);
+        }
+        let index = read_index(folder)?;
+        let shards: BTreeSet<&String> = index.weight_map.values().collect();
+        for shard in shards {
+            weights.add(folder.join(shard), |name| {
+                let message = match index.weight_map.get(name) {
+                    Some(listed) if listed == shard => return Ok(()),
+                    Some(listed) => format!("puts tensor `{name}` in {listed}, but {shard} has it"),
+                    None => format!("does not list tensor `{name}`, which is in {shard}"),
+                };
+                Err(index_error(folder, message))
+            })?;
+        }
+        let listed = index.weight_map.iter();
+        for (name, shard) in listed {
+            if !weights.tensors.contains_key(name) {
+                let message = format!("puts tensor `{name}` in {shard}, which does not have it");
+                return Err(index_error(folder, message));
+            }
+        }
+        Ok(weights)
+    }
+
+    /// Maps a file and takes up its tensors, each once `accept` has seen its name.
+    fn add(
+        &mut self,
+        path: PathBuf,
+        accept: impl Fn(&str) -> Result<(), ModelError>,
+    ) -> Result<(), ModelError> {
+        let map = map(&path).map_err(ModelError::io(&path))?;
+        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(malformed(&path))?;
+        // The data begins after the header and the eight bytes of its length.
+        let data = header + 8;
+        for (name, info) in metadata.tensors() {
+            accept(&name)?;
+            let place = Place {
+                file: self.files.len(),
+                dtype: info.dtype,
+                shape: info.shape.clone(),
+                start: data + info.data_offsets.0,
+                end: data + info.data_offsets.1,
+            };
+            self.tensors.insert(name, place);
+        }
+        self.files.push((path, map));
+        Ok(())
+    }
+}
+
+impl Source for WeightFiles {
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        Some(self.tensors.get(name)?.shape.clone())
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.tensors.keys().cloned().collect()
+    }
+
+    fn values(&self, name: &str) -> Result<Vec<f32>, ModelError> {
+        let place = self.tensors.get(name);
+        let place = place.ok_or_else(|| ModelError::MissingTensor {
+            name: name.to_string(),
+        })?;
+        let bytes = &self.files[place.file].1[place.start..place.end];
+        let pairs = || {
+            bytes
+                .chunks_exact(2)
+                .map(|b| u16::from_le_bytes([b[0], b[1]]))
+        };
+        Ok(match place.dtype {
+            Dtype::F32 => bytes
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+                .collect(),
+            // bf16 is the upper half of an f32.
+            Dtype::BF16 => pairs()
+                .map(|bits| f32::from_bits(u32::from(bits) << 16))
+                .collect(),
+            Dtype::F16 => pairs().map(|bits| f16::from_bits(bits).to_f32()).collect(),
+            other => {
+                return Err(ModelError::TensorMismatch {
+                    name: name.to_string(),
+                    expected: "F32, BF16 or F16".to_string(),
+                    found: format!("{other:?}"),
+                });
+            }
+        })
+    }
+}
+
+fn index_error(folder: &Path, message: String) -> ModelError {
+    ModelError::Index {
+        path: folder.join(INDEX),
+        message,
+    }
+}
+
+fn read_index(folder: &Path) -> Result<Index, ModelError> {
+    let path = folder.join(INDEX);
+    let io = ModelError::io;
+    regular(&path).map_err(io(&path))?;
+    let file = File::open(&path).map_err(io(&path))?;
+    let mut bytes = Vec::new();
+    file.take(MAX_INDEX_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .map_err(io(&path))?;
+    if bytes.len() as u64 > MAX_INDEX_BYTES {
+        let message = format!("is larger than {MAX_INDEX_BYTES} bytes: not an index");
+        return Err(index_error(folder, message));
+    }
+    let index: Index = serde_json::from_slice(&bytes)
+        .map_err(|error| index_error(folder, format!("is not an index: {error}")))?;
+    match index.weight_map.values().find(|name| !is_plain(name)) {
+        Some(name) => Err(index_error(
+            folder,
+            format!("names {name:?}, which is not a safetensors file in this folder"),
+        )),
+        None if index.weight_map.is_empty() => {
+            Err(index_error(folder, "lists no tensor".to_string()))
+        }
+        None => Ok(index),
+    }
+}
+
+/// One name, not a path: an index says what is in the folder, not what is elsewhere.
+fn is_plain(name: &str) -> bool {
+    let mut components = Path::new(name).components();
+    let one = matches!(
+        (components.next(), components.next()),
+        (Some(Component::Normal(only)), None) if only == name
+    );
+    one && name.ends_with(".safetensors") && !name.contains(['\\', ':', '\0'])
+}
+
+/// A pipe or a device would be read for ever. Links are followed: a hub's cache is made of them.
+fn regular(path: &Path) -> std::io::Result<()> {
+    if fs::metadata(path)?.is_file() {
+        Ok(())
+    } else {
+        let kind = std::io::ErrorKind::InvalidInput;
+        Err(std::io::Error::new(kind, "not a regular file"))
+    }
+}
+
+#[allow(unsafe_code)]
+fn map(path: &Path) -> std::io::Result<Mmap> {
+    regular(path)?;
+    let file = File::open(path)?;
+    // SAFETY: a map is undefined behaviour only if the file changes under it. Weights are read once,
+    // at the start; our own are renamed into place when complete and never written to again.
+    unsafe { Mmap::map(&file) }
+}

@@ -1,0 +1,102 @@
+//! Hugging Face model folders: `config.json`, and weights in one `model.safetensors` or in shards
+//! that `model.safetensors.index.json` lists.
+//!
+//! Files name and lay out tensors as each family's class in transformers does (`layout`); in memory
+//! all families have LLaMA's names. Files are mapped and turned into f32 tensor by tensor
+//! (`mapped`), so that loading takes the model's own memory and one tensor more.
+
+mod layout;
+mod mapped;
+mod tensors;
+mod write;
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Device;
+
+pub use tensors::{read_tensors, tensors_from_bytes, tensors_to_bytes, write_tensors};
+pub use write::{SaveOptions, save};
+
+use super::{Decoder, DecoderSpec, ModelError, Tensors, parameters, with_parameters};
+pub use crate::config::CONFIG_JSON as CONFIG;
+use mapped::WeightFiles;
+
+/// The file name of weights that are in one file.
+pub const WEIGHTS: &str = "model.safetensors";
+/// The file name of the list of shards, for weights that are not.
+pub const INDEX: &str = "model.safetensors.index.json";
+
+/// Loads a model folder onto a device.
+///
+/// # Errors
+/// A missing or malformed file, a field this build does not support, a tensor that is missing,
+/// unexpected, of another shape, or of another dtype than f32, bf16 or f16.
+pub fn load(folder: &Path, device: &Device) -> Result<Decoder, ModelError> {
+    load_as(&read_config(folder)?, folder, device)
+}
+
+/// Loads the weights of a folder into the decoder that `spec` describes.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_as(spec: &DecoderSpec, folder: &Path, device: &Device) -> Result<Decoder, ModelError> {
+    spec.check()?;
+    // What the files hold is known, and right, before memory is taken for it.
+    let own = layout::own_tensors(spec, WeightFiles::open(folder)?)?;
+    build(spec, own, device)
+}
+
+/// Reads `config.json` alone.
+///
+/// # Errors
+/// As [`load`].
+pub fn read_config(folder: &Path) -> Result<DecoderSpec, ModelError> {
+    let missing = if !folder.join(CONFIG).exists() {
+        Some(CONFIG)
+    } else if !folder.join(WEIGHTS).exists() && !folder.join(INDEX).exists() {
+        Some(WEIGHTS)
+    } else {
+        None
+    };
+    match missing {
+        Some(missing) => Err(ModelError::NotAModel {
+            path: folder.to_path_buf(),
+            missing,
+        }),
+        None => Ok(DecoderSpec::read(folder)?),
+    }
+}
+
+/// The files that fix a model: its config.json, and its weights with their index.
+///
+/// # Errors
+/// A missing file, or an index that is not one.
+pub fn files(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
+    let mut files = vec![folder.join(CONFIG)];
+    files.extend(mapped::weight_paths(folder)?);
+    Ok(files)
+}
+
+/// A model's weights under Hugging Face's names and layout.
+pub fn hf_tensors(model: &Decoder) -> Tensors {
+    layout::file_tensors(model.spec(), parameters(model))
+}
+
+/// A decoder from weights under Hugging Face's names and layout.
+///
+/// # Errors
+/// As [`load`].
+pub fn decoder_from_hf(
+    spec: &DecoderSpec,
+    tensors: Tensors,
+    device: &Device,
+) -> Result<Decoder, ModelError> {
+    spec.check()?;
+    build(spec, layout::own_tensors(spec, tensors)?, device)
+}
+
+fn build(spec: &DecoderSpec, own: Tensors, device: &Device) -> Result<Decoder, ModelError> {
+    // The seed does not matter: every parameter is replaced before it is ever drawn.
+    let model = Decoder::new(spec, 0, device)?;
+    with_parameters(model, own, device)
+}
