@@ -3,6 +3,8 @@
 
 mod bad_input;
 mod bench;
+mod early_stopping;
 mod learning;
+mod reports;
 mod resume;
 mod runs;
