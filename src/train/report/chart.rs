@@ -25,6 +25,10 @@ pub(super) struct Chart<'a> {
     pub(super) unit: Unit,
     /// Where the vertical axis begins.
     pub(super) floor: Floor,
+    /// Whether the axis may be logarithmic, where values are far apart.
+    pub(super) may_log: bool,
+    /// Whether the legend explains the marks for resumes and skipped steps.
+    pub(super) explains_marks: bool,
     pub(super) lines: Vec<Line>,
     /// A horizontal line to compare with.
     pub(super) baseline: Option<(&'static str, f64)>,
@@ -43,6 +47,17 @@ pub(super) struct Line {
     pub(super) dots: bool,
 }
 
+impl Line {
+    pub(super) fn new(name: &'static str, class: &'static str, points: Vec<(u64, f64)>) -> Self {
+        Self {
+            name,
+            class,
+            points,
+            dots: false,
+        }
+    }
+}
+
 /// How the values of a chart read.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Unit {
@@ -59,8 +74,6 @@ pub(super) enum Floor {
     Lowest,
     /// At zero.
     Zero,
-    /// At zero, or a logarithmic axis where values are far apart.
-    ZeroOrLog,
 }
 
 impl Unit {
@@ -103,17 +116,20 @@ struct Axis {
 }
 
 impl Axis {
-    fn new(values: &[f64], floor: Floor) -> Self {
+    fn new(values: &[f64], floor: Floor, may_log: bool) -> Self {
         let lowest = values.iter().copied().fold(f64::INFINITY, f64::min);
         let highest = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let log = floor == Floor::ZeroOrLog && lowest > 0.0 && highest / lowest > WIDE;
+        let log = may_log && lowest > 0.0 && highest / lowest > WIDE;
         let (mut low, mut high) = match floor {
             _ if log => (lowest / 1.2, highest * 1.2),
             Floor::Lowest => {
                 let room = (highest - lowest) * 0.05;
-                (lowest - room, highest + room)
+                let low = lowest - room;
+                // Where nothing is below zero, neither is the axis.
+                let low = if lowest >= 0.0 { low.max(0.0) } else { low };
+                (low, highest + room)
             }
-            Floor::Zero | Floor::ZeroOrLog => (0.0f64.min(lowest), highest * 1.05),
+            Floor::Zero => (0.0f64.min(lowest), highest * 1.05),
         };
         if high <= low {
             let room = (low.abs() * 0.1).max(1e-9);
@@ -161,7 +177,7 @@ impl Chart<'_> {
             .iter()
             .copied()
             .chain(self.baseline.map(|(_, value)| value));
-        let axis = Axis::new(&range.collect::<Vec<_>>(), self.floor);
+        let axis = Axis::new(&range.collect::<Vec<_>>(), self.floor, self.may_log);
         let note = if axis.log { ", logarithmic" } else { "" };
         format!(
             "<figure><figcaption><h3>{title}{note}</h3>{legend}</figcaption>\n\
@@ -209,10 +225,10 @@ impl Chart<'_> {
         if let Some((name, _)) = self.baseline {
             html.push_str(&key("baseline", name));
         }
-        if !self.resumes.is_empty() {
+        if self.explains_marks && !self.resumes.is_empty() {
             html.push_str(&key("resume", "resumed"));
         }
-        if !self.skips.is_empty() {
+        if self.explains_marks && !self.skips.is_empty() {
             html.push_str(&key("skip", "step skipped"));
         }
         if html.is_empty() {
@@ -303,23 +319,19 @@ impl Chart<'_> {
 fn ticks(low: f64, high: f64, count: usize) -> Vec<f64> {
     let rough = (high - low) / count as f64;
     let exponent = rough.log10().floor() as i32;
-    let power = 10f64.powi(exponent);
-    let factor = [1.0, 2.0, 5.0, 10.0]
+    let in_powers = rough / 10f64.powi(exponent);
+    let factor = [1, 2, 5]
         .into_iter()
-        .find(|f| f * power >= rough * 0.999);
-    let spacing = factor.unwrap_or(10.0) * power;
+        .find(|&f| f64::from(f) >= in_powers * 0.999);
+    let factor = i64::from(factor.unwrap_or(10));
+    let spacing = factor as f64 * 10f64.powi(exponent);
     let (first, last) = (
         (low / spacing).ceil() as i64,
         (high / spacing).floor() as i64,
     );
-    let decimals = usize::try_from(-exponent).unwrap_or(0);
     // Through text, so that the third of 0.1 is 0.3 and not 0.30000000000000004.
-    let round = |index: i64| {
-        format!("{:.decimals$}", index as f64 * spacing)
-            .parse::<f64>()
-            .ok()
-    };
-    (first..=last).filter_map(round).collect()
+    let exact = |index: i64| format!("{}e{exponent}", index * factor).parse().ok();
+    (first..=last).filter_map(exact).collect()
 }
 
 #[cfg(test)]
@@ -334,24 +346,25 @@ mod tests {
         );
         assert_eq!(ticks(2.31, 3.02, 5), [2.4, 2.6, 2.8, 3.0]);
         assert_eq!(ticks(0.0, 1.05e-3, 5), [0.0, 0.0005, 0.001]);
+        assert_eq!(ticks(0.0, 1.05e30, 5), [0.0, 5e29, 1e30]);
         assert_eq!(ticks(0.0, 1.0, 6), [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]);
     }
 
     #[test]
     fn r12_values_far_apart_get_a_logarithmic_axis() {
-        let axis = Axis::new(&[0.5, 2.0, 9000.0], Floor::ZeroOrLog);
+        let axis = Axis::new(&[0.5, 2.0, 9000.0], Floor::Zero, true);
         assert!(axis.log);
         assert_eq!(axis.ticks(Unit::Plain), [1.0, 10.0, 100.0, 1000.0, 10000.0]);
         assert!(axis.place(0.5) > 0.0 && axis.place(9000.0) < 1.0);
-        assert!(!Axis::new(&[0.5, 2.0], Floor::ZeroOrLog).log);
+        assert!(!Axis::new(&[0.5, 2.0], Floor::Zero, true).log);
         // 400 MB in steps of 100 MiB.
-        let memory = Axis::new(&[4e8], Floor::Zero);
+        let memory = Axis::new(&[4e8], Floor::Zero, false);
         assert_eq!(
             memory.ticks(Unit::Bytes),
             [0.0, 1e2, 2e2, 3e2, 4e2].map(|mib| mib * 1048576.0)
         );
         // One value, or many equal ones, still make an axis.
-        let flat = Axis::new(&[3.0], Floor::Lowest);
+        let flat = Axis::new(&[3.0], Floor::Lowest, true);
         assert!((flat.place(3.0) - 0.5).abs() < 1e-9);
     }
 

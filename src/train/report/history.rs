@@ -11,8 +11,8 @@ use crate::train::{Event, StepRecord};
 const MOST_SAMPLED: usize = 12;
 /// Lines in the list of events.
 const MOST_LINES: usize = 200;
-/// Weight of the past in the smoothed loss, per row.
-const SMOOTHING: f64 = 0.9;
+/// Rows that the training loss is a mean of.
+pub(super) const RECENT_ROWS: usize = 10;
 
 /// The course of a run.
 #[derive(Debug)]
@@ -28,7 +28,7 @@ pub(super) struct History {
     pub(super) updated: String,
     pub(super) rows: u64,
     pub(super) loss: Series,
-    pub(super) smoothed_loss: Series,
+    recent_losses: VecDeque<f64>,
     pub(super) lr: Series,
     pub(super) grad_norm: Series,
     pub(super) speed: Series,
@@ -43,7 +43,6 @@ pub(super) struct History {
     pub(super) lines_left_out: usize,
     pub(super) skips: Vec<u64>,
     pub(super) resumes: Vec<u64>,
-    smoothing: Smoothing,
     speeds: f64,
 }
 
@@ -76,21 +75,6 @@ pub(super) struct Line {
     pub(super) text: String,
 }
 
-/// An exponential mean that does not lean towards where it began, as TensorBoard's.
-#[derive(Debug, Default)]
-struct Smoothing {
-    sum: f64,
-    weight: f64,
-}
-
-impl Smoothing {
-    fn take(&mut self, value: f64) -> f64 {
-        self.sum = SMOOTHING * self.sum + (1.0 - SMOOTHING) * value;
-        self.weight = SMOOTHING * self.weight + (1.0 - SMOOTHING);
-        self.sum / self.weight
-    }
-}
-
 impl Default for History {
     fn default() -> Self {
         Self {
@@ -102,7 +86,7 @@ impl Default for History {
             updated: String::new(),
             rows: 0,
             loss: Series::default(),
-            smoothed_loss: Series::default(),
+            recent_losses: VecDeque::new(),
             lr: Series::default(),
             grad_norm: Series::default(),
             speed: Series::default(),
@@ -115,7 +99,6 @@ impl Default for History {
             lines_left_out: 0,
             skips: Vec::new(),
             resumes: Vec::new(),
-            smoothing: Smoothing::default(),
             speeds: 0.0,
         }
     }
@@ -183,8 +166,10 @@ impl History {
         self.tokens = record.tokens;
         self.rows += 1;
         self.loss.push(step, record.loss);
-        let smoothed = self.smoothing.take(record.loss);
-        self.smoothed_loss.push(step, smoothed);
+        self.recent_losses.push_back(record.loss);
+        if self.recent_losses.len() > RECENT_ROWS {
+            self.recent_losses.pop_front();
+        }
         self.lr.push(step, record.lr);
         self.grad_norm.push(step, record.grad_norm);
         self.speed.push(step, record.tokens_per_second);
@@ -203,6 +188,16 @@ impl History {
                 texts: vec![text],
             }),
         }
+    }
+
+    /// Mean loss of the last [`RECENT_ROWS`] rows, where there are so many, else of the last one.
+    pub(super) fn recent_loss(&self) -> Option<(f64, usize)> {
+        let rows = self.recent_losses.len();
+        let last = self.recent_losses.back()?;
+        if rows < RECENT_ROWS {
+            return Some((*last, 1));
+        }
+        Some((self.recent_losses.iter().sum::<f64>() / rows as f64, rows))
     }
 
     /// Mean speed of the rows, in tokens per second.
@@ -225,7 +220,10 @@ fn line(event: &Event) -> Option<String> {
         Event::Note { text } if text.starts_with("warning") => text.clone(),
         Event::Skipped {
             loss, grad_norm, ..
-        } => format!("step skipped: loss {loss}, gradient norm {grad_norm}"),
+        } => {
+            let (loss, norm) = (short(loss), short(grad_norm));
+            format!("step skipped: loss {loss}, gradient norm {norm}")
+        }
         Event::Deleted { step } => format!("deleted the checkpoint of step {step}"),
         Event::StoppedEarly {
             evaluations,
@@ -238,4 +236,10 @@ fn line(event: &Event) -> Option<String> {
         }
         _ => return None,
     })
+}
+
+/// A number that came as text, in as many digits as a person reads.
+fn short(number: &str) -> String {
+    let parsed = number.parse::<f64>();
+    parsed.map_or(number.to_string(), |number| format!("{number:.4}"))
 }

@@ -33,11 +33,11 @@ for (const chart of JSON.parse(document.getElementById("data").textContent)) {
     readout.replaceChildren("step " + step.toLocaleString("en"));
     for (const line of lines) {
       const i = nearest(line.x, step);
-      const exact = line.x[i] === step;
-      if (!exact && line.class === "val") continue;
       const row = document.createElement("div");
       row.className = line.class;
       row.textContent = (lines.length > 1 ? line.name + " " : "") + format[chart.unit](line.y[i]);
+      // Evaluations are far apart: the nearest one, and where it was.
+      if (line.class === "val" && line.x[i] !== step) row.textContent += ` at step ${line.x[i].toLocaleString("en")}`;
       readout.append(row);
     }
     plot.append(cursor, readout);

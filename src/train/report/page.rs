@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::chart::{Chart, Floor, Line, Unit};
 use super::history::{History, Samples, Status};
+use super::series::Series;
 use crate::readable::{bytes, duration, grouped};
 
 /// Data files in the table; run.json has them all.
@@ -87,7 +88,7 @@ impl Page<'_> {
         let (state, word) = (self.state().replace(' ', "-"), self.state());
         let mut html = format!(
             "<header>\n<h1>{}</h1>\n<p><strong class=\"state {state}\">{word}</strong> \
-             step {} of {} <span class=quiet>as of {}</span></p>\n",
+             step {} of {} <span class=quiet>as of {} UTC</span></p>\n",
             escaped(self.name),
             grouped(history.step),
             grouped(history.steps),
@@ -127,14 +128,12 @@ impl Page<'_> {
             let note = format!("nats per token, step {}", grouped(step));
             figure("Last validation loss", format!("{val_loss:.4}"), note);
         }
-        let smoothed = history.rows >= ROWS_TO_SMOOTH;
-        let (loss, note) = if smoothed {
-            (history.smoothed_loss.last(), "smoothed")
-        } else {
-            (history.loss.last(), "last row")
-        };
-        if let Some(loss) = loss {
-            figure("Training loss", format!("{loss:.4}"), note.to_string());
+        if let Some((loss, rows)) = history.recent_loss() {
+            let note = match rows {
+                1 => "last row".to_string(),
+                rows => format!("mean of the last {rows} rows"),
+            };
+            figure("Training loss", format!("{loss:.4}"), note);
         }
         if let Some(parameters) = self.record["parameters"].as_u64() {
             figure("Parameters", grouped(parameters), String::new());
@@ -171,71 +170,58 @@ impl Page<'_> {
             title,
             unit,
             floor,
+            // Of these two, orders of magnitude are what matters.
+            may_log: matches!(id, "loss" | "grad_norm"),
+            explains_marks: id == "loss",
             lines,
             baseline: None,
             last_step: history.step,
             skips: &history.skips,
             resumes: &history.resumes,
         };
-        let line = |name, class, points, dots| Line {
-            name,
-            class,
-            points,
-            dots,
+        let noisy = |series: &Series, names: [&'static str; 2]| {
+            let mut lines = vec![Line::new(names[0], "train", series.points())];
+            if history.rows >= ROWS_TO_SMOOTH {
+                lines[0].class = "raw";
+                lines.push(Line::new(names[1], "train", series.smoothed()));
+            }
+            lines
         };
-        let only = |name, points| vec![line(name, "train", points, false)];
+        let each = ["each row", "smoothed"];
         let mut loss = chart(
             "loss",
             "Loss, nats per token",
             Unit::Plain,
             Floor::Lowest,
-            vec![
-                line("training", "raw", history.loss.points(), false),
-                line(
-                    "training, smoothed",
-                    "train",
-                    history.smoothed_loss.points(),
-                    false,
-                ),
-                line("validation", "val", history.val_loss.points(), true),
-            ],
+            noisy(&history.loss, ["training", "training, smoothed"]),
         );
-        if history.rows < ROWS_TO_SMOOTH {
-            loss.lines[0].class = "train";
-            loss.lines.remove(1);
-        }
-        loss.baseline = self.record["bigram_loss"]
-            .as_f64()
-            .map(|bigram| ("bigram baseline", bigram));
+        let mut validation = Line::new("validation", "val", history.val_loss.points());
+        validation.dots = true;
+        loss.lines.push(validation);
+        let bigram = self.record["bigram_loss"].as_f64();
+        loss.baseline = bigram.map(|bigram| ("bigram baseline", bigram));
+        let lr = vec![Line::new("learning rate", "train", history.lr.points())];
+        let grad_norm = noisy(&history.grad_norm, each);
+        let speed = noisy(&history.speed, each);
+        let memory = noisy(&history.memory, each);
+        let norm_title = "Gradient norm, before clipping";
         [
             loss,
-            chart(
-                "lr",
-                "Learning rate",
-                Unit::Rate,
-                Floor::Zero,
-                only("learning rate", history.lr.points()),
-            ),
-            chart(
-                "grad_norm",
-                "Gradient norm, before clipping",
-                Unit::Plain,
-                Floor::ZeroOrLog,
-                only("gradient norm", history.grad_norm.points()),
-            ),
+            chart("lr", "Learning rate", Unit::Rate, Floor::Zero, lr),
+            chart("grad_norm", norm_title, Unit::Plain, Floor::Zero, grad_norm),
             chart(
                 "speed",
                 "Speed, tokens per second",
                 Unit::Speed,
                 Floor::Zero,
-                only("speed", history.speed.points()),
+                speed,
             ),
             chart(
                 "memory",
                 "Memory, resident",
                 Unit::Bytes,
                 Floor::Zero,
-                only("memory", history.memory.points()),
+                memory,
             ),
         ]
     }
@@ -247,9 +233,9 @@ impl Page<'_> {
         for (index, evaluation) in samples.iter().rev().enumerate() {
             let open = if index == 0 { " open" } else { "" };
             let Samples { step, texts } = evaluation;
-            let _ = write!(
+            let _ = writeln!(
                 html,
-                "<details{open}><summary>Step {}</summary>\n",
+                "<details{open}><summary>Step {}</summary>",
                 grouped(*step)
             );
             for (prompt, completion) in texts.iter().take(MOST_PROMPTS) {

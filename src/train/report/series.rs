@@ -13,6 +13,8 @@ pub(super) struct Series {
 #[derive(Debug, Clone, Copy)]
 struct Bucket {
     rows: u64,
+    sum: f64,
+    first_step: u64,
     low: (u64, f64),
     high: (u64, f64),
     last: (u64, f64),
@@ -21,6 +23,7 @@ struct Bucket {
 impl Bucket {
     fn merge(&mut self, later: &Bucket) {
         self.rows += later.rows;
+        self.sum += later.sum;
         self.last = later.last;
         if later.low.1 < self.low.1 {
             self.low = later.low;
@@ -56,6 +59,8 @@ impl Series {
         let point = (step, value);
         let single = Bucket {
             rows: 1,
+            sum: value,
+            first_step: step,
             low: point,
             high: point,
             last: point,
@@ -90,9 +95,22 @@ impl Series {
         points
     }
 
-    /// The newest value.
-    pub(super) fn last(&self) -> Option<f64> {
-        self.buckets.last().map(|bucket| bucket.last.1)
+    /// The course of the line without its noise: means over a window around each bucket, which
+    /// unlike means over the past do not lag behind. Towards the ends the window narrows.
+    pub(super) fn smoothed(&self) -> Vec<(u64, f64)> {
+        let count = self.buckets.len();
+        let reach = (count / 80).max(2);
+        let mean = |index: usize| {
+            let reach = reach.min(index).min(count - 1 - index);
+            let window = &self.buckets[index - reach..=index + reach];
+            let sum: f64 = window.iter().map(|bucket| bucket.sum).sum();
+            let rows: u64 = window.iter().map(|bucket| bucket.rows).sum();
+            // Where the window's rows lie: its last bucket may not be full yet.
+            let middle = |bucket: &Bucket| bucket.first_step.midpoint(bucket.last.0);
+            let steps = window.iter().map(|bucket| middle(bucket) * bucket.rows);
+            (steps.sum::<u64>() / rows, sum / rows as f64)
+        };
+        (0..count).map(mean).collect()
     }
 
     /// The highest value.
@@ -187,7 +205,6 @@ mod tests {
                 prop_assert_eq!(kept, extreme(pick, &mut values.iter().copied()));
             }
             prop_assert_eq!(points.last().map(|point| point.1), values.last().copied());
-            prop_assert_eq!(series.last(), values.last().copied());
             if values.len() <= limit {
                 prop_assert_eq!(points.len(), values.len());
             }
@@ -204,6 +221,24 @@ mod tests {
             prop_assert_eq!(items.len() + spread.left_out(), count);
             prop_assert_eq!(spread.newest_mut().copied(), Some(count - 1));
         }
+    }
+
+    #[test]
+    fn r12_smoothing_follows_a_straight_line_and_calms_a_noisy_one() {
+        let (mut straight, mut noisy) = (Series::new(50), Series::new(50));
+        for step in 0..1000 {
+            straight.push(step, step as f64);
+            noisy.push(step, (step % 2) as f64);
+        }
+        for (step, value) in straight.smoothed() {
+            assert!((value - step as f64).abs() <= 1.0, "{step}: {value}");
+        }
+        assert!(
+            noisy
+                .smoothed()
+                .iter()
+                .all(|point| (point.1 - 0.5).abs() < 0.1)
+        );
     }
 
     #[test]
