@@ -153,10 +153,18 @@ impl Axis {
             let round = ticks(self.low / scale, self.high / scale, 5);
             return round.into_iter().map(|tick| tick * scale).collect();
         }
-        let powers = self.low.log10().ceil() as i32..=self.high.log10().floor() as i32;
+        let powers = self.low.log10().floor() as i32..=self.high.log10().floor() as i32;
+        let few = powers.clone().count() < 4;
+        let digits: &[u32] = if few { &[1, 2, 5] } else { &[1] };
         // 10f64.powi rounds its own way below one; the parser gives the number that is meant.
-        let power = |exponent: i32| format!("1e{exponent}").parse::<f64>().ok();
-        let ticks: Vec<f64> = powers.filter_map(power).collect();
+        let exact = |digit: &u32, exponent: i32| format!("{digit}e{exponent}").parse::<f64>().ok();
+        let ticks =
+            powers.flat_map(|exponent| digits.iter().map(move |digit| exact(digit, exponent)));
+        let within = |tick: &f64| (self.low..=self.high).contains(tick);
+        let ticks: Vec<f64> = ticks.flatten().filter(within).collect();
+        if few {
+            return ticks;
+        }
         let every = ticks.len().div_ceil(6).max(1);
         ticks.into_iter().step_by(every).collect()
     }
@@ -355,6 +363,11 @@ mod tests {
         let axis = Axis::new(&[0.5, 2.0, 9000.0], Floor::Zero, true);
         assert!(axis.log);
         assert_eq!(axis.ticks(Unit::Plain), [1.0, 10.0, 100.0, 1000.0, 10000.0]);
+        let narrower = Axis::new(&[0.02, 5.0], Floor::Lowest, true);
+        assert_eq!(
+            narrower.ticks(Unit::Plain),
+            [0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0]
+        );
         assert!(axis.place(0.5) > 0.0 && axis.place(9000.0) < 1.0);
         assert!(!Axis::new(&[0.5, 2.0], Floor::Zero, true).log);
         // 400 MB in steps of 100 MiB.

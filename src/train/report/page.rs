@@ -95,7 +95,11 @@ impl Page<'_> {
             escaped(&clock(&history.updated)),
         );
         if let Status::Stopped { message, .. } = &history.status {
-            let _ = writeln!(html, "<p class=message>{}</p>", escaped(message));
+            let _ = writeln!(
+                html,
+                "<p class=\"message {state}\">{}</p>",
+                escaped(message)
+            );
         }
         html + "</header>\n"
     }
