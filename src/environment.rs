@@ -47,6 +47,11 @@ pub fn peak_memory_bytes() -> Option<u64> {
     proc_kilobytes("/proc/self/status", "VmHWM:")
 }
 
+/// The memory this process holds now, in bytes; none where the system does not say.
+pub fn resident_memory_bytes() -> Option<u64> {
+    proc_kilobytes("/proc/self/status", "VmRSS:")
+}
+
 fn proc_kilobytes(file: &str, label: &str) -> Option<u64> {
     let text = std::fs::read_to_string(file).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix(label))?;

@@ -13,9 +13,36 @@ pub fn grouped(number: u64) -> String {
     text
 }
 
+/// 75.2 -> "1 min 15 s".
+pub fn duration(seconds: f64) -> String {
+    let whole = seconds.round() as u64;
+    match (whole / 3600, whole / 60 % 60, whole % 60) {
+        (0, 0, _) => format!("{seconds:.1} s"),
+        (0, minutes, seconds) => format!("{minutes} min {seconds} s"),
+        (hours, minutes, _) => format!("{hours} h {minutes} min"),
+    }
+}
+
+/// 157286400 -> "150 MiB".
+pub fn bytes(number: u64) -> String {
+    let units = ["KiB", "MiB", "GiB", "TiB"];
+    let mut amount = number as f64;
+    let mut unit = "B";
+    for larger in units {
+        if amount < 1024.0 {
+            break;
+        }
+        amount /= 1024.0;
+        unit = larger;
+    }
+    // Two or three digits, and none behind the point where there is nothing.
+    let decimals = usize::from(amount < 100.0 && amount.fract() > 0.0);
+    format!("{amount:.decimals$} {unit}")
+}
+
 #[cfg(test)]
 mod tests {
-    use super::grouped;
+    use super::{bytes, duration, grouped};
 
     #[test]
     fn every_three_digits() {
@@ -27,6 +54,22 @@ mod tests {
         ];
         for (number, text) in cases {
             assert_eq!(grouped(number), text);
+        }
+    }
+
+    #[test]
+    fn in_the_units_of_people() {
+        for (seconds, text) in [(7.25, "7.2 s"), (75.2, "1 min 15 s"), (7260.0, "2 h 1 min")] {
+            assert_eq!(duration(seconds), text);
+        }
+        for (number, text) in [
+            (0, "0 B"),
+            (1024, "1 KiB"),
+            (157_286_400, "150 MiB"),
+            (1_610_612_736, "1.5 GiB"),
+            (99 << 20, "99 MiB"),
+        ] {
+            assert_eq!(bytes(number), text);
         }
     }
 }

@@ -55,8 +55,16 @@ pub struct Progress {
     /// The loss scale of a run in f16.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_scale: Option<LossScale>,
+    /// Evaluations since the best one: what early stopping counts. Left out where it is 0.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub evaluations_since_best: u64,
     /// Seconds of training, evaluation and saving included, over all sessions of the run.
     pub seconds: f64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// The lowest validation loss of a run.

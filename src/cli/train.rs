@@ -7,6 +7,7 @@ use clap::Args;
 
 use super::CliError;
 use crate::config::{self, Plan};
+use crate::readable::duration;
 use crate::train::{EventLines, Interrupt, Observer, Options, Outcome, Resume, Run, Terminal};
 
 /// Arguments of `runner train`.
@@ -107,6 +108,12 @@ fn summary(plan: &Plan, outcome: &Outcome) -> String {
         progress.tokens as f64 / 1e6,
         duration(progress.seconds)
     )];
+    if outcome.stopped_early {
+        lines.push(format!(
+            "stopped early: no improvement in {} evaluations",
+            progress.evaluations_since_best
+        ));
+    }
     if let Some(best) = progress.best {
         lines.push(format!(
             "val loss {:.4} nats per token at step {} (best)",
@@ -165,14 +172,5 @@ fn shell_quoted(text: &str) -> String {
         format!("'{}'", text.replace('\'', "'\\''"))
     } else {
         format!("\"{text}\"")
-    }
-}
-
-fn duration(seconds: f64) -> String {
-    let whole = seconds.round() as u64;
-    match (whole / 3600, whole / 60 % 60, whole % 60) {
-        (0, 0, _) => format!("{seconds:.1} s"),
-        (0, minutes, seconds) => format!("{minutes} min {seconds} s"),
-        (hours, minutes, _) => format!("{hours} h {minutes} min"),
     }
 }

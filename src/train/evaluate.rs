@@ -1,22 +1,29 @@
 //! Validation: the mean loss over the whole split, every token but the first predicted once.
 
 use rayon::prelude::*;
-use serde::Serialize;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::data::{Batch, TokenStream, eval_batches};
 use crate::device::lanes;
 use crate::model::{Decoder, ModelError};
 
 /// A validation result.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
     /// Nats per token.
+    #[serde(deserialize_with = "nan_if_null")]
     pub val_loss: f64,
     /// Bits per UTF-8 byte of the split: comparable between tokenizers.
+    #[serde(deserialize_with = "nan_if_null")]
     pub bits_per_byte: f64,
     /// Tokens predicted.
     #[serde(skip)]
     pub tokens: u64,
+}
+
+/// JSON has no NaN: what is not finite is written as null.
+fn nan_if_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Option::deserialize(deserializer).map(|number| number.unwrap_or(f64::NAN))
 }
 
 /// Evaluates `model` (on a plain device) on `stream`, which stands for `bytes` UTF-8 bytes of text,

@@ -1,18 +1,23 @@
 //! What a run tells the world while it trains.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::TrainError;
 use super::evaluate::Evaluation;
 
 /// Something that happened in a run.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
-pub enum Event<'a> {
+pub enum Event {
     /// Something a person should know: which files, which device, a cache hit.
     Note {
         /// One line of text.
         text: String,
+    },
+    /// A run goes on from a checkpoint; what had come after it is gone.
+    Resumed {
+        /// The checkpoint's step.
+        step: u64,
     },
     /// The loop begins.
     Started {
@@ -38,14 +43,16 @@ pub enum Event<'a> {
         /// Completed steps.
         step: u64,
         /// What was given.
-        prompt: &'a str,
+        prompt: String,
         /// What the model added.
-        completion: &'a str,
+        completion: String,
     },
     /// A checkpoint was written.
     Saved {
         /// Completed steps.
         step: u64,
+        /// Seconds of training so far, over all sessions of the run.
+        seconds: f64,
     },
     /// A checkpoint was deleted by rotation.
     Deleted {
@@ -73,6 +80,24 @@ pub enum Event<'a> {
         /// The loss scale from now on.
         loss_scale: f64,
     },
+    /// The validation loss has stopped improving, and so does the run.
+    StoppedEarly {
+        /// Completed steps.
+        step: u64,
+        /// Evaluations since the best one.
+        evaluations: u64,
+        /// The step of the best one.
+        best_step: u64,
+    },
+    /// The run ends before its last step with an error: interrupted, diverged, out of disk.
+    Stopped {
+        /// Completed steps.
+        step: u64,
+        /// The word in brackets after `error`.
+        kind: String,
+        /// What happened.
+        message: String,
+    },
     /// The run is over.
     Finished {
         /// Completed steps.
@@ -81,11 +106,34 @@ pub enum Event<'a> {
         exported_step: u64,
         /// Nats per token of the bigram baseline on the validation split.
         bigram: Option<f64>,
+        /// Whether it ended before its last step because validation stopped improving.
+        stopped_early: bool,
     },
 }
 
+impl Event {
+    /// Completed optimizer steps when it happened; none for what says nothing about that.
+    pub fn completed_steps(&self) -> Option<u64> {
+        match self {
+            // The step of a deletion is that of the checkpoint, not of the moment.
+            Self::Note { .. } | Self::Deleted { .. } => None,
+            Self::Step(record) => Some(record.step),
+            Self::Resumed { step }
+            | Self::Started { step, .. }
+            | Self::Evaluated { step, .. }
+            | Self::Sample { step, .. }
+            | Self::Saved { step, .. }
+            | Self::Skipped { step, .. }
+            | Self::Overflowed { step, .. }
+            | Self::StoppedEarly { step, .. }
+            | Self::Stopped { step, .. }
+            | Self::Finished { step, .. } => Some(*step),
+        }
+    }
+}
+
 /// What is known about one optimizer step.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct StepRecord {
     /// Completed steps, this one included.
     pub step: u64,
@@ -99,6 +147,8 @@ pub struct StepRecord {
     pub grad_norm: f64,
     /// Trained tokens per second over the last `logging_steps` steps, evaluation and saving apart.
     pub tokens_per_second: f64,
+    /// Resident memory of the process after the step; none where the system does not say.
+    pub memory_bytes: Option<u64>,
 }
 
 /// Watches a run. An error ends the run: a metrics file that cannot be written is a failure, not a

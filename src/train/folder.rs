@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::TrainError;
+use super::journal::now;
 use crate::checkpoint::{CheckpointStore, Progress};
 use crate::config::{Plan, SaveDtype};
 use crate::data::{FileRecord, Tokenizer};
@@ -56,6 +57,14 @@ pub(super) struct FinalRecord {
     pub(super) seconds: f64,
     pub(super) tokens: u64,
     pub(super) peak_rss_bytes: Option<u64>,
+    /// Steps the run was to have.
+    #[serde(default)]
+    pub(super) planned_steps: u64,
+    /// Whether it ended before them because validation stopped improving.
+    #[serde(default)]
+    pub(super) stopped_early: bool,
+    #[serde(default)]
+    pub(super) evaluations_since_best: u64,
 }
 
 impl RunRecord {
@@ -68,9 +77,7 @@ impl RunRecord {
         files: &[FileRecord],
     ) -> Self {
         Self {
-            started: jiff::Timestamp::now()
-                .strftime("%Y-%m-%dT%H:%M:%SZ")
-                .to_string(),
+            started: now(),
             git: git_commit(),
             environment: json!(environment),
             device: device_record(device),
@@ -88,7 +95,7 @@ impl RunRecord {
 }
 
 impl FinalRecord {
-    pub(super) fn new(progress: &Progress) -> Self {
+    pub(super) fn new(progress: &Progress, planned_steps: u64, stopped_early: bool) -> Self {
         Self {
             step: progress.step,
             val_loss: progress.val_loss,
@@ -96,7 +103,16 @@ impl FinalRecord {
             seconds: progress.seconds,
             tokens: progress.tokens,
             peak_rss_bytes: peak_memory_bytes(),
+            planned_steps,
+            stopped_early,
+            evaluations_since_best: progress.evaluations_since_best,
         }
+    }
+
+    /// Whether a run of `steps` with `patience` would have stopped early at the same step.
+    pub(super) fn stays_stopped(&self, steps: u64, patience: u64) -> bool {
+        let out_of_patience = patience > 0 && self.evaluations_since_best >= patience;
+        self.stopped_early && out_of_patience && self.planned_steps == steps
     }
 }
 

@@ -15,16 +15,16 @@ use crate::durable;
 
 /// One line of the metrics files.
 #[derive(Debug, Clone, Copy)]
-struct Row {
-    step: u64,
+pub(super) struct Row {
+    pub(super) step: u64,
     /// None for a step that was skipped as not finite but evaluated.
-    record: Option<StepRecord>,
-    evaluation: Option<Evaluation>,
+    pub(super) record: Option<StepRecord>,
+    pub(super) evaluation: Option<Evaluation>,
 }
 
 impl Row {
     /// The columns in order; a missing value is JSON's null.
-    fn cells(&self) -> [(&'static str, Value); 8] {
+    pub(super) fn cells(&self) -> [(&'static str, Value); 9] {
         let of = |value: fn(&StepRecord) -> Value| self.record.as_ref().map_or(Value::Null, value);
         let evaluated = |value: fn(&Evaluation) -> f64| {
             self.evaluation
@@ -46,6 +46,7 @@ impl Row {
                 "bits_per_byte",
                 evaluated(|evaluation| evaluation.bits_per_byte),
             ),
+            ("memory_bytes", of(|record| json!(record.memory_bytes))),
         ]
     }
 
@@ -85,13 +86,13 @@ impl Row {
 
 /// Pairs each logged step with its evaluation.
 #[derive(Debug)]
-struct Rows {
+pub(super) struct Rows {
     every: u64,
     pending: Option<Row>,
 }
 
 impl Rows {
-    fn new(every: u64) -> Self {
+    pub(super) fn new(every: u64) -> Self {
         Self {
             every,
             pending: None,
@@ -99,7 +100,7 @@ impl Rows {
     }
 
     /// Takes an event, gives the row that it completes.
-    fn take(&mut self, event: &Event) -> Option<Row> {
+    pub(super) fn take(&mut self, event: &Event) -> Option<Row> {
         match event {
             Event::Step(record) => {
                 let done = self.finished();
@@ -127,6 +128,7 @@ impl Rows {
             Event::Saved { .. }
             | Event::Skipped { .. }
             | Event::Overflowed { .. }
+            | Event::Stopped { .. }
             | Event::Finished { .. } => self.finished(),
             _ => None,
         }
@@ -197,7 +199,7 @@ impl CsvMetrics {
                 .split(',')
                 .next()
                 .and_then(|cell| cell.parse::<u64>().ok());
-            step.is_some_and(|step| step <= resumed_at)
+            line == Row::csv_header().trim_end() || step.is_some_and(|step| step <= resumed_at)
         })?;
         let mut file = append(path)?;
         // What a header precedes was dropped with it, so it is written anew above what was kept.
@@ -224,7 +226,7 @@ impl Observer for CsvMetrics {
     }
 }
 
-fn append(path: &Path) -> Result<File, TrainError> {
+pub(super) fn append(path: &Path) -> Result<File, TrainError> {
     OpenOptions::new()
         .create(true)
         .append(true)
@@ -233,22 +235,16 @@ fn append(path: &Path) -> Result<File, TrainError> {
 }
 
 /// Rewrites a file with the lines to keep; a last line cut short by a crash is not one of them.
-fn keep_lines(path: &Path, keep: impl Fn(&str) -> bool) -> Result<(), TrainError> {
+pub(super) fn keep_lines(path: &Path, keep: impl Fn(&str) -> bool) -> Result<(), TrainError> {
     let text = match fs::read(path) {
         Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(TrainError::io(path)(error)),
     };
-    let header = Row::csv_header();
-    let mut kept = String::new();
-    for line in text
+    let whole = text
         .split_inclusive('\n')
-        .filter(|line| line.ends_with('\n'))
-    {
-        if line == header || keep(line.trim_end()) {
-            kept.push_str(line);
-        }
-    }
+        .filter(|line| line.ends_with('\n'));
+    let kept: String = whole.filter(|line| keep(line.trim_end())).collect();
     durable::replace_with(path, kept).map_err(TrainError::io(path))
 }
 
@@ -256,7 +252,7 @@ fn keep_lines(path: &Path, keep: impl Fn(&str) -> bool) -> Result<(), TrainError
 mod tests {
     use super::*;
 
-    fn step(step: u64) -> Event<'static> {
+    fn step(step: u64) -> Event {
         Event::Step(StepRecord {
             step,
             tokens: step * 8,
@@ -264,18 +260,20 @@ mod tests {
             lr: 0.1,
             grad_norm: 2.0,
             tokens_per_second: 3.0,
+            memory_bytes: Some(1 << 20),
         })
     }
 
-    fn finished(step: u64) -> Event<'static> {
+    fn finished(step: u64) -> Event {
         Event::Finished {
             step,
             exported_step: step,
             bigram: None,
+            stopped_early: false,
         }
     }
 
-    fn evaluated(step: u64) -> Event<'static> {
+    fn evaluated(step: u64) -> Event {
         let evaluation = Evaluation {
             val_loss: 1.25,
             bits_per_byte: 0.5,
@@ -330,7 +328,7 @@ mod tests {
         let last = jsonl.lines().last().unwrap();
         assert_eq!(last, r#"{"step":2,"val_loss":1.25,"bits_per_byte":0.5}"#);
         let csv = fs::read_to_string(&csv).unwrap();
-        assert_eq!(csv.lines().last().unwrap(), "2,,,,,,1.25,0.5");
+        assert_eq!(csv.lines().last().unwrap(), "2,,,,,,1.25,0.5,");
         assert_eq!(csv.lines().count(), 3);
     }
 

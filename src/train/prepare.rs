@@ -4,10 +4,13 @@ use burn::module::Module;
 use burn::tensor::{Device, FloatDType};
 
 use super::folder::{RunRecord, data_record, device_record};
+use super::journal::Journal;
+use super::report::HtmlReport;
 use super::resume::starting_point;
 use super::run::{Clock, Trainer};
 use super::{
-    CsvMetrics, Event, Interrupt, JsonlMetrics, Observer, Resume, Run, RunFolder, TrainError,
+    CsvMetrics, Event, Interrupt, JsonlMetrics, Observer, Resume, Run, RunFolder,
+    TensorboardEvents, TrainError,
 };
 use crate::checkpoint::Progress;
 use crate::config::{Dtype, Plan, Report};
@@ -88,13 +91,12 @@ impl Run {
 
         let environment = Environment::detect();
         let old = folder.read_record()?.filter(|_| checkpoint.is_some());
-        if resume == Resume::Auto && parts.is_complete(checkpoint, old.as_ref()) {
+        if resume == Resume::Auto && parts.is_complete(plan, checkpoint, old.as_ref()) {
             return Ok(None);
         }
         let mut notes = parts.notes(plan, &device, &environment);
-        if let Some(step) = checkpoint {
+        if checkpoint.is_some() {
             same_inputs(&folder, old.as_ref(), &parts)?;
-            notes.push(format!("resumed from the checkpoint of step {step}"));
             notes.extend(rounding_warning(old.as_ref(), &environment, &device));
         }
         let start = Start {
@@ -102,10 +104,19 @@ impl Run {
             spec: &parts.spec,
             device: &device.device,
         };
-        let start = match checkpoint {
+        let mut start = match checkpoint {
             None => start.fresh()?,
             Some(step) => start.resumed(&folder, step)?,
         };
+        // A run that goes on after it stopped early has its patience anew; one that a crash kept
+        // from its export has no end on record, and stops again.
+        let end = old.as_ref().and_then(|old| old.end.as_ref());
+        let counted = &mut start.progress.evaluations_since_best;
+        let stopped_here =
+            end.is_some_and(|end| end.stopped_early && end.step == start.progress.step);
+        if stopped_here && *counted >= plan.config.eval.early_stopping_patience {
+            *counted = 0;
+        }
 
         // The future goes before its metrics: a crash in between leaves no hole in them.
         let (store, progress) = (folder.checkpoints(), start.progress);
@@ -121,7 +132,7 @@ impl Run {
             &parts,
             old,
         )?;
-        observers.extend(metrics(&folder, plan, progress.step)?);
+        observers.extend(reports(&folder, plan, checkpoint)?);
 
         let mut trainer = Trainer {
             plan: plan.clone(),
@@ -141,6 +152,9 @@ impl Run {
         };
         for text in notes {
             trainer.tell(&Event::Note { text })?;
+        }
+        if let Some(step) = checkpoint {
+            trainer.tell(&Event::Resumed { step })?;
         }
         for step in discarded {
             trainer.tell(&Event::Deleted { step })?;
@@ -281,10 +295,15 @@ impl Parts {
     }
 
     /// Whether the run with this last checkpoint has nothing left to do: its last step is
-    /// done and its model exported. A crash can come between the two.
-    fn is_complete(&self, checkpoint: Option<u64>, record: Option<&RunRecord>) -> bool {
-        let exported = record.is_some_and(|record| record.end.is_some());
-        exported && checkpoint.is_some_and(|step| step >= self.timeline.steps())
+    /// done, or it stopped early, and its model is exported. A crash can come in between.
+    fn is_complete(&self, plan: &Plan, step: Option<u64>, record: Option<&RunRecord>) -> bool {
+        let end = record.and_then(|record| record.end.as_ref());
+        let (Some(step), Some(end)) = (step, end) else {
+            return false;
+        };
+        let steps = self.timeline.steps();
+        let patience = plan.config.eval.early_stopping_patience;
+        step >= steps || (step == end.step && end.stays_stopped(steps, patience))
     }
 
     /// What a person should know before the first step.
@@ -469,25 +488,29 @@ fn record(
     folder.write_record(&record)
 }
 
-fn metrics(
+/// The journal, and what `logging.report_to` asks for.
+fn reports(
     folder: &RunFolder,
     plan: &Plan,
-    resumed_at: u64,
+    checkpoint: Option<u64>,
 ) -> Result<Vec<Box<dyn Observer>>, TrainError> {
     let every = plan.config.logging.logging_steps;
-    let mut observers: Vec<Box<dyn Observer>> = Vec::new();
+    let at = checkpoint.unwrap_or(0);
+    let journal = folder.file("logs/events.jsonl");
+    let mut observers: Vec<Box<dyn Observer>> =
+        vec![Box::new(Journal::open(&journal, every, checkpoint)?)];
     for report in &plan.config.logging.report_to {
+        let file = |name| folder.file(name);
         observers.push(match report {
-            Report::Jsonl => Box::new(JsonlMetrics::open(
-                &folder.file("metrics.jsonl"),
+            Report::Jsonl => Box::new(JsonlMetrics::open(&file("metrics.jsonl"), every, at)?),
+            Report::Csv => Box::new(CsvMetrics::open(&file("metrics.csv"), every, at)?),
+            Report::Tensorboard => Box::new(TensorboardEvents::open(
+                &file("tb"),
                 every,
-                resumed_at,
+                checkpoint,
+                &plan.to_toml(),
             )?),
-            Report::Csv => Box::new(CsvMetrics::open(
-                &folder.file("metrics.csv"),
-                every,
-                resumed_at,
-            )?),
+            Report::Html => Box::new(HtmlReport::open(folder.path(), every, at)?),
         });
     }
     Ok(observers)

@@ -12,6 +12,8 @@ use super::{Evaluation, Event, Interrupt, Observer, RunFolder, StepRecord, Train
 use crate::checkpoint::{BestEvaluation, CheckpointStore, Progress, Snapshot};
 use crate::config::{OnNonfinite, Plan};
 use crate::data::{Batch, Bigram, Corpus, Sampler};
+use crate::device::lanes;
+use crate::environment::resident_memory_bytes;
 use crate::generate::{Sampling, TextRequest, complete};
 use crate::gradient::{Precision, backward_with};
 use crate::model::{Decoder, DecoderSpec, folder::hf_tensors};
@@ -63,6 +65,8 @@ pub struct Outcome {
     pub bigram: Option<f64>,
     /// The step whose weights were exported.
     pub exported_step: u64,
+    /// Whether it ended before its last step because validation stopped improving.
+    pub stopped_early: bool,
 }
 
 impl Run {
@@ -76,6 +80,7 @@ impl Run {
         let outcome = trained.and_then(|evaluation| trainer.finish(evaluation));
         if let Err(error) = &outcome {
             tracing::error!("{error}");
+            trainer.tell_of_end(error);
         }
         outcome
     }
@@ -87,7 +92,7 @@ impl Trainer {
         let (step, steps) = (self.progress.step, self.timeline.steps());
         self.tell(&Event::Started { step, steps })?;
         let mut evaluation = None;
-        while let Some(phase) = self.timeline.at(self.progress.step).cloned() {
+        while let Some(phase) = self.next_phase() {
             model = self.step(model, &phase)?;
             evaluation = self.evaluate_if_due(&model)?;
             self.save_if_due(&model, evaluation)?;
@@ -99,6 +104,25 @@ impl Trainer {
             self.save_if_due(&model, evaluation)?;
         }
         Ok(evaluation)
+    }
+
+    /// What holds for the next step; none when there is none, or when validation has stopped
+    /// improving.
+    fn next_phase(&self) -> Option<Phase> {
+        let phase = self.timeline.at(self.progress.step)?;
+        (!self.is_out_of_patience()).then(|| phase.clone())
+    }
+
+    /// Whether the evaluation of this step was the last of too many without improvement.
+    fn is_out_of_patience(&self) -> bool {
+        let patience = self.plan.config.eval.early_stopping_patience;
+        let evaluated = self.progress.val_loss.is_some();
+        evaluated && patience > 0 && self.progress.evaluations_since_best >= patience
+    }
+
+    /// Whether the run is over before its last step.
+    fn stops_early(&self) -> bool {
+        self.progress.step < self.timeline.steps() && self.is_out_of_patience()
     }
 
     /// One optimizer step: micro-batches -> gradient -> clip -> update.
@@ -141,6 +165,7 @@ impl Trainer {
             lr: learning_rate,
             grad_norm: norm,
             tokens_per_second: self.clock.tokens_per_second(),
+            memory_bytes: resident_memory_bytes(),
         }))?;
         Ok(model)
     }
@@ -238,14 +263,19 @@ impl Trainer {
         let mut result = None;
         if let Some(val) = &self.corpus.val {
             let config = &self.plan.config;
-            let (seq, rows) = (config.data.sequence_len, config.train.micro_batch_size);
+            // All lanes together hold as much as a training step does.
+            let lanes = lanes(&model.device());
+            let rows = config.train.micro_batch_size.div_ceil(lanes);
+            let seq = config.data.sequence_len;
             let evaluation = evaluate(&model, val, self.corpus.val_bytes, seq, rows)?;
             let val_loss = evaluation.val_loss;
             let lower = |best: BestEvaluation| val_loss < best.val_loss;
             let best = val_loss.is_finite() && self.progress.best.is_none_or(lower);
             self.progress.val_loss = Some(val_loss);
+            self.progress.evaluations_since_best += 1;
             if best {
                 self.progress.best = Some(BestEvaluation { step, val_loss });
+                self.progress.evaluations_since_best = 0;
             }
             self.tell(&Event::Evaluated {
                 step,
@@ -258,8 +288,8 @@ impl Trainer {
             let completion = self.sample(&model, &prompt)?;
             self.tell(&Event::Sample {
                 step,
-                prompt: &prompt,
-                completion: &completion,
+                prompt,
+                completion,
             })?;
         }
         Ok(result)
@@ -300,7 +330,8 @@ impl Trainer {
                 .progress
                 .best
                 .is_some_and(|best| best.step == self.progress.step);
-        if best_now || self.is_due(self.plan.config.checkpoint.save_steps) {
+        let due = self.is_due(self.plan.config.checkpoint.save_steps);
+        if best_now || due || self.stops_early() {
             self.save(model, best_now)?;
         }
         Ok(())
@@ -318,7 +349,8 @@ impl Trainer {
         if best {
             self.store.mark_best(step)?;
         }
-        self.tell(&Event::Saved { step })?;
+        let seconds = self.progress.seconds;
+        self.tell(&Event::Saved { step, seconds })?;
         for step in self
             .store
             .rotate(self.plan.config.checkpoint.save_total_limit)?
@@ -333,7 +365,7 @@ impl Trainer {
         let Some(signal) = self.interrupt.raised() else {
             return Ok(());
         };
-        if step == self.timeline.steps() {
+        if step == self.timeline.steps() || self.stops_early() {
             return Ok(());
         }
         if self.store.latest()? != Some(step) {
@@ -345,6 +377,14 @@ impl Trainer {
     /// Exports the best model, else the last, and closes the record.
     fn finish(&mut self, evaluation: Option<Evaluation>) -> Result<Outcome, TrainError> {
         let last = self.progress.step;
+        let stopped_early = self.stops_early();
+        if stopped_early {
+            self.tell(&Event::StoppedEarly {
+                step: last,
+                evaluations: self.progress.evaluations_since_best,
+                best_step: self.progress.best.map_or(0, |best| best.step),
+            })?;
+        }
         let best = self.progress.best.map(|best| best.step);
         let exported_step = best.filter(|&step| self.store.has(step)).unwrap_or(last);
         let tensors = self.store.load_model(exported_step)?;
@@ -359,13 +399,18 @@ impl Trainer {
         if let Some(mut record) = self.folder.read_record()? {
             record.exported_step = Some(exported_step);
             record.bigram_loss = bigram;
-            record.end = Some(FinalRecord::new(&self.progress));
+            record.end = Some(FinalRecord::new(
+                &self.progress,
+                self.timeline.steps(),
+                stopped_early,
+            ));
             self.folder.write_record(&record)?;
         }
         self.tell(&Event::Finished {
             step: last,
             exported_step,
             bigram,
+            stopped_early,
         })?;
         let folder = self.folder.path().to_path_buf();
         Ok(Outcome {
@@ -374,6 +419,7 @@ impl Trainer {
             evaluation,
             bigram,
             exported_step,
+            stopped_early,
         })
     }
 
@@ -382,6 +428,19 @@ impl Trainer {
         let train = self.corpus.train.iter().map(|stream| &stream.tokens);
         let model = Bigram::fit(train, self.corpus.tokenizer.vocab_size());
         model.nats_per_token(self.corpus.val.as_ref()?)
+    }
+
+    /// Tells every observer that the run ends early. That some of them cannot take it, perhaps
+    /// because of the very error, matters less than the error.
+    fn tell_of_end(&mut self, error: &TrainError) {
+        let event = Event::Stopped {
+            step: self.progress.step,
+            kind: error.kind().to_string(),
+            message: error.to_string(),
+        };
+        for observer in &mut self.observers {
+            let _ = observer.observe(&event);
+        }
     }
 
     pub(super) fn tell(&mut self, event: &Event) -> Result<(), TrainError> {

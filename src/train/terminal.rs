@@ -96,6 +96,7 @@ impl Observer for Terminal {
         match event {
             Event::Note { text } if text.starts_with("warning") => self.always(text),
             Event::Note { text } => self.line(text),
+            Event::Resumed { step } => self.line(&resumed(*step)),
             Event::Started { step, steps } => self.start(*step, *steps),
             Event::Step(record) => self.step(record),
             Event::Evaluated {
@@ -113,7 +114,8 @@ impl Observer for Terminal {
             Event::Sample {
                 prompt, completion, ..
             } => self.line(&indented(&format!("{prompt}{completion}"))),
-            Event::Saved { .. } => {}
+            // Whoever called the run says how it ended.
+            Event::Saved { .. } | Event::Stopped { .. } => {}
             Event::Deleted { step } => {
                 self.always(&format!("deleted the checkpoint of step {step}"));
             }
@@ -128,6 +130,11 @@ impl Observer for Terminal {
             Event::Overflowed { step, loss_scale } => self.line(&format!(
                 "step {step} skipped: a gradient overflowed f16; loss scale lowered to {loss_scale}"
             )),
+            Event::StoppedEarly {
+                evaluations,
+                best_step,
+                ..
+            } => self.always(&stopped_early(*evaluations, *best_step)),
             Event::Finished { .. } => self.bar.finish_and_clear(),
         }
         Ok(())
@@ -139,6 +146,15 @@ impl Drop for Terminal {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
     }
+}
+
+/// How a run that stopped early says so.
+pub(super) fn stopped_early(evaluations: u64, best_step: u64) -> String {
+    format!("stopped early: no improvement in {evaluations} evaluations since step {best_step}")
+}
+
+fn resumed(step: u64) -> String {
+    format!("resumed from the checkpoint of step {step}")
 }
 
 /// With standard error closed or full there is no one left to tell; that is no reason to lose a run.
@@ -189,8 +205,10 @@ impl Observer for LogEvents {
     fn observe(&mut self, event: &Event) -> Result<(), TrainError> {
         match event {
             Event::Note { text } => info!("{text}"),
+            Event::Resumed { step } => info!("{}", resumed(*step)),
             Event::Started { step, steps } => info!(step, steps, "started"),
-            Event::Step(_) => {}
+            // The error is logged as one.
+            Event::Step(_) | Event::Stopped { .. } => {}
             Event::Evaluated {
                 step,
                 evaluation,
@@ -203,7 +221,7 @@ impl Observer for LogEvents {
                 prompt,
                 completion,
             } => info!(step, prompt, completion, "sample"),
-            Event::Saved { step } => info!(step, "saved"),
+            Event::Saved { step, .. } => info!(step, "saved"),
             Event::Deleted { step } => info!(step, "deleted"),
             Event::Skipped {
                 step,
@@ -218,12 +236,18 @@ impl Observer for LogEvents {
                 );
             }
             Event::Overflowed { step, loss_scale } => info!(step, loss_scale, "overflow"),
+            Event::StoppedEarly {
+                step,
+                evaluations,
+                best_step,
+            } => info!(step, "{}", stopped_early(*evaluations, *best_step)),
             Event::Finished {
                 step,
                 exported_step,
                 bigram,
+                stopped_early,
             } => {
-                info!(step, exported_step, bigram, "finished");
+                info!(step, exported_step, bigram, stopped_early, "finished");
             }
         }
         Ok(())

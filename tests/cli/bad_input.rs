@@ -173,9 +173,10 @@ fn a_full_disk_ends_the_run_and_keeps_the_last_good_checkpoint() {
     bench.train(&["--set", "train.max_steps=2"]);
     let good = bench.checkpoint("out", 2);
     // The largest file a shell lets its children write stands in for the disk: 8 KiB, less than a
-    // checkpoint. The signal that comes with it is ignored, as the error code is what is tested.
+    // checkpoint, and less than a report. The signal that comes with it is ignored, as the error code
+    // is what is tested.
     let limited = format!(
-        "trap '' XFSZ; ulimit -f 16; exec '{}' train x.toml --quiet",
+        "trap '' XFSZ; ulimit -f 16; exec '{}' train x.toml --quiet --set 'logging.report_to=[\"jsonl\"]'",
         env!("CARGO_BIN_EXE_runner")
     );
     let output = Command::new("sh")

@@ -113,7 +113,7 @@ impl Bench {
         files
     }
 
-    /// metrics.jsonl without the speed, which no two runs share.
+    /// metrics.jsonl without speed and memory, which no two runs share.
     pub fn metrics(&self, run: &str) -> Vec<Value> {
         let text = fs::read_to_string(self.path(run).join("metrics.jsonl")).unwrap();
         let mut rows: Vec<Value> = text
@@ -122,6 +122,7 @@ impl Bench {
             .collect();
         for row in &mut rows {
             row["tokens_per_second"] = Value::Null;
+            row["memory_bytes"] = Value::Null;
         }
         rows
     }

@@ -3,8 +3,10 @@
 
 mod bad_input;
 mod bench;
+mod early_stopping;
 mod learning;
 mod models;
 mod precision;
+mod reports;
 mod resume;
 mod runs;

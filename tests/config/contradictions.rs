@@ -37,6 +37,14 @@ fn r1_every_contradiction_is_refused() {
             &["eval.sample_prompts=[\"a\"]", "eval.sample_tokens=0"],
             "completed by 0 tokens",
         ),
+        (
+            &["eval.early_stopping_patience=2", "data.val_fraction=0"],
+            "without a validation split",
+        ),
+        (
+            &["eval.early_stopping_patience=2", "eval.eval_steps=0"],
+            "with one evaluation, at the end",
+        ),
         (&["logging.report_to=[\"csv\", \"csv\"]"], "a format twice"),
         // The model.
         (

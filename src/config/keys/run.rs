@@ -10,6 +10,9 @@ pub struct EvalConfig {
     /// Validate on the whole split every this many steps, and at the end. 0 = only at the end.
     #[schemars(extend("x-aliases" = ["nanoGPT: eval_interval", "mlx-lm: steps_per_eval", "axolotl: evals_per_epoch"]))]
     pub eval_steps: u64,
+    /// End the run when this many evaluations in a row have not lowered the validation loss. 0 = off.
+    #[schemars(range(max = 1000000), extend("x-aliases" = ["HF: early_stopping_patience", "keras: patience", "patience"]))]
+    pub early_stopping_patience: u64,
     /// Prompts to complete at every evaluation, to see what the model has learned.
     pub sample_prompts: Vec<String>,
     /// Tokens per sample completion.
@@ -24,6 +27,7 @@ impl Default for EvalConfig {
     fn default() -> Self {
         Self {
             eval_steps: 100,
+            early_stopping_patience: 0,
             sample_prompts: Vec::new(),
             sample_tokens: 64,
             sample_temperature: 0.8,
@@ -88,6 +92,7 @@ pub struct LoggingConfig {
     #[schemars(range(min = 1), extend("x-aliases" = ["nanoGPT: log_interval", "mlx-lm: steps_per_report", "torchtune: log_every_n_steps", "log_steps"]))]
     pub logging_steps: u64,
     /// Which files the metrics go to.
+    #[schemars(extend("x-aliases" = ["HF: report_to", "axolotl: use_tensorboard", "torchtune: metric_logger", "litgpt: logger_name"]))]
     pub report_to: Vec<Report>,
 }
 
@@ -95,12 +100,17 @@ impl Default for LoggingConfig {
     fn default() -> Self {
         Self {
             logging_steps: 10,
-            report_to: vec![Report::Jsonl, Report::Csv],
+            report_to: vec![
+                Report::Jsonl,
+                Report::Csv,
+                Report::Tensorboard,
+                Report::Html,
+            ],
         }
     }
 }
 
-/// A file format for metrics.
+/// A form of the metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Report {
@@ -108,6 +118,10 @@ pub enum Report {
     Jsonl,
     /// metrics.csv.
     Csv,
+    /// tb/: events for TensorBoard.
+    Tensorboard,
+    /// report.html: charts, samples, config and events on one page.
+    Html,
 }
 
 /// `[device]`: where the computation runs.

@@ -254,6 +254,23 @@ impl Checks<'_> {
                 "raise sample_tokens, or remove sample_prompts",
             );
         }
+        let patience = "eval.early_stopping_patience";
+        if config.eval.early_stopping_patience > 0 {
+            if config.data.val_path.is_none() && config.data.val_fraction == 0.0 {
+                self.refuse(
+                    &[patience, "data.val_fraction"],
+                    format!("{} without a validation split", describe(patience)),
+                    "set val_fraction or val_path in [data], or early_stopping_patience = 0",
+                );
+            }
+            if config.eval.eval_steps == 0 {
+                self.refuse(
+                    &[patience, "eval.eval_steps"],
+                    format!("{} with one evaluation, at the end", describe(patience)),
+                    "set eval_steps, or early_stopping_patience = 0",
+                );
+            }
+        }
         let reports = &config.logging.report_to;
         if (1..reports.len()).any(|i| reports[..i].contains(&reports[i])) {
             self.refuse(

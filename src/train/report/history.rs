@@ -1,0 +1,248 @@
+//! What a report shows of a run's course, gathered event by event.
+
+use std::collections::VecDeque;
+
+use super::series::{Series, Spread};
+use crate::train::journal::Entry;
+use crate::train::terminal::stopped_early;
+use crate::train::{Event, StepRecord};
+
+/// Evaluations whose samples are shown, besides the newest.
+const MOST_SAMPLED: usize = 12;
+/// Lines in the list of events.
+const MOST_LINES: usize = 200;
+/// Rows that the training loss is a mean of.
+pub(super) const RECENT_ROWS: usize = 10;
+
+/// The course of a run.
+#[derive(Debug)]
+pub(super) struct History {
+    pub(super) status: Status,
+    pub(super) step: u64,
+    /// Steps of the whole run.
+    pub(super) steps: u64,
+    pub(super) tokens: u64,
+    /// Training time up to the last save, in seconds.
+    pub(super) seconds: Option<f64>,
+    /// When the last event was.
+    pub(super) updated: String,
+    pub(super) rows: u64,
+    pub(super) loss: Series,
+    recent_losses: VecDeque<f64>,
+    pub(super) lr: Series,
+    pub(super) grad_norm: Series,
+    pub(super) speed: Series,
+    pub(super) memory: Series,
+    pub(super) val_loss: Series,
+    /// Every evaluation: step, nats per token, bits per byte.
+    pub(super) evaluations: Vec<(u64, f64, f64)>,
+    pub(super) best: Option<(u64, f64)>,
+    pub(super) samples: Spread<Samples>,
+    pub(super) lines: VecDeque<Line>,
+    /// Lines that had no place in the list.
+    pub(super) lines_left_out: usize,
+    pub(super) skips: Vec<u64>,
+    pub(super) resumes: Vec<u64>,
+    speeds: f64,
+}
+
+/// How a run stands.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Status {
+    Running,
+    Finished,
+    FinishedEarly,
+    /// Ended by an error: its kind and its message.
+    Stopped {
+        kind: String,
+        message: String,
+    },
+}
+
+/// The sample completions of one evaluation.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Samples {
+    pub(super) step: u64,
+    /// Prompt and completion.
+    pub(super) texts: Vec<(String, String)>,
+}
+
+/// A line in the list of events.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Line {
+    pub(super) step: u64,
+    pub(super) time: String,
+    pub(super) text: String,
+}
+
+impl Default for History {
+    fn default() -> Self {
+        Self {
+            status: Status::Running,
+            step: 0,
+            steps: 0,
+            tokens: 0,
+            seconds: None,
+            updated: String::new(),
+            rows: 0,
+            loss: Series::default(),
+            recent_losses: VecDeque::new(),
+            lr: Series::default(),
+            grad_norm: Series::default(),
+            speed: Series::default(),
+            memory: Series::default(),
+            val_loss: Series::default(),
+            evaluations: Vec::new(),
+            best: None,
+            samples: Spread::new(MOST_SAMPLED),
+            lines: VecDeque::new(),
+            lines_left_out: 0,
+            skips: Vec::new(),
+            resumes: Vec::new(),
+            speeds: 0.0,
+        }
+    }
+}
+
+impl History {
+    pub(super) fn take(&mut self, entry: &Entry) {
+        self.updated.clone_from(&entry.time);
+        self.step = self.step.max(entry.at);
+        match &entry.event {
+            Event::Step(record) => self.row(record),
+            Event::Started { steps, .. } => {
+                self.steps = *steps;
+                self.status = Status::Running;
+            }
+            Event::Resumed { step } => self.resumes.push(*step),
+            Event::Evaluated {
+                step,
+                evaluation,
+                best,
+            } => {
+                self.val_loss.push(*step, evaluation.val_loss);
+                let (val_loss, bits) = (evaluation.val_loss, evaluation.bits_per_byte);
+                self.evaluations.push((*step, val_loss, bits));
+                if *best {
+                    self.best = Some((*step, val_loss));
+                }
+            }
+            Event::Sample {
+                step,
+                prompt,
+                completion,
+            } => self.sample(*step, prompt, completion),
+            Event::Saved { seconds, .. } => self.seconds = Some(*seconds),
+            Event::Skipped { step, .. } | Event::Overflowed { step, .. } => self.skips.push(*step),
+            Event::StoppedEarly { .. } => {}
+            Event::Stopped { kind, message, .. } => {
+                let (kind, message) = (kind.clone(), message.clone());
+                self.status = Status::Stopped { kind, message };
+            }
+            Event::Finished { stopped_early, .. } => {
+                self.status = if *stopped_early {
+                    Status::FinishedEarly
+                } else {
+                    Status::Finished
+                };
+            }
+            Event::Note { .. } | Event::Deleted { .. } => {}
+        }
+        if let Some(text) = line(&entry.event) {
+            if self.lines.len() == MOST_LINES {
+                self.lines.pop_front();
+                self.lines_left_out += 1;
+            }
+            self.lines.push_back(Line {
+                step: entry.at,
+                time: entry.time.clone(),
+                text,
+            });
+        }
+    }
+
+    fn row(&mut self, record: &StepRecord) {
+        let step = record.step;
+        self.tokens = record.tokens;
+        self.rows += 1;
+        self.loss.push(step, record.loss);
+        self.recent_losses.push_back(record.loss);
+        if self.recent_losses.len() > RECENT_ROWS {
+            self.recent_losses.pop_front();
+        }
+        self.lr.push(step, record.lr);
+        self.grad_norm.push(step, record.grad_norm);
+        self.speed.push(step, record.tokens_per_second);
+        self.speeds += record.tokens_per_second;
+        if let Some(bytes) = record.memory_bytes {
+            self.memory.push(step, bytes as f64);
+        }
+    }
+
+    fn sample(&mut self, step: u64, prompt: &str, completion: &str) {
+        let text = (prompt.to_string(), completion.to_string());
+        match self.samples.newest_mut() {
+            Some(samples) if samples.step == step => samples.texts.push(text),
+            _ => self.samples.push(Samples {
+                step,
+                texts: vec![text],
+            }),
+        }
+    }
+
+    /// Mean loss of the last [`RECENT_ROWS`] rows, where there are so many, else of the last one.
+    pub(super) fn recent_loss(&self) -> Option<(f64, usize)> {
+        let rows = self.recent_losses.len();
+        let last = self.recent_losses.back()?;
+        if rows < RECENT_ROWS {
+            return Some((*last, 1));
+        }
+        Some((self.recent_losses.iter().sum::<f64>() / rows as f64, rows))
+    }
+
+    /// Mean speed of the rows, in tokens per second.
+    pub(super) fn mean_speed(&self) -> Option<f64> {
+        (self.rows > 0).then(|| self.speeds / self.rows as f64)
+    }
+
+    /// The evaluation of a step: nats per token and bits per byte.
+    pub(super) fn evaluation_of(&self, step: u64) -> Option<(f64, f64)> {
+        let found = self.evaluations.iter().rev().find(|other| other.0 == step);
+        found.map(|&(_, val_loss, bits)| (val_loss, bits))
+    }
+}
+
+/// What the list of events says; nothing of what has a place of its own in the report.
+fn line(event: &Event) -> Option<String> {
+    Some(match event {
+        Event::Started { step: 0, .. } => "started".to_string(),
+        Event::Resumed { step } => format!("resumed from the checkpoint of step {step}"),
+        Event::Note { text } if text.starts_with("warning") => text.clone(),
+        Event::Skipped {
+            loss, grad_norm, ..
+        } => {
+            let (loss, norm) = (short(loss), short(grad_norm));
+            format!("step skipped: loss {loss}, gradient norm {norm}")
+        }
+        Event::Overflowed { loss_scale, .. } => {
+            format!("step skipped: a gradient overflowed f16; loss scale {loss_scale}")
+        }
+        Event::Deleted { step } => format!("deleted the checkpoint of step {step}"),
+        Event::StoppedEarly {
+            evaluations,
+            best_step,
+            ..
+        } => stopped_early(*evaluations, *best_step),
+        Event::Stopped { message, .. } => message.clone(),
+        Event::Finished { exported_step, .. } => {
+            format!("finished; the weights of step {exported_step} are exported")
+        }
+        _ => return None,
+    })
+}
+
+/// A number that came as text, in as many digits as a person reads.
+fn short(number: &str) -> String {
+    let parsed = number.parse::<f64>();
+    parsed.map_or(number.to_string(), |number| format!("{number:.4}"))
+}

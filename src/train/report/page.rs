@@ -1,0 +1,450 @@
+//! report.html: one page that needs nothing but itself.
+
+use std::fmt::Write;
+
+use serde_json::Value;
+
+use super::chart::{Chart, Floor, Line, Unit};
+use super::history::{History, Samples, Status};
+use super::series::Series;
+use crate::readable::{bytes, duration, grouped};
+
+/// Data files in the table; run.json has them all.
+const MOST_FILES: usize = 40;
+/// Checkpoints in the table.
+const MOST_CHECKPOINTS: usize = 60;
+/// Prompts shown per evaluation, and characters of each text.
+const MOST_PROMPTS: usize = 8;
+const LONGEST_TEXT: usize = 1500;
+/// Characters of the config: one with thousands of data files is in resolved.toml.
+const LONGEST_CONFIG: usize = 100_000;
+
+/// Fewer rows need no smoothing, and a dot per row says more.
+const ROWS_TO_SMOOTH: u64 = 20;
+
+/// What a report is made of.
+pub(super) struct Page<'a> {
+    /// The run folder's name.
+    pub(super) name: &'a str,
+    pub(super) history: &'a History,
+    /// run.json.
+    pub(super) record: &'a Value,
+    /// resolved.toml.
+    pub(super) config: &'a str,
+    /// Steps that have a checkpoint, ascending.
+    pub(super) checkpoints: &'a [u64],
+    pub(super) best_checkpoint: Option<u64>,
+    pub(super) peak_memory: Option<u64>,
+}
+
+impl Page<'_> {
+    pub(super) fn html(&self) -> String {
+        let charts = self.charts();
+        let data: Vec<Value> = charts.iter().map(Chart::data).collect();
+        // Within a script element only `<` could end it.
+        let data = Value::from(data).to_string().replace('<', "\\u003c");
+        let [loss, rest @ ..] = &charts;
+        let rest: String = rest.iter().map(Chart::html).collect();
+        format!(
+            "<!doctype html>\n<html lang=en>\n<head>\n<meta charset=utf-8>\n\
+             <meta name=viewport content=\"width=device-width, initial-scale=1\">\n\
+             <meta name=color-scheme content=\"light dark\">\n\
+             <meta http-equiv=Content-Security-Policy content=\"default-src 'none'; \
+             style-src 'unsafe-inline'; script-src 'unsafe-inline'\">\n\
+             <title>{name} - {state}</title>\n<style>\n{css}</style>\n</head>\n<body>\n<main>\n\
+             {header}{figures}{loss}<div class=grid2>\n{rest}</div>\n\
+             {samples}{checkpoints}{events}{data_files}{environment}{config}\
+             </main>\n<script type=\"application/json\" id=data>{data}</script>\n\
+             <script>\n{js}</script>\n</body>\n</html>\n",
+            name = escaped(self.name),
+            state = self.state(),
+            css = include_str!("page.css"),
+            js = include_str!("page.js"),
+            header = self.header(),
+            figures = self.figures(),
+            loss = loss.html(),
+            samples = self.samples(),
+            checkpoints = self.checkpoints(),
+            events = self.events(),
+            data_files = self.data_files(),
+            environment = self.environment(),
+            config = self.config(),
+        )
+    }
+
+    fn state(&self) -> &'static str {
+        match &self.history.status {
+            Status::Running => "running",
+            Status::Finished => "finished",
+            Status::FinishedEarly => "stopped early",
+            Status::Stopped { kind, .. } if kind == "interrupted" => "interrupted",
+            Status::Stopped { kind, .. } if kind == "diverged" => "diverged",
+            Status::Stopped { .. } => "failed",
+        }
+    }
+
+    fn header(&self) -> String {
+        let history = self.history;
+        let (state, word) = (self.state().replace(' ', "-"), self.state());
+        let mut html = format!(
+            "<header>\n<h1>{}</h1>\n<p><strong class=\"state {state}\">{word}</strong> \
+             step {} of {} <span class=quiet>as of {} UTC</span></p>\n",
+            escaped(self.name),
+            grouped(history.step),
+            grouped(history.steps),
+            escaped(&clock(&history.updated)),
+        );
+        if let Status::Stopped { message, .. } = &history.status {
+            let _ = writeln!(
+                html,
+                "<p class=\"message {state}\">{}</p>",
+                escaped(message)
+            );
+        }
+        html + "</header>\n"
+    }
+
+    /// The numbers that a person looks for first.
+    fn figures(&self) -> String {
+        let history = self.history;
+        let mut html = String::new();
+        let mut figure = |name: &str, value: String, note: String| {
+            let _ = writeln!(
+                html,
+                "<div><dt>{name}</dt><dd>{value}</dd><dd class=quiet>{note}</dd></div>"
+            );
+        };
+        let last = history.evaluations.last().copied();
+        if let Some((step, val_loss)) = history.best {
+            let note = format!("nats per token, step {}", grouped(step));
+            figure("Best validation loss", format!("{val_loss:.4}"), note);
+            if let Some((_, bits)) = history.evaluation_of(step) {
+                figure(
+                    "Bits per byte",
+                    format!("{bits:.4}"),
+                    "at the best".to_string(),
+                );
+            }
+        }
+        if let Some((step, val_loss, _)) =
+            last.filter(|last| Some(last.0) != history.best.map(|best| best.0))
+        {
+            let note = format!("nats per token, step {}", grouped(step));
+            figure("Last validation loss", format!("{val_loss:.4}"), note);
+        }
+        if let Some((loss, rows)) = history.recent_loss() {
+            let note = match rows {
+                1 => "last row".to_string(),
+                rows => format!("mean of the last {rows} rows"),
+            };
+            figure("Training loss", format!("{loss:.4}"), note);
+        }
+        if let Some(parameters) = self.record["parameters"].as_u64() {
+            figure("Parameters", grouped(parameters), String::new());
+        }
+        if history.rows > 0 {
+            let of = self.record["train_tokens"].as_u64().map(grouped);
+            let of = of.map_or(String::new(), |tokens| format!("from {tokens} in the data"));
+            figure("Tokens trained", grouped(history.tokens), of);
+        }
+        if let Some(seconds) = history.seconds {
+            let running = history.status == Status::Running;
+            let note = if running { "up to the last save" } else { "" };
+            figure("Time", duration(seconds), note.to_string());
+        }
+        if let Some(speed) = history.mean_speed() {
+            figure(
+                "Speed",
+                format!("{} tok/s", grouped(speed.round() as u64)),
+                "mean while training".to_string(),
+            );
+        }
+        let rows = history.memory.highest().map(|bytes| bytes as u64);
+        if let Some(peak) = self.peak_memory.max(rows) {
+            figure("Peak memory", bytes(peak), "resident".to_string());
+        }
+        format!("<dl class=figures>\n{html}</dl>\n")
+    }
+
+    /// The loss first, then the rest.
+    fn charts(&self) -> [Chart<'_>; 5] {
+        let history = self.history;
+        let chart = |id, title, unit, floor, lines| Chart {
+            id,
+            title,
+            unit,
+            floor,
+            // Of these two, orders of magnitude are what matters.
+            may_log: matches!(id, "loss" | "grad_norm"),
+            explains_marks: id == "loss",
+            lines,
+            baseline: None,
+            last_step: history.step,
+            skips: &history.skips,
+            resumes: &history.resumes,
+        };
+        let noisy = |series: &Series, names: [&'static str; 2]| {
+            let mut lines = vec![Line::new(names[0], "train", series.points())];
+            if history.rows >= ROWS_TO_SMOOTH {
+                lines[0].class = "raw";
+                lines.push(Line::new(names[1], "train", series.smoothed()));
+            }
+            lines
+        };
+        let each = ["each row", "smoothed"];
+        let mut loss = chart(
+            "loss",
+            "Loss, nats per token",
+            Unit::Plain,
+            Floor::Lowest,
+            noisy(&history.loss, ["training", "training, smoothed"]),
+        );
+        let mut validation = Line::new("validation", "val", history.val_loss.points());
+        validation.dots = true;
+        loss.lines.push(validation);
+        let bigram = self.record["bigram_loss"].as_f64();
+        loss.baseline = bigram.map(|bigram| ("bigram baseline", bigram));
+        let lr = vec![Line::new("learning rate", "train", history.lr.points())];
+        let grad_norm = noisy(&history.grad_norm, each);
+        let speed = noisy(&history.speed, each);
+        let memory = noisy(&history.memory, each);
+        let norm_title = "Gradient norm, before clipping";
+        [
+            loss,
+            chart("lr", "Learning rate", Unit::Rate, Floor::Zero, lr),
+            chart("grad_norm", norm_title, Unit::Plain, Floor::Zero, grad_norm),
+            chart(
+                "speed",
+                "Speed, tokens per second",
+                Unit::Speed,
+                Floor::Zero,
+                speed,
+            ),
+            chart(
+                "memory",
+                "Memory, resident",
+                Unit::Bytes,
+                Floor::Zero,
+                memory,
+            ),
+        ]
+    }
+
+    /// The newest open, the earlier ones a click away.
+    fn samples(&self) -> String {
+        let samples = &self.history.samples;
+        let mut html = String::new();
+        for (index, evaluation) in samples.iter().rev().enumerate() {
+            let open = if index == 0 { " open" } else { "" };
+            let Samples { step, texts } = evaluation;
+            let _ = writeln!(
+                html,
+                "<details{open}><summary>Step {}</summary>",
+                grouped(*step)
+            );
+            for (prompt, completion) in texts.iter().take(MOST_PROMPTS) {
+                let (prompt, completion) = (shortened(prompt), shortened(completion));
+                let _ = writeln!(
+                    html,
+                    "<pre class=sample><b>{}</b>{}</pre>",
+                    escaped(&prompt),
+                    escaped(&completion)
+                );
+            }
+            html += &left_out(texts.len().saturating_sub(MOST_PROMPTS), "prompts");
+            html += "</details>\n";
+        }
+        html += &left_out(samples.left_out(), "evaluations between these");
+        section("Samples", &html)
+    }
+
+    fn checkpoints(&self) -> String {
+        let surplus = self.checkpoints.len().saturating_sub(MOST_CHECKPOINTS);
+        let shown = &self.checkpoints[surplus..];
+        let mut rows = String::new();
+        for &step in shown.iter().rev() {
+            let mut marks = Vec::new();
+            if self.best_checkpoint == Some(step) {
+                marks.push("best");
+            }
+            if self.checkpoints.last() == Some(&step) {
+                marks.push("last");
+            }
+            if self.record["exported_step"].as_u64() == Some(step) {
+                marks.push("exported");
+            }
+            let val = self.history.evaluation_of(step);
+            let val = val.map_or("-".to_string(), |(val_loss, _)| format!("{val_loss:.4}"));
+            let _ = writeln!(
+                rows,
+                "<tr><td class=n>{}<td class=n>{val}<td>{}",
+                grouped(step),
+                marks.join(", ")
+            );
+        }
+        if rows.is_empty() {
+            return String::new();
+        }
+        let table = table(&["Step", "Validation loss", ""], &rows);
+        section(
+            "Checkpoints",
+            &(table + &left_out(surplus, "earlier checkpoints")),
+        )
+    }
+
+    fn events(&self) -> String {
+        let history = self.history;
+        let mut rows = String::new();
+        for line in history.lines.iter().rev() {
+            let _ = writeln!(
+                rows,
+                "<tr><td class=n>{}<td class=time>{}<td>{}",
+                grouped(line.step),
+                escaped(&clock(&line.time)),
+                escaped(&line.text)
+            );
+        }
+        if rows.is_empty() {
+            return String::new();
+        }
+        let table = table(&["Step", "Time, UTC", "Event"], &rows);
+        section(
+            "Events",
+            &(table + &left_out(history.lines_left_out, "earlier events")),
+        )
+    }
+
+    fn data_files(&self) -> String {
+        let files = self.record["data"]
+            .as_array()
+            .map_or(&[][..], Vec::as_slice);
+        let mut rows = String::new();
+        for file in files.iter().take(MOST_FILES) {
+            let text = |key: &str| escaped(file[key].as_str().unwrap_or_default());
+            let hash: String = text("blake3").chars().take(16).collect();
+            let _ = writeln!(
+                rows,
+                "<tr><td>{}<td class=n>{}<td><code>{hash}</code>",
+                text("path"),
+                grouped(file["bytes"].as_u64().unwrap_or(0)),
+            );
+        }
+        let count = match (
+            self.record["train_tokens"].as_u64(),
+            self.record["val_tokens"].as_u64(),
+        ) {
+            (Some(train), Some(val)) => format!(
+                "<p>{} files; {} tokens to train on, {} to validate on.</p>\n",
+                grouped(files.len() as u64),
+                grouped(train),
+                grouped(val)
+            ),
+            _ => String::new(),
+        };
+        let table = table(&["File", "Bytes", "BLAKE3"], &rows);
+        let more = left_out(files.len().saturating_sub(MOST_FILES), "files, in run.json");
+        folded("Data", &(count + &table + &more))
+    }
+
+    fn environment(&self) -> String {
+        let mut rows = String::new();
+        let mut row = |name: &str, value: &Value| {
+            let text = match value {
+                Value::Null => return,
+                Value::String(text) => text.clone(),
+                Value::Array(items) => {
+                    let items: Vec<&str> = items.iter().filter_map(Value::as_str).collect();
+                    items.join(", ")
+                }
+                Value::Number(number) if name == "memory_bytes" => {
+                    bytes(number.as_u64().unwrap_or(0))
+                }
+                other => other.to_string(),
+            };
+            let name = name.replace("_bytes", "").replace('_', " ");
+            let _ = writeln!(rows, "<tr><td>{}<td>{}", escaped(&name), escaped(&text));
+        };
+        row("started", &self.record["started"]);
+        row("git", &self.record["git"]);
+        row("seed", &self.record["seed"]);
+        for (name, value) in self.record["environment"].as_object().into_iter().flatten() {
+            row(name, value);
+        }
+        folded("Environment", &table(&[], &rows))
+    }
+
+    fn config(&self) -> String {
+        let mut text: String = self.config.chars().take(LONGEST_CONFIG).collect();
+        if text.len() < self.config.len() {
+            text += "\n… the rest is in resolved.toml";
+        }
+        folded("Configuration", &format!("<pre>{}</pre>\n", escaped(&text)))
+    }
+}
+
+fn section(title: &str, html: &str) -> String {
+    if html.is_empty() {
+        return String::new();
+    }
+    format!("<section>\n<h2>{title}</h2>\n{html}</section>\n")
+}
+
+/// A section that is opened when wanted.
+fn folded(title: &str, html: &str) -> String {
+    format!(
+        "<section>\n<details><summary><h2>{title}</h2></summary>\n{html}</details>\n</section>\n"
+    )
+}
+
+fn table(header: &[&str], rows: &str) -> String {
+    let cells: String = header.iter().map(|name| format!("<th>{name}")).collect();
+    let head = if cells.is_empty() {
+        cells
+    } else {
+        format!("<thead><tr>{cells}</thead>\n")
+    };
+    format!("<div class=wide><table>\n{head}<tbody>\n{rows}</tbody></table></div>\n")
+}
+
+/// Says what a report had no room for.
+fn left_out(count: usize, what: &str) -> String {
+    if count == 0 {
+        return String::new();
+    }
+    format!(
+        "<p class=quiet>And {} more {what}.</p>\n",
+        grouped(count as u64)
+    )
+}
+
+fn shortened(text: &str) -> String {
+    let mut short: String = text.chars().take(LONGEST_TEXT).collect();
+    if short.len() < text.len() {
+        short.push('…');
+    }
+    short
+}
+
+/// "2026-01-02T03:04:05Z" -> "2026-01-02 03:04:05".
+fn clock(time: &str) -> String {
+    time.trim_end_matches('Z').replace('T', " ")
+}
+
+/// Text that came from outside, safe between tags and in quoted attributes. Control characters show
+/// as what they are: something that cannot be shown.
+pub(super) fn escaped(text: &str) -> String {
+    let mut html = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => html.push_str("&amp;"),
+            '<' => html.push_str("&lt;"),
+            '>' => html.push_str("&gt;"),
+            '"' => html.push_str("&quot;"),
+            '\'' => html.push_str("&#39;"),
+            '\n' | '\t' => html.push(c),
+            c if c.is_control() => html.push('\u{fffd}'),
+            c => html.push(c),
+        }
+    }
+    html
+}
