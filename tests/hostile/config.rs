@@ -86,13 +86,13 @@ fn absurd_values_are_refused_by_name() {
         ("rope_parameters", json!([])),
         ("hidden_act", json!(7)),
     ] {
-        let mut config = |config: &mut Value| {
+        let change = |config: &mut Value| {
             if field == "rope_parameters" {
                 config["rope_scaling"] = Value::Null;
             }
             config[field] = value.clone();
         };
-        with_config(Architecture::Llama, &mut config).refused(&[field]);
+        with_config(Architecture::Llama, change).refused(&[field]);
     }
 }
 
