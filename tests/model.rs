@@ -442,26 +442,33 @@ fn shared(name: &str) -> PathBuf {
 
 #[test]
 #[ignore = "needs FIREBRICK_DATA"]
-fn m1_logits_of_the_reference_implementation() {
-    for name in ["stories260K/hf"] {
-        let folder = shared(name);
-        let model = folder::load(&folder, &Device::flex()).unwrap();
-        let bytes = std::fs::read(folder.join("reference.safetensors")).unwrap();
-        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-        let expected: Vec<f32> = file
-            .tensor("logits")
-            .unwrap()
-            .data()
-            .chunks_exact(4)
-            .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
-            .collect();
-        let tokens: Vec<u32> = integers(&file, "tokens");
-        let cols = expected.len() / model.spec().vocab_size;
-        let mut batch = batch(1, cols, model.spec().vocab_size);
-        batch.tokens = tokens[..cols].to_vec();
-        let error = distance(&floats(model.forward(&batch).unwrap()), &expected);
-        assert!(error < 1e-4, "{name}: {error}");
+fn m1_logits_and_greedy_ids_of_a_real_model() {
+    let folder = shared("stories260K/hf");
+    let model = folder::load(&folder, &Device::flex()).unwrap();
+    let bytes = std::fs::read(folder.join("reference.safetensors")).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let expected: Vec<f32> = file
+        .tensor("logits")
+        .unwrap()
+        .data()
+        .chunks_exact(4)
+        .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+        .collect();
+    let tokens: Vec<u32> = integers(&file, "tokens");
+    let cols = expected.len() / model.spec().vocab_size;
+    let mut batch = batch(1, cols, model.spec().vocab_size);
+    batch.tokens = tokens[..cols].to_vec();
+    let error = distance(&floats(model.forward(&batch).unwrap()), &expected);
+    assert!(error < 1e-4, "{error}");
+
+    let mut cache = KvCache::new(&model, tokens.len());
+    let mut text = tokens[..1].to_vec();
+    while text.len() < tokens.len() {
+        let logits = floats(model.decode(&text[cache.len()..], &mut cache).unwrap());
+        let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
+        text.push(best.unwrap() as u32);
     }
+    assert_eq!(text, tokens);
 }
 
 fn integers(file: &safetensors::SafeTensors, name: &str) -> Vec<u32> {

@@ -11,11 +11,11 @@ impl DecoderSpec {
     /// weights beside it.
     pub fn to_config_json(&self, dtype: SaveDtype) -> Value {
         let shape = &self.shape;
-        let mut config = match shape.architecture {
+        let mut config = object(json!({"model_type": shape.architecture.name()}));
+        config.extend(match shape.architecture {
             Architecture::Gpt2 => gpt2(shape),
             _ => rotary(shape),
-        };
-        config.insert("model_type".into(), json!(shape.architecture.name()));
+        });
         config.insert(
             "tie_word_embeddings".into(),
             json!(shape.tie_word_embeddings),

@@ -243,6 +243,9 @@ fn rotary_layer(shape: &ModelShape, layer: usize) -> Vec<FileTensor> {
     table
 }
 
+/// Our modules and the widths of their outputs.
+type Outputs<'a> = &'a [(&'a str, usize)];
+
 fn gpt2_layer(shape: &ModelShape, layer: usize) -> Vec<FileTensor> {
     let (dim, ffn) = (shape.hidden_size, shape.intermediate_size);
     let qkv = [
@@ -250,8 +253,8 @@ fn gpt2_layer(shape: &ModelShape, layer: usize) -> Vec<FileTensor> {
         ("self_attn.k_proj", dim),
         ("self_attn.v_proj", dim),
     ];
-    // Name in the file, width of the input (0: a norm), ours and the width of their outputs.
-    let modules: [(&str, usize, &[(&str, usize)]); 6] = [
+    // Name in the file, width of the input (0: a norm), ours.
+    let modules: [(&str, usize, Outputs); 6] = [
         ("ln_1", 0, &[("input_layernorm", dim)]),
         ("ln_2", 0, &[("post_attention_layernorm", dim)]),
         ("attn.c_attn", dim, &qkv),
