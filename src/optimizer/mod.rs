@@ -150,6 +150,19 @@ impl Optimizer {
     }
 }
 
+/// Bytes of state that an optimizer keeps for a module, from its shapes alone.
+pub fn state_bytes(plan: &OptimizerPlan, model: &impl Module) -> u64 {
+    struct Sum<'a>(&'a OptimizerPlan, u64);
+    impl VisitParameters for Sum<'_> {
+        fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
+            self.1 += rules::state_bytes(self.0, path, param.lazy_shape().as_slice());
+        }
+    }
+    let mut sum = Sum(plan, 0);
+    visit_parameters(model, &mut sum);
+    sum.1
+}
+
 struct Update<'a> {
     optimizer: &'a mut Optimizer,
     gradient: Gradient,

@@ -73,10 +73,31 @@ impl Rules {
     pub(super) fn of(&self, path: &str, rank: usize) -> &Rule {
         match rank {
             0 | 1 => &self.vectors,
-            _ if path.starts_with("layers.") => &self.block_matrices,
+            _ if is_in_block(path) => &self.block_matrices,
             _ => &self.other_matrices,
         }
     }
+}
+
+/// Bytes of state that a rule keeps for a parameter of this path and shape, in f32.
+pub(super) fn state_bytes(plan: &OptimizerPlan, path: &str, shape: &[usize]) -> u64 {
+    let elements: u64 = shape.iter().map(|&n| n as u64).product();
+    let floats = match *plan {
+        OptimizerPlan::AdamW { .. } | OptimizerPlan::Adam { .. } => 2 * elements,
+        OptimizerPlan::Sgd { momentum, .. } if momentum > 0.0 => elements,
+        OptimizerPlan::Sgd { .. } => 0,
+        OptimizerPlan::Lion { .. } => elements,
+        // One moment per row and one per column.
+        OptimizerPlan::Adafactor { .. } if shape.len() > 1 => shape.iter().map(|&n| n as u64).sum(),
+        OptimizerPlan::Adafactor { .. } => elements,
+        OptimizerPlan::Muon { .. } if shape.len() > 1 && is_in_block(path) => elements,
+        OptimizerPlan::Muon { .. } => 2 * elements,
+    };
+    4 * floats
+}
+
+fn is_in_block(path: &str) -> bool {
+    path.starts_with("layers.")
 }
 
 fn adamw(betas: [f64; 2], eps: f64, weight_decay: f64) -> Rule {

@@ -4,6 +4,7 @@
 mod bad_input;
 mod bench;
 mod early_stopping;
+mod estimate;
 mod learning;
 mod models;
 mod precision;
