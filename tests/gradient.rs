@@ -211,6 +211,14 @@ fn o1_a_restored_optimizer_takes_the_same_next_step() {
             let gradient = backward(&model, &[batch(4, 8, 13)]).unwrap().gradient;
             model = optimizer.step(model, gradient, learning_rate(&plan));
         }
+        let tensors = optimizer.state(&model).tensors;
+        let bytes: usize = tensors.values().map(|data| data.as_bytes().len()).sum();
+        // Known before the first update, which is what a new optimizer stands before.
+        assert_eq!(
+            Optimizer::new(&plan).state_bytes(&model),
+            bytes as u64,
+            "{plan:?}"
+        );
         let mut restored = Optimizer::new(&plan);
         restored
             .load_state(&model, optimizer.state(&model), &device)

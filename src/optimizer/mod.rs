@@ -125,6 +125,26 @@ impl Optimizer {
         }
     }
 
+    /// Bytes of the tensors that [`state`](Self::state) will hold after the first update.
+    pub fn state_bytes(&self, model: &impl Module) -> u64 {
+        struct Count<'a> {
+            rules: &'a Rules,
+            values: u64,
+        }
+        impl VisitParameters for Count<'_> {
+            fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
+                let dims: Vec<usize> = param.lazy_shape().iter().copied().collect();
+                self.values += self.rules.kept_values(path, &dims);
+            }
+        }
+        let mut count = Count {
+            rules: &self.rules,
+            values: 0,
+        };
+        visit_parameters(model, &mut count);
+        count.values * size_of::<f32>() as u64
+    }
+
     /// Puts a saved state in place, on `device` (the plain one).
     ///
     /// # Errors

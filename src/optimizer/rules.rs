@@ -13,6 +13,28 @@ use crate::config::OptimizerPlan;
 
 type Rule = Arc<dyn DynOptimizer>;
 
+/// What a rule keeps of a parameter from step to step, counters apart.
+#[derive(Debug, Clone, Copy)]
+enum Kept {
+    /// So many tensors of the parameter's shape.
+    Whole(u64),
+    /// A value for each row and one for each column of a matrix; of a vector all.
+    RowsAndColumns,
+}
+
+impl Kept {
+    fn values(self, dims: &[usize]) -> u64 {
+        let all: usize = dims.iter().product();
+        match (self, dims) {
+            (Self::RowsAndColumns, [.., rows, columns]) => {
+                ((all / columns.max(&1)) + (all / rows.max(&1))) as u64
+            }
+            (Self::RowsAndColumns, _) => all as u64,
+            (Self::Whole(tensors), _) => tensors * all as u64,
+        }
+    }
+}
+
 /// One rule per parameter group.
 pub(super) struct Rules {
     /// Matrices of the blocks.
@@ -21,26 +43,40 @@ pub(super) struct Rules {
     other_matrices: Rule,
     /// Norms and biases.
     vectors: Rule,
+    /// What the rule of block matrices keeps.
+    kept_of_block_matrices: Kept,
+    /// What the other two keep.
+    kept: Kept,
 }
 
 impl Rules {
     pub(super) fn new(plan: &OptimizerPlan) -> Self {
-        let both = |matrices: Rule, vectors: Rule| Self {
+        let both = |matrices: Rule, vectors: Rule, kept: Kept| Self {
             block_matrices: matrices.clone(),
             other_matrices: matrices,
             vectors,
+            kept_of_block_matrices: kept,
+            kept,
         };
         match *plan {
             OptimizerPlan::AdamW {
                 betas,
                 eps,
                 weight_decay,
-            } => both(adamw(betas, eps, weight_decay), adamw(betas, eps, 0.0)),
+            } => both(
+                adamw(betas, eps, weight_decay),
+                adamw(betas, eps, 0.0),
+                Kept::Whole(2),
+            ),
             OptimizerPlan::Adam {
                 betas,
                 eps,
                 weight_decay,
-            } => both(adam(betas, eps, weight_decay), adam(betas, eps, 0.0)),
+            } => both(
+                adam(betas, eps, weight_decay),
+                adam(betas, eps, 0.0),
+                Kept::Whole(2),
+            ),
             OptimizerPlan::Sgd {
                 momentum,
                 nesterov,
@@ -48,14 +84,17 @@ impl Rules {
             } => both(
                 sgd(momentum, nesterov, weight_decay),
                 sgd(momentum, nesterov, 0.0),
+                Kept::Whole(u64::from(momentum > 0.0)),
             ),
             OptimizerPlan::Lion {
                 betas,
                 weight_decay,
-            } => both(lion(betas, weight_decay), lion(betas, 0.0)),
-            OptimizerPlan::Adafactor { weight_decay } => {
-                both(adafactor(weight_decay), adafactor(0.0))
-            }
+            } => both(lion(betas, weight_decay), lion(betas, 0.0), Kept::Whole(1)),
+            OptimizerPlan::Adafactor { weight_decay } => both(
+                adafactor(weight_decay),
+                adafactor(0.0),
+                Kept::RowsAndColumns,
+            ),
             OptimizerPlan::Muon {
                 momentum,
                 nesterov,
@@ -66,6 +105,8 @@ impl Rules {
                 block_matrices: muon(momentum, nesterov, weight_decay),
                 other_matrices: adamw(betas, eps, weight_decay),
                 vectors: adamw(betas, eps, 0.0),
+                kept_of_block_matrices: Kept::Whole(1),
+                kept: Kept::Whole(2),
             },
         }
     }
@@ -73,10 +114,22 @@ impl Rules {
     pub(super) fn of(&self, path: &str, rank: usize) -> &Rule {
         match rank {
             0 | 1 => &self.vectors,
-            _ if path.starts_with("layers.") => &self.block_matrices,
+            _ if is_in_block(path) => &self.block_matrices,
             _ => &self.other_matrices,
         }
     }
+
+    /// Values in the tensors that the rule of a parameter keeps.
+    pub(super) fn kept_values(&self, path: &str, dims: &[usize]) -> u64 {
+        match dims.len() {
+            2.. if is_in_block(path) => self.kept_of_block_matrices.values(dims),
+            _ => self.kept.values(dims),
+        }
+    }
+}
+
+fn is_in_block(path: &str) -> bool {
+    path.starts_with("layers.")
 }
 
 fn adamw(betas: [f64; 2], eps: f64, weight_decay: f64) -> Rule {

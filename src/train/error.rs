@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::NoRoom;
 use super::interrupt::Signal;
 use crate::checkpoint::CheckpointError;
 use crate::config::{ConfigError, SpecError};
@@ -48,6 +49,9 @@ pub enum TrainError {
         /// Why.
         source: std::io::Error,
     },
+    /// The disk has no room for what the run will save.
+    #[error(transparent)]
+    NoRoom(#[from] Box<NoRoom>),
     /// Another process is training into this folder.
     #[error("{} is in use by another run", folder.display())]
     Locked {
@@ -172,6 +176,7 @@ impl TrainError {
             Self::Device(_) => "device",
             Self::Model(_) => "model",
             Self::Checkpoint(_) | Self::Optimizer(_) => "checkpoint",
+            Self::NoRoom(_) => "disk",
             Self::Diverged { .. } => "diverged",
             Self::Interrupted { .. } => "interrupted",
             Self::Sample { .. } => "generate",
@@ -187,6 +192,7 @@ impl TrainError {
             Self::Model(error) => error.help(),
             Self::Checkpoint(error) => error.help(),
             Self::Sample { source, .. } => source.help(),
+            Self::NoRoom(error) => Some(error.help.clone()),
             Self::Locked { .. } => {
                 Some("wait for it, or give this run its own --output-dir".to_string())
             }

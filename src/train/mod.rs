@@ -41,7 +41,9 @@ mod metrics;
 mod prepare;
 mod report;
 mod resume;
+mod room;
 mod run;
+mod save;
 mod tensorboard;
 mod terminal;
 
@@ -53,6 +55,7 @@ pub use interrupt::{Interrupt, Signal};
 pub use metrics::{CsvMetrics, JsonlMetrics};
 pub use prepare::{Options, Summary};
 pub use resume::Resume;
+pub use room::NoRoom;
 pub use run::{Outcome, Run};
 pub use tensorboard::TensorboardEvents;
 pub use terminal::{EventLines, Terminal};
