@@ -31,6 +31,8 @@
 //! ```
 
 mod card;
+#[cfg(test)]
+mod crash;
 mod error;
 mod evaluate;
 mod event;

@@ -228,7 +228,7 @@ mod tests {
         let little = error(150 * MIB);
         assert_eq!(
             little.to_string(),
-            "out needs 197 MiB for up to 6 checkpoints of 31.0 MiB at once and the exported model, and \
+            "out needs 197 MiB for up to 6 checkpoints of 31 MiB at once and the exported model, and \
              150 MiB is free"
         );
         assert_eq!(

@@ -371,12 +371,9 @@ mod tests {
             prompt: "a".to_string(),
             completion: "b".to_string(),
         };
-        let saved = Event::Saved {
-            step: 1,
-            seconds: 0.0,
-        };
+        let saving = Event::Saving { step: 1 };
         let started = Event::Started { step: 0, steps: 1 };
-        for event in [started, Event::Step(record), sample, saved] {
+        for event in [started, Event::Step(record), sample, saving] {
             events.observe(&event).unwrap();
         }
         let bytes = fs::read(&events.path).unwrap();
