@@ -1,9 +1,29 @@
 //! Files that are old or new, never half: write beside, flush to the disk, rename over.
+//!
+//! Everything that changes a run folder goes through here, each change one function, so that tests
+//! can look at the folder after every single one: a kill comes between two of them, or in the
+//! middle of a write.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A change that was just made to the file system.
+#[derive(Debug, Clone, Copy)]
+#[cfg_attr(not(test), expect(dead_code, reason = "only tests look at changes"))]
+pub(crate) enum Change<'a> {
+    /// Content was added to a file; a kill can leave any part of it.
+    Written(&'a Path),
+    /// Something appeared, moved or went, at once.
+    Named,
+}
+
+#[cfg(not(test))]
+fn changed(_change: Change) {}
+
+#[cfg(test)]
+use watch::changed;
 
 /// Replaces `path` with what `write` puts into the file it is given the path of. After a crash or a
 /// full disk at any moment `path` holds either its former content or all of the new.
@@ -14,7 +34,7 @@ pub fn replace_at(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> i
     let temporary = temporary_beside(path);
     let renamed = write(&temporary)
         .and_then(|()| File::open(&temporary)?.sync_all())
-        .and_then(|()| fs::rename(&temporary, path));
+        .and_then(|()| rename(&temporary, path));
     if renamed.is_err() {
         // The error that matters is the one being returned.
         let _ = fs::remove_file(&temporary);
@@ -31,11 +51,35 @@ pub fn replace(
     path: &Path,
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> io::Result<()> {
-    replace_at(path, |temporary| {
-        let mut buffered = io::BufWriter::with_capacity(1 << 20, File::create(temporary)?);
-        write(&mut buffered)?;
-        buffered.flush()
-    })
+    replace_at(path, |temporary| create(temporary, write).map(drop))
+}
+
+/// Creates a file, or empties it, and streams its content. Not flushed to the disk yet.
+///
+/// # Errors
+/// Whatever the file system says.
+pub fn create(
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> io::Result<File> {
+    let mut buffered = io::BufWriter::with_capacity(1 << 20, File::create(path)?);
+    changed(Change::Named);
+    write(&mut buffered)?;
+    let file = buffered.into_inner().map_err(|error| error.into_error())?;
+    changed(Change::Written(path));
+    Ok(file)
+}
+
+/// Appends to a file that was opened for it, with one write: a kill can leave a part of `content`.
+///
+/// # Errors
+/// Whatever the file system says.
+pub fn append(file: &mut File, path: &Path, content: &[u8]) -> io::Result<()> {
+    if !content.is_empty() {
+        file.write_all(content)?;
+        changed(Change::Written(path));
+    }
+    Ok(())
 }
 
 /// [`replace`] with bytes that are at hand.
@@ -44,6 +88,78 @@ pub fn replace(
 /// As [`replace`].
 pub fn replace_with(path: &Path, content: impl AsRef<[u8]>) -> io::Result<()> {
     replace(path, |file| file.write_all(content.as_ref()))
+}
+
+/// Renames a file or a folder.
+///
+/// # Errors
+/// Whatever the file system says.
+pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    fs::rename(from, to)?;
+    changed(Change::Named);
+    Ok(())
+}
+
+/// Makes a folder and those above it.
+///
+/// # Errors
+/// Whatever the file system says.
+pub fn create_folder(path: &Path) -> io::Result<()> {
+    fs::create_dir_all(path)?;
+    changed(Change::Named);
+    Ok(())
+}
+
+/// Deletes a file; one that is not there is as good as deleted.
+///
+/// # Errors
+/// Whatever the file system says.
+pub fn remove_file(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => {
+            changed(Change::Named);
+            Ok(())
+        }
+    }
+}
+
+/// Deletes a folder with what is in it, entry by entry.
+///
+/// # Errors
+/// Whatever the file system says.
+pub fn remove_folder(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_folder(&entry.path())?;
+        } else {
+            remove_file(&entry.path())?;
+        }
+    }
+    fs::remove_dir(path)?;
+    changed(Change::Named);
+    Ok(())
+}
+
+/// Deletes the temporaries that processes which were killed in the middle of [`replace_at`] left
+/// in a folder. The caller sees to it that no other process is writing there. An absent folder has
+/// none.
+///
+/// # Errors
+/// Whatever the file system says.
+pub fn sweep(folder: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        if is_temporary(&entry.file_name().to_string_lossy()) && entry.file_type()?.is_file() {
+            remove_file(&entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Makes renames in a folder survive a power failure.
@@ -74,6 +190,50 @@ fn temporary_beside(path: &Path) -> PathBuf {
     parent(path).join(format!(".{name}.{process}-{write}.tmp"))
 }
 
+/// Whether a file name is one that [`replace_at`] gives its temporaries: `.name.12-3.tmp`.
+pub fn is_temporary(name: &str) -> bool {
+    let number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    name.starts_with('.')
+        && name
+            .strip_suffix(".tmp")
+            .and_then(|rest| rest.rsplit_once('.'))
+            .and_then(|(_, numbers)| numbers.split_once('-'))
+            .is_some_and(|(process, write)| number(process) && number(write))
+}
+
+/// Lets a test look at the file system after every change this thread makes to it.
+#[cfg(test)]
+pub(crate) mod watch {
+    use std::cell::RefCell;
+
+    use super::Change;
+
+    type Watcher = Box<dyn FnMut(Change)>;
+
+    thread_local! {
+        static WATCHER: RefCell<Option<Watcher>> = const { RefCell::new(None) };
+    }
+
+    /// Calls `watcher` after every change that `body` makes.
+    pub(crate) fn watching<T>(
+        watcher: impl FnMut(Change) + 'static,
+        body: impl FnOnce() -> T,
+    ) -> T {
+        WATCHER.set(Some(Box::new(watcher)));
+        let result = body();
+        WATCHER.set(None);
+        result
+    }
+
+    pub(super) fn changed(change: Change) {
+        WATCHER.with_borrow_mut(|watcher| {
+            if let Some(watcher) = watcher {
+                watcher(change);
+            }
+        });
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -90,5 +250,20 @@ mod tests {
         assert!(failed.is_err());
         assert_eq!(fs::read_to_string(&path).unwrap(), "old");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn r10_temporaries_that_a_kill_left_are_swept_and_nothing_else_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let left = temporary_beside(&path("model.safetensors"));
+        let others = [".a.tmp", ".a.1-.tmp", "a.1-2.tmp", ".lock", ".a.1-2.tmp.x"];
+        for name in others.iter().map(|name| path(name)).chain([left.clone()]) {
+            fs::write(name, "half").unwrap();
+        }
+        sweep(folder.path()).unwrap();
+        assert!(!left.exists());
+        assert!(others.iter().all(|name| path(name).exists()));
+        sweep(&path("absent")).unwrap();
     }
 }

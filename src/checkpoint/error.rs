@@ -51,6 +51,12 @@ pub enum CheckpointError {
         /// The step of its folder.
         step: u64,
     },
+    /// There is a checkpoint of that step already.
+    #[error("{} is there already", folder.display())]
+    StepExists {
+        /// The step's folder.
+        folder: PathBuf,
+    },
     /// There is no checkpoint of that step.
     #[error("{} has no checkpoint of step {step}{}", folder.display(), listed(available))]
     NoSuchStep {
@@ -72,6 +78,11 @@ fn listed(steps: &[u64]) -> String {
     }
 }
 
+fn is_out_of_space(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+}
+
 impl CheckpointError {
     pub(super) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
@@ -84,6 +95,11 @@ impl CheckpointError {
             Self::Damaged { .. } | Self::Malformed { .. } | Self::Foreign { .. } => {
                 Some("go back to another checkpoint with --resume STEP".to_string())
             }
+            Self::Io { source, .. } if is_out_of_space(source) => Some(
+                "the checkpoints before this one are untouched: make room on the disk or raise its \
+                 quota, then run the same command again"
+                    .to_string(),
+            ),
             _ => None,
         }
     }

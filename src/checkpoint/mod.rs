@@ -11,9 +11,11 @@
 //! ```
 //!
 //! A save writes and flushes a hidden folder and renames it, so that a folder named `step-*` is
-//! complete by construction; loading verifies its checksums all the same.
+//! complete by construction; loading verifies its checksums all the same. Tensors are streamed and
+//! hashed on their way to the file: a save holds one copy of the weights, then one of the moments.
 
 mod error;
+mod files;
 mod store;
 
 use serde::{Deserialize, Serialize};

@@ -1,37 +1,29 @@
 //! Full checkpoints, one folder per step.
 
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
-
-use super::{CheckpointError, Progress, Snapshot};
+use super::{CheckpointError, Progress, Snapshot, files};
 use crate::durable;
 use crate::model::Tensors;
-use crate::model::folder::{tensors_from_bytes, tensors_to_bytes};
-use crate::optimizer::{OptimizerState, StateScalar};
-
-const MODEL: &str = "model.safetensors";
-const OPTIMIZER: &str = "optimizer.safetensors";
-const STATE: &str = "state.json";
+use crate::optimizer::OptimizerState;
 
 /// The checkpoints of one run.
 ///
 /// ```
 /// use burn::tensor::TensorData;
-/// use firebrick::checkpoint::{CheckpointStore, Progress, Snapshot};
+/// use firebrick::checkpoint::{CheckpointStore, Progress};
 /// use firebrick::model::Tensors;
 /// use firebrick::optimizer::OptimizerState;
 ///
 /// let run = tempfile::tempdir()?;
 /// let store = CheckpointStore::new(run.path());
 /// let weights = TensorData::new(vec![1.0f32, 2.0], [2]);
-/// store.save(&Snapshot {
-///     model: Tensors::from([("norm.weight".to_string(), weights.clone())]),
-///     optimizer: OptimizerState::default(),
-///     progress: Progress { step: 100, ..Progress::default() },
-/// })?;
+/// store.save(
+///     &Progress { step: 100, ..Progress::default() },
+///     || Tensors::from([("norm.weight".to_string(), weights.clone())]),
+///     OptimizerState::default,
+/// )?;
 /// assert_eq!(store.latest()?, Some(100));
 /// assert_eq!(store.load(100)?.model["norm.weight"], weights);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -39,40 +31,6 @@ const STATE: &str = "state.json";
 #[derive(Debug, Clone)]
 pub struct CheckpointStore {
     folder: PathBuf,
-}
-
-/// The version of state.json that this build writes and reads.
-const VERSION: u32 = 1;
-
-/// state.json.
-#[derive(Debug, Serialize, Deserialize)]
-struct State {
-    version: u32,
-    progress: Progress,
-    optimizer: std::collections::BTreeMap<String, StateScalar>,
-    blake3: Checksums,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct Checksums {
-    model: String,
-    optimizer: String,
-    /// Of progress and optimizer above, as compact JSON.
-    state: String,
-}
-
-fn state_checksum(
-    progress: &Progress,
-    optimizer: &std::collections::BTreeMap<String, StateScalar>,
-    path: &Path,
-) -> Result<String, CheckpointError> {
-    let bytes = serde_json::to_vec(&(progress, optimizer)).map_err(|source| {
-        CheckpointError::Malformed {
-            path: path.to_path_buf(),
-            source,
-        }
-    })?;
-    Ok(blake3::hash(&bytes).to_hex().to_string())
 }
 
 impl CheckpointStore {
@@ -83,32 +41,48 @@ impl CheckpointStore {
         }
     }
 
-    /// Saves a snapshot under its step, replacing one of the same step, and makes it the last.
-    /// Returns the step's folder.
+    /// Saves the state of a run under its step and makes it the last. Returns the step's folder.
+    ///
+    /// The weights are asked for when they are about to be written and given up before the
+    /// optimizer's state is asked for, so that memory holds one copy of one of them at a time.
     ///
     /// # Errors
-    /// The file system's; what had been saved before is untouched.
-    pub fn save(&self, snapshot: &Snapshot) -> Result<PathBuf, CheckpointError> {
-        fs::create_dir_all(&self.folder).map_err(CheckpointError::io(&self.folder))?;
+    /// [`CheckpointError::StepExists`]; the file system's. What had been saved before is untouched.
+    pub fn save(
+        &self,
+        progress: &Progress,
+        model: impl FnOnce() -> Tensors,
+        optimizer: impl FnOnce() -> OptimizerState,
+    ) -> Result<PathBuf, CheckpointError> {
+        let step = progress.step;
+        let target = self.step_folder(step);
+        if target.exists() {
+            return Err(CheckpointError::StepExists { folder: target });
+        }
+        durable::create_folder(&self.folder).map_err(CheckpointError::io(&self.folder))?;
         self.sweep()?;
-        let step = snapshot.progress.step;
         let unfinished = self.folder.join(format!(".{}.tmp", step_name(step)));
-        let saved = write_step(&unfinished, snapshot).and_then(|()| {
-            let target = self.step_folder(step);
-            if target.exists() {
-                remove_folder(&target)?;
-            }
-            fs::rename(&unfinished, &target).map_err(CheckpointError::io(&target))?;
-            durable::sync_folder(&self.folder).map_err(CheckpointError::io(&self.folder))?;
-            Ok(target)
+        let saved = files::write(&unfinished, progress, model, optimizer).and_then(|()| {
+            durable::rename(&unfinished, &target).map_err(CheckpointError::io(&target))?;
+            durable::sync_folder(&self.folder).map_err(CheckpointError::io(&self.folder))
         });
         if saved.is_err() {
             // The error that matters is the one being returned.
             let _ = fs::remove_dir_all(&unfinished);
         }
-        let target = saved?;
+        saved?;
         self.point("last", step)?;
         Ok(target)
+    }
+
+    /// Says anew how far the run of a saved step has come, and makes it the last. Weights and
+    /// moments stay: they are a function of the step, while an evaluation may have been added.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load); what had been saved before is untouched.
+    pub fn renew(&self, progress: &Progress) -> Result<(), CheckpointError> {
+        files::renew(&self.existing(progress.step)?, progress)?;
+        self.point("last", progress.step)
     }
 
     /// Reads the snapshot of a step and verifies it.
@@ -116,59 +90,28 @@ impl CheckpointStore {
     /// # Errors
     /// No such step; a file that is missing, malformed, or not the one that was saved.
     pub fn load(&self, step: u64) -> Result<Snapshot, CheckpointError> {
-        let folder = self.step_folder(step);
-        if !folder.is_dir() {
-            let available = self.steps()?;
-            return Err(CheckpointError::NoSuchStep {
-                folder: self.folder.clone(),
-                step,
-                available,
-            });
-        }
-        let path = folder.join(STATE);
-        let text = fs::read_to_string(&path).map_err(CheckpointError::io(&path))?;
-        let state: State =
-            serde_json::from_str(&text).map_err(|source| CheckpointError::Malformed {
-                path: path.clone(),
-                source,
-            })?;
-        let (version, saved) = (state.version, state.progress.step);
-        if version != VERSION || saved != step {
-            return Err(CheckpointError::Foreign {
-                path,
-                version,
-                saved,
-                step,
-            });
-        }
-        let found = state_checksum(&state.progress, &state.optimizer, &path)?;
-        if found != state.blake3.state {
-            let expected = state.blake3.state;
-            return Err(CheckpointError::Damaged {
-                path,
-                expected,
-                found,
-            });
-        }
-        let model = read_verified(&folder.join(MODEL), &state.blake3.model)?;
-        let tensors = read_verified(&folder.join(OPTIMIZER), &state.blake3.optimizer)?;
-        let optimizer = OptimizerState {
-            tensors,
-            scalars: state.optimizer,
-        };
-        Ok(Snapshot {
-            model,
-            optimizer,
-            progress: state.progress,
-        })
+        files::read(&self.existing(step)?, step)
     }
 
-    /// The weights of a step, without the rest.
+    /// The weights of a step; the rest is neither read nor verified.
     ///
     /// # Errors
     /// As [`load`](Self::load).
     pub fn load_model(&self, step: u64) -> Result<Tensors, CheckpointError> {
-        self.load(step).map(|snapshot| snapshot.model)
+        files::read_model(&self.existing(step)?, step)
+    }
+
+    fn existing(&self, step: u64) -> Result<PathBuf, CheckpointError> {
+        let folder = self.step_folder(step);
+        if folder.is_dir() {
+            return Ok(folder);
+        }
+        let available = self.steps()?;
+        Err(CheckpointError::NoSuchStep {
+            folder: self.folder.clone(),
+            step,
+            available,
+        })
     }
 
     /// Steps that have a checkpoint, ascending.
@@ -215,26 +158,44 @@ impl CheckpointStore {
     }
 
     /// Deletes the oldest checkpoints until `keep` are left besides the best and the last; 0 keeps
-    /// all. Returns the deleted steps, to be announced.
+    /// all. The one of step 0, which only shows that saving works, is deleted as soon as there is
+    /// another. Returns the deleted steps, to be announced.
     ///
     /// # Errors
     /// The file system's.
     pub fn rotate(&self, keep: usize) -> Result<Vec<u64>, CheckpointError> {
         let steps = self.steps()?;
         let (best, last) = (self.best(), steps.last().copied());
-        let ordinary: Vec<u64> = steps
+        let deletable = |&step: &u64| Some(step) != best && Some(step) != last;
+        let (trial, ordinary): (Vec<u64>, Vec<u64>) = steps
             .into_iter()
-            .filter(|&step| Some(step) != best && Some(step) != last)
-            .collect();
-        let surplus = if keep == 0 {
-            0
-        } else {
-            ordinary.len().saturating_sub(keep)
+            .filter(deletable)
+            .partition(|&step| step == 0);
+        let surplus = match keep {
+            0 => 0,
+            keep => ordinary.len().saturating_sub(keep),
         };
-        for &step in &ordinary[..surplus] {
-            remove_folder(&self.step_folder(step))?;
+        let deleted = [&trial, &ordinary[..surplus]].concat();
+        for &step in &deleted {
+            self.remove(step)?;
         }
-        Ok(ordinary[..surplus].to_vec())
+        Ok(deleted)
+    }
+
+    /// Bytes of the checkpoints there are.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn bytes(&self) -> Result<u64, CheckpointError> {
+        let mut total = 0;
+        for step in self.steps()? {
+            let folder = self.step_folder(step);
+            for entry in fs::read_dir(&folder).map_err(CheckpointError::io(&folder))? {
+                let entry = entry.and_then(|entry| entry.metadata());
+                total += entry.map_err(CheckpointError::io(&folder))?.len();
+            }
+        }
+        Ok(total)
     }
 
     /// Whether a step has a checkpoint.
@@ -253,25 +214,22 @@ impl CheckpointStore {
             Some(best) if self.has(best.step) => self.point("best", best.step),
             _ => {
                 let path = self.folder.join("best");
-                match fs::remove_file(&path) {
-                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                        Err(CheckpointError::io(&path)(error))
-                    }
-                    _ => Ok(()),
-                }
+                durable::remove_file(&path).map_err(CheckpointError::io(&path))
             }
         }
     }
 
-    /// Deletes the checkpoints past a step. Returns the deleted steps, to be announced.
+    /// Deletes the checkpoints past a step, the newest first: a crash in between leaves a run that
+    /// is a little less far back, not one with a gap. Returns the deleted steps, to be announced.
     ///
     /// # Errors
     /// The file system's.
     pub fn discard_after(&self, step: u64) -> Result<Vec<u64>, CheckpointError> {
-        let later = self.steps()?.into_iter().filter(|&other| other > step);
-        let later: Vec<u64> = later.collect();
+        let mut later = self.steps()?;
+        later.retain(|&other| other > step);
+        later.reverse();
         for &step in &later {
-            remove_folder(&self.step_folder(step))?;
+            self.remove(step)?;
         }
         Ok(later)
     }
@@ -280,15 +238,32 @@ impl CheckpointStore {
         self.folder.join(step_name(step))
     }
 
+    /// Renames before deleting, so that a crash in between leaves no incomplete `step-*` folder.
+    fn remove(&self, step: u64) -> Result<(), CheckpointError> {
+        let folder = self.step_folder(step);
+        let doomed = self
+            .folder
+            .join(format!(".{}.deleted.tmp", step_name(step)));
+        durable::rename(&folder, &doomed).map_err(CheckpointError::io(folder))?;
+        durable::remove_folder(&doomed).map_err(CheckpointError::io(&doomed))
+    }
+
     /// Removes what a crash in the middle of a save or a deletion left behind. The run's lock makes
     /// sure that no one else is in the middle of one.
-    fn sweep(&self) -> Result<(), CheckpointError> {
-        let entries = fs::read_dir(&self.folder).map_err(CheckpointError::io(&self.folder))?;
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn sweep(&self) -> Result<(), CheckpointError> {
+        durable::sweep(&self.folder).map_err(CheckpointError::io(&self.folder))?;
+        let entries = match fs::read_dir(&self.folder) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            entries => entries.map_err(CheckpointError::io(&self.folder))?,
+        };
         for entry in entries {
             let path = entry.map_err(CheckpointError::io(&self.folder))?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             if name.starts_with(".step-") && name.ends_with(".tmp") {
-                fs::remove_dir_all(&path).map_err(CheckpointError::io(&path))?;
+                durable::remove_folder(&path).map_err(CheckpointError::io(&path))?;
             }
         }
         Ok(())
@@ -309,74 +284,11 @@ fn step_of(name: &str) -> Option<u64> {
     name.strip_prefix("step-")?.parse().ok()
 }
 
-/// Renames before deleting, so that a crash in between leaves no incomplete `step-*` folder.
-fn remove_folder(folder: &Path) -> Result<(), CheckpointError> {
-    let name = folder.file_name().unwrap_or_default().to_string_lossy();
-    let doomed = folder.with_file_name(format!(".{name}.deleted.tmp"));
-    // A leftover of an earlier crash would be in the way.
-    let _ = fs::remove_dir_all(&doomed);
-    fs::rename(folder, &doomed).map_err(CheckpointError::io(folder))?;
-    fs::remove_dir_all(&doomed).map_err(CheckpointError::io(&doomed))
-}
-
-fn write_step(folder: &Path, snapshot: &Snapshot) -> Result<(), CheckpointError> {
-    if folder.exists() {
-        fs::remove_dir_all(folder).map_err(CheckpointError::io(folder))?;
-    }
-    fs::create_dir_all(folder).map_err(CheckpointError::io(folder))?;
-    let model = write_tensors(&folder.join(MODEL), &snapshot.model)?;
-    let optimizer = write_tensors(&folder.join(OPTIMIZER), &snapshot.optimizer.tensors)?;
-    let path = folder.join(STATE);
-    let (progress, scalars) = (&snapshot.progress, &snapshot.optimizer.scalars);
-    let state = State {
-        version: VERSION,
-        progress: progress.clone(),
-        optimizer: scalars.clone(),
-        blake3: Checksums {
-            model,
-            optimizer,
-            state: state_checksum(progress, scalars, &path)?,
-        },
-    };
-    let text =
-        serde_json::to_string_pretty(&state).map_err(|source| CheckpointError::Malformed {
-            path: path.clone(),
-            source,
-        })?;
-    write_flushed(&path, text.as_bytes())?;
-    durable::sync_folder(folder).map_err(CheckpointError::io(folder))
-}
-
-/// Returns the file's BLAKE3.
-fn write_tensors(path: &Path, tensors: &Tensors) -> Result<String, CheckpointError> {
-    let bytes = tensors_to_bytes(path, tensors)?;
-    write_flushed(path, &bytes)?;
-    Ok(blake3::hash(&bytes).to_hex().to_string())
-}
-
-fn write_flushed(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
-    File::create(path)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-        .map_err(CheckpointError::io(path))
-}
-
-fn read_verified(path: &Path, expected: &str) -> Result<Tensors, CheckpointError> {
-    let bytes = fs::read(path).map_err(CheckpointError::io(path))?;
-    let found = blake3::hash(&bytes).to_hex().to_string();
-    if found != expected {
-        let expected = expected.to_string();
-        return Err(CheckpointError::Damaged {
-            path: path.to_path_buf(),
-            expected,
-            found,
-        });
-    }
-    Ok(tensors_from_bytes(path, &bytes)?)
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::files::{MODEL, OPTIMIZER, STATE};
     use super::*;
+    use crate::optimizer::StateScalar;
     use burn::tensor::TensorData;
 
     fn snapshot(step: u64) -> Snapshot {
@@ -398,6 +310,15 @@ mod tests {
         }
     }
 
+    fn save(store: &CheckpointStore, step: u64) -> PathBuf {
+        let Snapshot {
+            model,
+            optimizer,
+            progress,
+        } = snapshot(step);
+        store.save(&progress, || model, || optimizer).unwrap()
+    }
+
     fn store() -> (tempfile::TempDir, CheckpointStore) {
         let folder = tempfile::tempdir().unwrap();
         let store = CheckpointStore::new(folder.path());
@@ -407,7 +328,7 @@ mod tests {
     #[test]
     fn a_snapshot_comes_back_as_it_was() {
         let (_folder, store) = store();
-        store.save(&snapshot(7)).unwrap();
+        save(&store, 7);
         let back = store.load(7).unwrap();
         assert_eq!(back.model, snapshot(7).model);
         assert_eq!(back.optimizer.tensors, snapshot(7).optimizer.tensors);
@@ -419,7 +340,7 @@ mod tests {
     fn r11_rotation_keeps_best_and_last_and_reports_what_it_deletes() {
         let (_folder, store) = store();
         for step in [1, 2, 3, 4, 5] {
-            store.save(&snapshot(step)).unwrap();
+            save(&store, step);
         }
         store.mark_best(1).unwrap();
         assert_eq!(store.rotate(0).unwrap(), Vec::<u64>::new());
@@ -429,9 +350,41 @@ mod tests {
     }
 
     #[test]
+    fn r11_the_trial_of_step_0_goes_with_the_next_save() {
+        let (_folder, store) = store();
+        save(&store, 0);
+        assert_eq!(store.rotate(3).unwrap(), Vec::<u64>::new());
+        assert_eq!(store.load(0).unwrap().progress.step, 0);
+        for keep in [0, 3] {
+            save(&store, 1);
+            assert_eq!(store.rotate(keep).unwrap(), vec![0]);
+            assert_eq!(store.steps().unwrap(), vec![1]);
+            store.remove(1).unwrap();
+            save(&store, 0);
+        }
+    }
+
+    #[test]
+    fn r10_a_saved_step_takes_on_an_evaluation_and_nothing_else() {
+        let (_folder, store) = store();
+        let folder = save(&store, 2);
+        let weights = fs::read(folder.join(MODEL)).unwrap();
+        let again = store.save(&snapshot(2).progress, Tensors::new, OptimizerState::default);
+        assert!(matches!(again, Err(CheckpointError::StepExists { .. })));
+        let progress = Progress {
+            val_loss: Some(0.25),
+            ..snapshot(2).progress
+        };
+        store.renew(&progress).unwrap();
+        assert_eq!(store.load(2).unwrap().progress, progress);
+        assert_eq!(fs::read(folder.join(MODEL)).unwrap(), weights);
+        assert!(store.renew(&snapshot(3).progress).is_err());
+    }
+
+    #[test]
     fn every_flipped_bit_and_every_truncation_is_noticed() {
         let (folder, store) = store();
-        let step = store.save(&snapshot(1)).unwrap();
+        let step = save(&store, 1);
         for name in [MODEL, OPTIMIZER] {
             let path = step.join(name);
             let good = fs::read(&path).unwrap();
@@ -475,7 +428,7 @@ mod tests {
     fn pointers_left_behind_by_a_crash_are_put_right() {
         let (folder, store) = store();
         for step in [1, 2, 3] {
-            store.save(&snapshot(step)).unwrap();
+            save(&store, step);
         }
         store.mark_best(1).unwrap();
         let best = crate::checkpoint::BestEvaluation {
@@ -507,19 +460,19 @@ mod tests {
     #[test]
     fn an_unfinished_save_is_not_a_checkpoint() {
         let (folder, store) = store();
-        store.save(&snapshot(1)).unwrap();
+        save(&store, 1);
         let unfinished = folder.path().join("checkpoints/.step-000002.tmp");
         fs::create_dir(&unfinished).unwrap();
         fs::write(unfinished.join(MODEL), b"half").unwrap();
         assert_eq!(store.steps().unwrap(), vec![1]);
-        store.save(&snapshot(2)).unwrap();
+        save(&store, 2);
         assert_eq!(store.load(2).unwrap().progress.step, 2);
     }
 
     #[test]
     fn a_missing_step_names_those_there_are() {
         let (_folder, store) = store();
-        store.save(&snapshot(3)).unwrap();
+        save(&store, 3);
         let message = store.load(4).unwrap_err().to_string();
         assert!(
             message.ends_with("has no checkpoint of step 4; there are: 3"),

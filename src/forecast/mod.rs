@@ -16,7 +16,7 @@ pub use memory::{Memory, Moment, Term};
 
 use crate::config::{DecoderSpec, Dtype, Plan};
 use crate::model::{Decoder, ModelError};
-use crate::optimizer::state_bytes;
+use crate::optimizer::Optimizer;
 
 /// What a run will need.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
@@ -57,7 +57,7 @@ impl Forecast {
         // Parameters are drawn when first used: walking a built module's shapes is free.
         let model = Decoder::new(spec, 0, &Device::flex())?;
         let parameters = model.num_params() as u64;
-        let state = state_bytes(&plan.optimizer, &model);
+        let state = Optimizer::new(&plan.optimizer).state_bytes(&model);
         let memory = Memory::new(plan, spec, parameters, state, conditions);
         Ok(Self {
             parameters,

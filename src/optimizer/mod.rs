@@ -125,6 +125,26 @@ impl Optimizer {
         }
     }
 
+    /// Bytes of the tensors that [`state`](Self::state) will hold after the first update.
+    pub fn state_bytes(&self, model: &impl Module) -> u64 {
+        struct Count<'a> {
+            rules: &'a Rules,
+            values: u64,
+        }
+        impl VisitParameters for Count<'_> {
+            fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
+                let dims: Vec<usize> = param.lazy_shape().iter().copied().collect();
+                self.values += self.rules.kept_values(path, &dims);
+            }
+        }
+        let mut count = Count {
+            rules: &self.rules,
+            values: 0,
+        };
+        visit_parameters(model, &mut count);
+        count.values * size_of::<f32>() as u64
+    }
+
     /// Puts a saved state in place, on `device` (the plain one).
     ///
     /// # Errors
@@ -148,19 +168,6 @@ impl Optimizer {
             (None, None) => Ok(()),
         }
     }
-}
-
-/// Bytes of state that an optimizer keeps for a module, from its shapes alone.
-pub fn state_bytes(plan: &OptimizerPlan, model: &impl Module) -> u64 {
-    struct Sum<'a>(&'a OptimizerPlan, u64);
-    impl VisitParameters for Sum<'_> {
-        fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
-            self.1 += rules::state_bytes(self.0, path, param.lazy_shape().as_slice());
-        }
-    }
-    let mut sum = Sum(plan, 0);
-    visit_parameters(model, &mut sum);
-    sum.1
 }
 
 struct Update<'a> {

@@ -13,6 +13,28 @@ use crate::config::OptimizerPlan;
 
 type Rule = Arc<dyn DynOptimizer>;
 
+/// What a rule keeps of a parameter from step to step, counters apart.
+#[derive(Debug, Clone, Copy)]
+enum Kept {
+    /// So many tensors of the parameter's shape.
+    Whole(u64),
+    /// A value for each row and one for each column of a matrix; of a vector all.
+    RowsAndColumns,
+}
+
+impl Kept {
+    fn values(self, dims: &[usize]) -> u64 {
+        let all: usize = dims.iter().product();
+        match (self, dims) {
+            (Self::RowsAndColumns, [.., rows, columns]) => {
+                ((all / columns.max(&1)) + (all / rows.max(&1))) as u64
+            }
+            (Self::RowsAndColumns, _) => all as u64,
+            (Self::Whole(tensors), _) => tensors * all as u64,
+        }
+    }
+}
+
 /// One rule per parameter group.
 pub(super) struct Rules {
     /// Matrices of the blocks.
@@ -21,26 +43,40 @@ pub(super) struct Rules {
     other_matrices: Rule,
     /// Norms and biases.
     vectors: Rule,
+    /// What the rule of block matrices keeps.
+    kept_of_block_matrices: Kept,
+    /// What the other two keep.
+    kept: Kept,
 }
 
 impl Rules {
     pub(super) fn new(plan: &OptimizerPlan) -> Self {
-        let both = |matrices: Rule, vectors: Rule| Self {
+        let both = |matrices: Rule, vectors: Rule, kept: Kept| Self {
             block_matrices: matrices.clone(),
             other_matrices: matrices,
             vectors,
+            kept_of_block_matrices: kept,
+            kept,
         };
         match *plan {
             OptimizerPlan::AdamW {
                 betas,
                 eps,
                 weight_decay,
-            } => both(adamw(betas, eps, weight_decay), adamw(betas, eps, 0.0)),
+            } => both(
+                adamw(betas, eps, weight_decay),
+                adamw(betas, eps, 0.0),
+                Kept::Whole(2),
+            ),
             OptimizerPlan::Adam {
                 betas,
                 eps,
                 weight_decay,
-            } => both(adam(betas, eps, weight_decay), adam(betas, eps, 0.0)),
+            } => both(
+                adam(betas, eps, weight_decay),
+                adam(betas, eps, 0.0),
+                Kept::Whole(2),
+            ),
             OptimizerPlan::Sgd {
                 momentum,
                 nesterov,
@@ -48,14 +84,17 @@ impl Rules {
             } => both(
                 sgd(momentum, nesterov, weight_decay),
                 sgd(momentum, nesterov, 0.0),
+                Kept::Whole(u64::from(momentum > 0.0)),
             ),
             OptimizerPlan::Lion {
                 betas,
                 weight_decay,
-            } => both(lion(betas, weight_decay), lion(betas, 0.0)),
-            OptimizerPlan::Adafactor { weight_decay } => {
-                both(adafactor(weight_decay), adafactor(0.0))
-            }
+            } => both(lion(betas, weight_decay), lion(betas, 0.0), Kept::Whole(1)),
+            OptimizerPlan::Adafactor { weight_decay } => both(
+                adafactor(weight_decay),
+                adafactor(0.0),
+                Kept::RowsAndColumns,
+            ),
             OptimizerPlan::Muon {
                 momentum,
                 nesterov,
@@ -66,6 +105,8 @@ impl Rules {
                 block_matrices: muon(momentum, nesterov, weight_decay),
                 other_matrices: adamw(betas, eps, weight_decay),
                 vectors: adamw(betas, eps, 0.0),
+                kept_of_block_matrices: Kept::Whole(1),
+                kept: Kept::Whole(2),
             },
         }
     }
@@ -77,23 +118,14 @@ impl Rules {
             _ => &self.other_matrices,
         }
     }
-}
 
-/// Bytes of state that a rule keeps for a parameter of this path and shape, in f32.
-pub(super) fn state_bytes(plan: &OptimizerPlan, path: &str, shape: &[usize]) -> u64 {
-    let elements: u64 = shape.iter().map(|&n| n as u64).product();
-    let floats = match *plan {
-        OptimizerPlan::AdamW { .. } | OptimizerPlan::Adam { .. } => 2 * elements,
-        OptimizerPlan::Sgd { momentum, .. } if momentum > 0.0 => elements,
-        OptimizerPlan::Sgd { .. } => 0,
-        OptimizerPlan::Lion { .. } => elements,
-        // One moment per row and one per column.
-        OptimizerPlan::Adafactor { .. } if shape.len() > 1 => shape.iter().map(|&n| n as u64).sum(),
-        OptimizerPlan::Adafactor { .. } => elements,
-        OptimizerPlan::Muon { .. } if shape.len() > 1 && is_in_block(path) => elements,
-        OptimizerPlan::Muon { .. } => 2 * elements,
-    };
-    4 * floats
+    /// Values in the tensors that the rule of a parameter keeps.
+    pub(super) fn kept_values(&self, path: &str, dims: &[usize]) -> u64 {
+        match dims.len() {
+            2.. if is_in_block(path) => self.kept_of_block_matrices.values(dims),
+            _ => self.kept.values(dims),
+        }
+    }
 }
 
 fn is_in_block(path: &str) -> bool {

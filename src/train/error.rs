@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::NoRoom;
 use super::interrupt::Signal;
 use crate::checkpoint::CheckpointError;
 use crate::config::{ConfigError, SpecError};
@@ -52,6 +53,9 @@ pub enum TrainError {
         /// Why.
         source: std::io::Error,
     },
+    /// The disk has no room for what the run will save.
+    #[error(transparent)]
+    NoRoom(#[from] Box<NoRoom>),
     /// Another process is training into this folder.
     #[error("{} is in use by another run", folder.display())]
     Locked {
@@ -178,6 +182,7 @@ impl TrainError {
             Self::Memory(_) => "memory",
             Self::Model(_) => "model",
             Self::Checkpoint(_) | Self::Optimizer(_) => "checkpoint",
+            Self::NoRoom(_) => "disk",
             Self::Diverged { .. } => "diverged",
             Self::Interrupted { .. } => "interrupted",
             Self::Sample { .. } => "generate",
@@ -194,6 +199,7 @@ impl TrainError {
             Self::Model(error) => error.help(),
             Self::Checkpoint(error) => error.help(),
             Self::Sample { source, .. } => source.help(),
+            Self::NoRoom(error) => Some(error.help.clone()),
             Self::Locked { .. } => {
                 Some("wait for it, or give this run its own --output-dir".to_string())
             }

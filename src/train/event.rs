@@ -47,6 +47,12 @@ pub enum Event {
         /// What the model added.
         completion: String,
     },
+    /// A checkpoint is about to be written: what has been recorded up to it has to be on the disk
+    /// first.
+    Saving {
+        /// Completed steps.
+        step: u64,
+    },
     /// A checkpoint was written.
     Saved {
         /// Completed steps.
@@ -122,6 +128,7 @@ impl Event {
             | Self::Started { step, .. }
             | Self::Evaluated { step, .. }
             | Self::Sample { step, .. }
+            | Self::Saving { step }
             | Self::Saved { step, .. }
             | Self::Skipped { step, .. }
             | Self::Overflowed { step, .. }

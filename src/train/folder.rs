@@ -117,24 +117,36 @@ impl FinalRecord {
 }
 
 impl RunFolder {
-    /// Creates the folder if need be and takes its lock.
+    /// Creates the folder if need be, takes its lock, and clears away what a killed run left half
+    /// written.
     ///
     /// # Errors
     /// A folder that cannot be created or written, or that a live run holds.
     pub fn open(path: &Path) -> Result<Self, TrainError> {
-        fs::create_dir_all(path.join("logs")).map_err(TrainError::io(path))?;
+        durable::create_folder(&path.join("logs")).map_err(TrainError::io(path))?;
         let lock_path = path.join(".lock");
         let lock = File::create(&lock_path).map_err(TrainError::io(&lock_path))?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self {
-                path: path.to_path_buf(),
-                _lock: lock,
-            }),
+            Ok(()) => {
+                let folder = Self {
+                    path: path.to_path_buf(),
+                    _lock: lock,
+                };
+                folder.sweep()?;
+                Ok(folder)
+            }
             Err(TryLockError::WouldBlock) => Err(TrainError::Locked {
                 folder: path.to_path_buf(),
             }),
             Err(TryLockError::Error(source)) => Err(TrainError::io(&lock_path)(source)),
         }
+    }
+
+    fn sweep(&self) -> Result<(), TrainError> {
+        for folder in [self.path.clone(), self.file("logs")] {
+            durable::sweep(&folder).map_err(TrainError::io(folder))?;
+        }
+        Ok(self.checkpoints().sweep()?)
     }
 
     /// The folder itself.

@@ -1,4 +1,8 @@
-//! Ctrl-C and SIGTERM: the first asks the loop to save and stop, the second exits at once.
+//! Ctrl-C, SIGTERM and SIGHUP: the first asks the loop to save and stop, a second Ctrl-C or SIGTERM
+//! exits at once.
+//!
+//! SIGHUP says that the terminal is gone. It may come twice, from the kernel and from the shell, so it
+//! never ends the process at once; and a run that was started to outlive its terminal (`nohup`) does.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,6 +17,8 @@ pub enum Signal {
     Interrupt,
     /// SIGTERM, as schedulers send it.
     Terminate,
+    /// SIGHUP: the terminal was closed, or the connection to it lost.
+    HangUp,
 }
 
 impl Signal {
@@ -21,6 +27,7 @@ impl Signal {
         match self {
             Self::Interrupt => 130,
             Self::Terminate => 143,
+            Self::HangUp => 129,
         }
     }
 }
@@ -30,6 +37,7 @@ impl fmt::Display for Signal {
         f.write_str(match self {
             Self::Interrupt => "Ctrl-C",
             Self::Terminate => "SIGTERM",
+            Self::HangUp => "SIGHUP",
         })
     }
 }
@@ -47,7 +55,8 @@ impl Interrupt {
         Self::default()
     }
 
-    /// From now on Ctrl-C and SIGTERM set the flag; a second signal ends the process at once.
+    /// From now on Ctrl-C and SIGTERM set the flag; a second one ends the process at once. On Linux
+    /// SIGHUP sets it too, unless the process was started with SIGHUP ignored.
     ///
     /// # Errors
     /// The system refuses the handlers.
@@ -60,6 +69,13 @@ impl Interrupt {
             signal_hook::flag::register(signal, armed.clone())?;
             let number = usize::from(kind.exit_code());
             signal_hook::flag::register_usize(signal, self.signal.clone(), number)?;
+        }
+        #[cfg(target_os = "linux")]
+        if !hang_up_is_ignored() {
+            use signal_hook::consts::SIGHUP;
+            let number = usize::from(Signal::HangUp.exit_code());
+            signal_hook::flag::register(SIGHUP, armed)?;
+            signal_hook::flag::register_usize(SIGHUP, self.signal.clone(), number)?;
         }
         Ok(())
     }
@@ -75,7 +91,18 @@ impl Interrupt {
         match self.signal.load(Ordering::SeqCst) {
             130 => Some(Signal::Interrupt),
             143 => Some(Signal::Terminate),
+            129 => Some(Signal::HangUp),
             _ => None,
         }
     }
+}
+
+/// Whether this process ignores SIGHUP, by the mask that proc(5) describes: bit n - 1 is signal n.
+#[cfg(target_os = "linux")]
+fn hang_up_is_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    // Where nothing can be learned, the signal is left as it is.
+    mask.is_none_or(|mask| mask >> (signal_hook::consts::SIGHUP - 1) & 1 == 1)
 }

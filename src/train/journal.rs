@@ -9,13 +9,14 @@
 //! past its checkpoint: they belong to a future that will not be.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::metrics::{append, keep_lines};
+use super::metrics::{append, flush_before_save, keep_lines};
 use super::{Event, Observer, StepRecord, TrainError};
+use crate::durable;
 
 /// One line of the journal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -131,10 +132,13 @@ impl Observer for Journal {
     fn observe(&mut self, event: &Event) -> Result<(), TrainError> {
         for entry in self.entries.take(event) {
             let line = serde_json::to_string(&entry).map_err(std::io::Error::from);
-            line.and_then(|line| self.file.write_all(format!("{line}\n").as_bytes()))
-                .map_err(TrainError::io(&self.path))?;
+            line.and_then(|line| {
+                let line = format!("{line}\n");
+                durable::append(&mut self.file, &self.path, line.as_bytes())
+            })
+            .map_err(TrainError::io(&self.path))?;
         }
-        Ok(())
+        flush_before_save(&self.file, event).map_err(TrainError::io(&self.path))
     }
 }
 
@@ -142,6 +146,7 @@ impl Observer for Journal {
 mod tests {
     use super::*;
     use crate::train::Evaluation;
+    use std::io::Write;
 
     fn step(step: u64) -> Event {
         Event::Step(StepRecord {

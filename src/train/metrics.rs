@@ -5,7 +5,6 @@
 //! first drops the rows past its checkpoint, so that no step appears twice.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
@@ -124,8 +123,9 @@ impl Rows {
                 row.evaluation = Some(*evaluation);
                 done
             }
-            // Whatever was measured must not be lost if the run ends here.
-            Event::Saved { .. }
+            // Whatever was measured must be there if the run ends here: a checkpoint without its
+            // row would leave a hole for good, since a resumed run begins after it.
+            Event::Saving { .. }
             | Event::Skipped { .. }
             | Event::Overflowed { .. }
             | Event::Stopped { .. }
@@ -171,12 +171,8 @@ impl JsonlMetrics {
 
 impl Observer for JsonlMetrics {
     fn observe(&mut self, event: &Event) -> Result<(), TrainError> {
-        let Some(row) = self.rows.take(event) else {
-            return Ok(());
-        };
-        self.file
-            .write_all(row.json_line().as_bytes())
-            .map_err(TrainError::io(&self.path))
+        let line = self.rows.take(event).map(|row| row.json_line());
+        write_line(&mut self.file, &self.path, line, event)
     }
 }
 
@@ -204,7 +200,7 @@ impl CsvMetrics {
         let mut file = append(path)?;
         // What a header precedes was dropped with it, so it is written anew above what was kept.
         if file.metadata().map_err(TrainError::io(path))?.len() == 0 {
-            file.write_all(Row::csv_header().as_bytes())
+            durable::append(&mut file, path, Row::csv_header().as_bytes())
                 .map_err(TrainError::io(path))?;
         }
         Ok(Self {
@@ -217,12 +213,29 @@ impl CsvMetrics {
 
 impl Observer for CsvMetrics {
     fn observe(&mut self, event: &Event) -> Result<(), TrainError> {
-        let Some(row) = self.rows.take(event) else {
-            return Ok(());
-        };
-        self.file
-            .write_all(row.csv_line().as_bytes())
-            .map_err(TrainError::io(&self.path))
+        let line = self.rows.take(event).map(|row| row.csv_line());
+        write_line(&mut self.file, &self.path, line, event)
+    }
+}
+
+fn write_line(
+    file: &mut File,
+    path: &Path,
+    line: Option<String>,
+    event: &Event,
+) -> Result<(), TrainError> {
+    let line = line.unwrap_or_default();
+    durable::append(file, path, line.as_bytes())
+        .and_then(|()| flush_before_save(file, event))
+        .map_err(TrainError::io(path))
+}
+
+/// A checkpoint is on the disk when it is saved; what was recorded up to it must be so before, or
+/// a power failure leaves a hole that no resumed run fills.
+pub(super) fn flush_before_save(file: &File, event: &Event) -> std::io::Result<()> {
+    match event {
+        Event::Saving { .. } => file.sync_data(),
+        _ => Ok(()),
     }
 }
 
@@ -251,6 +264,7 @@ pub(super) fn keep_lines(path: &Path, keep: impl Fn(&str) -> bool) -> Result<(),
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
 
     fn step(step: u64) -> Event {
         Event::Step(StepRecord {

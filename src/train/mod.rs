@@ -31,6 +31,8 @@
 //! ```
 
 mod card;
+#[cfg(test)]
+mod crash;
 mod error;
 mod estimate;
 mod evaluate;
@@ -42,7 +44,9 @@ mod metrics;
 mod prepare;
 mod report;
 mod resume;
+mod room;
 mod run;
+mod save;
 mod tensorboard;
 mod terminal;
 
@@ -55,6 +59,7 @@ pub use interrupt::{Interrupt, Signal};
 pub use metrics::{CsvMetrics, JsonlMetrics};
 pub use prepare::Options;
 pub use resume::Resume;
+pub use room::NoRoom;
 pub use run::{Outcome, Run};
 pub use tensorboard::TensorboardEvents;
 pub use terminal::{EventLines, Terminal};

@@ -120,6 +120,7 @@ impl Run {
             folder,
             observers,
             interrupt,
+            free_space: super::room::free_space,
             _log: log,
         };
         for text in notes {
@@ -131,6 +132,8 @@ impl Run {
         for step in discarded {
             trainer.tell(&Event::Deleted { step })?;
         }
+        // A crash can come between a save and what is deleted after it.
+        trainer.rotate()?;
         let model = start.model;
         Ok(Some(Run { model, trainer }))
     }
@@ -473,10 +476,11 @@ fn record(
     if let Some(old) = old {
         record.started = old.started;
     }
+    // First the file that makes a folder a run's: after a crash in between it can be started over.
+    folder.write("resolved.toml", &plan.to_toml())?;
     if let Some(text) = config_text {
         folder.write("config.toml", &text)?;
     }
-    folder.write("resolved.toml", &plan.to_toml())?;
     folder.write_record(&record)
 }
 

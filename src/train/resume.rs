@@ -8,6 +8,7 @@ use std::path::Path;
 use super::TrainError;
 use crate::checkpoint::{CheckpointError, CheckpointStore};
 use crate::config::Plan;
+use crate::durable::is_temporary;
 
 /// What to do with a run that is already in the output folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -95,8 +96,10 @@ fn is_used(folder: &Path) -> Result<bool, TrainError> {
     };
     let mut names = entries
         .filter_map(Result::ok)
-        .map(|entry| entry.file_name());
-    Ok(names.any(|name| name != ".lock" && name != "logs"))
+        .map(|entry| entry.file_name().to_string_lossy().into_owned());
+    // What a kill in the middle of a write left is as good as nothing.
+    let ours = |name: &str| name == ".lock" || name == "logs" || is_temporary(name);
+    Ok(names.any(|name| !ours(&name)))
 }
 
 fn same_config(folder: &Path, plan: &Plan) -> Result<(), TrainError> {

@@ -1,22 +1,23 @@
 //! The loop.
 
 use std::collections::VecDeque;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use burn::module::Module;
-use burn::tensor::FloatDType;
+use burn::tensor::{FloatDType, TensorData};
 
 use super::card::model_card;
 use super::folder::FinalRecord;
 use super::{Evaluation, Event, Interrupt, Observer, RunFolder, StepRecord, TrainError, evaluate};
-use crate::checkpoint::{BestEvaluation, CheckpointStore, Progress, Snapshot};
+use crate::checkpoint::{BestEvaluation, CheckpointStore, Progress};
 use crate::config::{OnNonfinite, Plan};
 use crate::data::{Batch, Bigram, Corpus, Sampler};
 use crate::device::lanes;
 use crate::environment::resident_memory_bytes;
 use crate::generate::{Sampling, TextRequest, complete};
 use crate::gradient::{Precision, backward_with};
-use crate::model::{Decoder, DecoderSpec, folder::hf_tensors};
+use crate::model::{Decoder, DecoderSpec};
 use crate::optimizer::Optimizer;
 use crate::phase::{Phase, Timeline};
 
@@ -47,6 +48,8 @@ pub(super) struct Trainer {
     pub(super) folder: RunFolder,
     pub(super) observers: Vec<Box<dyn Observer>>,
     pub(super) interrupt: Interrupt,
+    /// Bytes that may still be written beside a path: the disk's own word, but in tests.
+    pub(super) free_space: fn(&Path) -> std::io::Result<u64>,
     /// Held, not read: sends this thread's log to the run folder.
     pub(super) _log: tracing::subscriber::DefaultGuard,
 }
@@ -91,6 +94,8 @@ impl Trainer {
     fn run(&mut self, mut model: Decoder) -> Result<Option<Evaluation>, TrainError> {
         let (step, steps) = (self.progress.step, self.timeline.steps());
         self.tell(&Event::Started { step, steps })?;
+        self.prove_saving(&model)?;
+        self.stop_if_asked(&model)?;
         let mut evaluation = None;
         while let Some(phase) = self.next_phase() {
             model = self.step(model, &phase)?;
@@ -121,7 +126,7 @@ impl Trainer {
     }
 
     /// Whether the run is over before its last step.
-    fn stops_early(&self) -> bool {
+    pub(super) fn stops_early(&self) -> bool {
         self.progress.step < self.timeline.steps() && self.is_out_of_patience()
     }
 
@@ -242,7 +247,7 @@ impl Trainer {
     }
 
     /// Whether something done every `every` steps is due; at the last step it always is.
-    fn is_due(&self, every: u64) -> bool {
+    pub(super) fn is_due(&self, every: u64) -> bool {
         let step = self.progress.step;
         step == self.timeline.steps() || (every > 0 && step.is_multiple_of(every))
     }
@@ -318,62 +323,6 @@ impl Trainer {
         Ok(text)
     }
 
-    /// Saves on schedule, at the end, and whenever a new best was measured, so that `best` always
-    /// has its weights.
-    fn save_if_due(
-        &mut self,
-        model: &Decoder,
-        evaluation: Option<Evaluation>,
-    ) -> Result<(), TrainError> {
-        let best_now = evaluation.is_some()
-            && self
-                .progress
-                .best
-                .is_some_and(|best| best.step == self.progress.step);
-        let due = self.is_due(self.plan.config.checkpoint.save_steps);
-        if best_now || due || self.stops_early() {
-            self.save(model, best_now)?;
-        }
-        Ok(())
-    }
-
-    fn save(&mut self, model: &Decoder, best: bool) -> Result<(), TrainError> {
-        self.progress.seconds = self.clock.total_seconds();
-        let snapshot = Snapshot {
-            model: hf_tensors(model),
-            optimizer: self.optimizer.state(model),
-            progress: self.progress.clone(),
-        };
-        self.store.save(&snapshot)?;
-        let step = self.progress.step;
-        if best {
-            self.store.mark_best(step)?;
-        }
-        let seconds = self.progress.seconds;
-        self.tell(&Event::Saved { step, seconds })?;
-        for step in self
-            .store
-            .rotate(self.plan.config.checkpoint.save_total_limit)?
-        {
-            self.tell(&Event::Deleted { step })?;
-        }
-        Ok(())
-    }
-
-    fn stop_if_asked(&mut self, model: &Decoder) -> Result<(), TrainError> {
-        let step = self.progress.step;
-        let Some(signal) = self.interrupt.raised() else {
-            return Ok(());
-        };
-        if step == self.timeline.steps() || self.stops_early() {
-            return Ok(());
-        }
-        if self.store.latest()? != Some(step) {
-            self.save(model, false)?;
-        }
-        Err(TrainError::Interrupted { signal, step })
-    }
-
     /// Exports the best model, else the last, and closes the record.
     fn finish(&mut self, evaluation: Option<Evaluation>) -> Result<Outcome, TrainError> {
         let last = self.progress.step;
@@ -388,6 +337,9 @@ impl Trainer {
         let best = self.progress.best.map(|best| best.step);
         let exported_step = best.filter(|&step| self.store.has(step)).unwrap_or(last);
         let tensors = self.store.load_model(exported_step)?;
+        let weights: usize = tensors.values().map(TensorData::num_elements).sum();
+        let bytes = self.exported_bytes(weights as u64);
+        self.check_room("the exported model".to_string(), bytes)?;
         let dtype = self.plan.config.checkpoint.save_dtype;
         self.folder
             .export(&self.spec, &tensors, &self.corpus.tokenizer, dtype)?;
@@ -396,15 +348,11 @@ impl Trainer {
         self.folder.write("README.md", &card)?;
         let fits = self.corpus.train_tokens() <= BIGRAM_LIMIT;
         let bigram = if fits { self.bigram() } else { None };
-        if let Some(mut record) = self.folder.read_record()? {
+        let mut record = self.folder.read_record()?;
+        if let Some(record) = &mut record {
             record.exported_step = Some(exported_step);
             record.bigram_loss = bigram;
-            record.end = Some(FinalRecord::new(
-                &self.progress,
-                self.timeline.steps(),
-                stopped_early,
-            ));
-            self.folder.write_record(&record)?;
+            self.folder.write_record(record)?;
         }
         self.tell(&Event::Finished {
             step: last,
@@ -412,6 +360,12 @@ impl Trainer {
             bigram,
             stopped_early,
         })?;
+        // Last of all: a run whose record has an end is complete, and not looked at again.
+        if let Some(mut record) = record {
+            let steps = self.timeline.steps();
+            record.end = Some(FinalRecord::new(&self.progress, steps, stopped_early));
+            self.folder.write_record(&record)?;
+        }
         let folder = self.folder.path().to_path_buf();
         Ok(Outcome {
             folder,
@@ -482,7 +436,7 @@ impl Clock {
         tokens / time.as_secs_f64().max(1e-9)
     }
 
-    fn total_seconds(&self) -> f64 {
+    pub(super) fn total_seconds(&self) -> f64 {
         self.before + self.started.elapsed().as_secs_f64()
     }
 }

@@ -23,12 +23,12 @@
 //! will do: readers then drop what earlier files have from that step on.
 
 use std::fs::{self, File};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::metrics::{Row, Rows, append};
+use super::metrics::{Row, Rows, append, flush_before_save};
 use super::{Event, Observer, TrainError};
+use crate::durable;
 
 /// Writes scalars for every row of the metrics, sample completions and the resolved config.
 #[derive(Debug)]
@@ -58,7 +58,7 @@ impl TensorboardEvents {
             // A run that begins anew has no past: what lies there is of one that never saved.
             remove_event_files(folder)?;
         }
-        fs::create_dir_all(folder).map_err(TrainError::io(folder))?;
+        durable::create_folder(folder).map_err(TrainError::io(folder))?;
         let path = folder.join(next_name(folder, unix_time() as u64)?);
         let mut events = Self {
             file: append(&path)?,
@@ -95,9 +95,7 @@ impl TensorboardEvents {
 
     fn write(&mut self, step: u64, content: &Message) -> Result<(), TrainError> {
         let record = record(&event(unix_time(), step, content));
-        self.file
-            .write_all(&record)
-            .map_err(TrainError::io(&self.path))
+        durable::append(&mut self.file, &self.path, &record).map_err(TrainError::io(&self.path))
     }
 }
 
@@ -124,7 +122,7 @@ impl Observer for TensorboardEvents {
                 self.sample += 1;
                 self.text(*step, &tag, &format!("{prompt}{completion}"))
             }
-            _ => Ok(()),
+            _ => flush_before_save(&self.file, event).map_err(TrainError::io(&self.path)),
         }
     }
 }
@@ -281,7 +279,7 @@ fn event_files(folder: &Path) -> Result<Vec<String>, TrainError> {
 fn remove_event_files(folder: &Path) -> Result<(), TrainError> {
     for name in event_files(folder)? {
         let path = folder.join(name);
-        fs::remove_file(&path).map_err(TrainError::io(path))?;
+        durable::remove_file(&path).map_err(TrainError::io(path))?;
     }
     Ok(())
 }
@@ -373,12 +371,9 @@ mod tests {
             prompt: "a".to_string(),
             completion: "b".to_string(),
         };
-        let saved = Event::Saved {
-            step: 1,
-            seconds: 0.0,
-        };
+        let saving = Event::Saving { step: 1 };
         let started = Event::Started { step: 0, steps: 1 };
-        for event in [started, Event::Step(record), sample, saved] {
+        for event in [started, Event::Step(record), sample, saving] {
             events.observe(&event).unwrap();
         }
         let bytes = fs::read(&events.path).unwrap();

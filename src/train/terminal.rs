@@ -115,7 +115,7 @@ impl Observer for Terminal {
                 prompt, completion, ..
             } => self.line(&indented(&format!("{prompt}{completion}"))),
             // Whoever called the run says how it ended.
-            Event::Saved { .. } | Event::Stopped { .. } => {}
+            Event::Saving { .. } | Event::Saved { .. } | Event::Stopped { .. } => {}
             Event::Deleted { step } => {
                 self.always(&format!("deleted the checkpoint of step {step}"));
             }
@@ -208,7 +208,7 @@ impl Observer for LogEvents {
             Event::Resumed { step } => info!("{}", resumed(*step)),
             Event::Started { step, steps } => info!(step, steps, "started"),
             // The error is logged as one.
-            Event::Step(_) | Event::Stopped { .. } => {}
+            Event::Step(_) | Event::Saving { .. } | Event::Stopped { .. } => {}
             Event::Evaluated {
                 step,
                 evaluation,

@@ -5,9 +5,12 @@ mod bad_input;
 mod bench;
 mod early_stopping;
 mod estimate;
+#[cfg(unix)]
+mod kills;
 mod learning;
 mod models;
 mod precision;
 mod reports;
 mod resume;
 mod runs;
+mod saving;

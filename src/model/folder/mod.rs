@@ -14,7 +14,9 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 
-pub use tensors::{read_tensors, tensors_from_bytes, tensors_to_bytes, write_tensors};
+pub use tensors::{
+    read_tensors, stream_tensors, tensors_from_bytes, tensors_header, write_tensors,
+};
 pub use write::{SaveOptions, save};
 
 use super::{Decoder, DecoderSpec, ModelError, Tensors, parameters, with_parameters};

@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 
 use burn::tensor::{DType, TensorData};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorInfo};
 
 use crate::durable;
 use crate::model::{ModelError, Tensors};
@@ -69,24 +70,99 @@ pub fn tensors_from_bytes(path: &Path, bytes: &[u8]) -> Result<Tensors, ModelErr
 /// # Errors
 /// [`ModelError::Io`].
 pub fn write_tensors(path: &Path, tensors: &Tensors) -> Result<(), ModelError> {
-    let bytes = tensors_to_bytes(path, tensors)?;
-    durable::replace_with(path, bytes).map_err(ModelError::io(path))
+    let header = tensors_header(path, tensors)?;
+    durable::replace(path, |file| stream_tensors(file, &header, tensors))
+        .map_err(ModelError::io(path))
 }
 
-/// The bytes [`write_tensors`] writes; `path` is for messages.
+/// What a file of f32 tensors begins with; `path` is for messages.
 ///
 /// # Errors
 /// [`ModelError::Safetensors`] for a tensor that is not f32.
-pub fn tensors_to_bytes(path: &Path, tensors: &Tensors) -> Result<Vec<u8>, ModelError> {
-    let views = tensors.iter().map(|(name, data)| {
+pub fn tensors_header(path: &Path, tensors: &Tensors) -> Result<Vec<u8>, ModelError> {
+    let infos = tensors.iter().map(|(name, data)| {
         debug_assert_eq!(data.dtype(), DType::F32);
         let shape = data.shape().as_slice().to_vec();
-        Ok((
-            name.as_str(),
-            TensorView::new(Dtype::F32, shape, data.as_bytes())?,
-        ))
+        (name.clone(), Dtype::F32, shape, data.as_bytes().len())
     });
-    let views: Result<Vec<_>, _> = views.collect();
-    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    safetensors::serialize(views.map_err(malformed(path))?, Some(metadata)).map_err(malformed(path))
+    header(path, infos)
+}
+
+/// Writes a file of f32 tensors after its [`header`](tensors_header), tensor by tensor: nothing is
+/// copied.
+///
+/// # Errors
+/// The writer's.
+pub fn stream_tensors(
+    file: &mut dyn Write,
+    header: &[u8],
+    tensors: &Tensors,
+) -> std::io::Result<()> {
+    file.write_all(header)?;
+    tensors
+        .values()
+        .try_for_each(|data| file.write_all(data.as_bytes()))
+}
+
+/// The length of the header and the header: names, types, shapes and bytes of tensors that follow
+/// one another in this order. `safetensors` itself would want all of them at once, or leave a file
+/// that only its owner can read.
+pub(super) fn header(
+    path: &Path,
+    tensors: impl Iterator<Item = (String, Dtype, Vec<usize>, usize)>,
+) -> Result<Vec<u8>, ModelError> {
+    let mut offset = 0;
+    let infos = tensors.map(|(name, dtype, shape, bytes)| {
+        let start = offset;
+        offset += bytes;
+        let data_offsets = (start, offset);
+        let info = TensorInfo {
+            dtype,
+            shape,
+            data_offsets,
+        };
+        (name, info)
+    });
+    let format = HashMap::from([("format".to_string(), "pt".to_string())]);
+    let metadata = Metadata::new(Some(format), infos.collect()).map_err(malformed(path))?;
+    let json = serde_json::to_string(&metadata).map_err(std::io::Error::from);
+    let mut json = json.map_err(ModelError::io(path))?.into_bytes();
+    // Tensors begin at a multiple of eight.
+    json.resize(json.len().next_multiple_of(8), b' ');
+    Ok([&(json.len() as u64).to_le_bytes()[..], &json].concat())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use safetensors::tensor::TensorView;
+
+    #[test]
+    fn streamed_files_have_the_bytes_that_the_safetensors_crate_writes() {
+        let tensor = |values: &[f32], shape: &[usize]| TensorData::new(values.to_vec(), shape);
+        let tensors = Tensors::from([
+            (
+                "b.weight".to_string(),
+                tensor(&[1.5, -0.0, 2.0, 3.0], &[2, 2]),
+            ),
+            ("b.Weight".to_string(), tensor(&[f32::NAN], &[1])),
+            ("a \"quoted\" name".to_string(), tensor(&[], &[0, 3])),
+            ("z".to_string(), tensor(&[7.0], &[])),
+        ]);
+        for tensors in [tensors, Tensors::new()] {
+            let views = tensors.iter().map(|(name, data)| {
+                let shape = data.shape().as_slice().to_vec();
+                (
+                    name,
+                    TensorView::new(Dtype::F32, shape, data.as_bytes()).unwrap(),
+                )
+            });
+            let format = HashMap::from([("format".to_string(), "pt".to_string())]);
+            let expected = safetensors::serialize(views, Some(format)).unwrap();
+            let mut streamed = Vec::new();
+            let header = tensors_header(Path::new("x"), &tensors).unwrap();
+            stream_tensors(&mut streamed, &header, &tensors).unwrap();
+            assert_eq!(streamed, expected);
+        }
+    }
 }

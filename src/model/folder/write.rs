@@ -1,16 +1,16 @@
 //! Writing a model folder: weights in f32, bf16 or f16, in shards where they are large.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::path::Path;
 
 use burn::tensor::TensorData;
 use half::{bf16, f16};
-use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use safetensors::tensor::Dtype;
 use serde_json::json;
 
-use super::tensors::malformed;
+use super::tensors::header;
 use super::{CONFIG, INDEX, WEIGHTS};
 use crate::config::{DecoderSpec, SaveDtype};
 use crate::durable;
@@ -105,32 +105,19 @@ fn index(names: &[String], shards: &[Shard], dtype: SaveDtype) -> serde_json::Va
     json!({ "metadata": { "total_size": total }, "weight_map": weight_map })
 }
 
-/// One safetensors file, written tensor by tensor: `safetensors` itself would want all of it
-/// converted at once, or leave a file that only its owner can read.
+/// One safetensors file, converted and written piece by piece.
 fn write_file(path: &Path, shard: &Shard, dtype: SaveDtype) -> Result<(), ModelError> {
-    let mut offset = 0;
-    let infos = shard.iter().map(|(name, data)| {
-        let start = offset;
-        offset += bytes_of(data, dtype);
-        let info = TensorInfo {
-            dtype: match dtype {
-                SaveDtype::F32 => Dtype::F32,
-                SaveDtype::Bf16 => Dtype::BF16,
-                SaveDtype::F16 => Dtype::F16,
-            },
-            shape: data.shape().as_slice().to_vec(),
-            data_offsets: (start, offset),
-        };
-        ((*name).clone(), info)
+    let kind = match dtype {
+        SaveDtype::F32 => Dtype::F32,
+        SaveDtype::Bf16 => Dtype::BF16,
+        SaveDtype::F16 => Dtype::F16,
+    };
+    let tensors = shard.iter().map(|(name, data)| {
+        let shape = data.shape().as_slice().to_vec();
+        ((*name).clone(), kind, shape, bytes_of(data, dtype))
     });
-    let format = HashMap::from([("format".to_string(), "pt".to_string())]);
-    let metadata = Metadata::new(Some(format), infos.collect()).map_err(malformed(path))?;
-    let header = serde_json::to_string(&metadata).map_err(std::io::Error::from);
-    let mut header = header.map_err(ModelError::io(path))?.into_bytes();
-    // Tensors begin at a multiple of eight.
-    header.resize(header.len().next_multiple_of(8), b' ');
+    let header = header(path, tensors)?;
     let written = durable::replace(path, |file| {
-        file.write_all(&(header.len() as u64).to_le_bytes())?;
         file.write_all(&header)?;
         shard
             .iter()
@@ -203,7 +190,7 @@ fn delete_stale(folder: &Path, kept: &[String]) -> Result<(), ModelError> {
         let ours = name == WEIGHTS || name == INDEX || is_shard(name);
         if ours && !kept.iter().any(|kept| kept == name) {
             let path = entry.path();
-            fs::remove_file(&path).map_err(ModelError::io(path))?;
+            durable::remove_file(&path).map_err(ModelError::io(path))?;
         }
     }
     durable::sync_folder(folder).map_err(ModelError::io(folder))

@@ -134,7 +134,7 @@ impl History {
             } => self.sample(*step, prompt, completion),
             Event::Saved { seconds, .. } => self.seconds = Some(*seconds),
             Event::Skipped { step, .. } | Event::Overflowed { step, .. } => self.skips.push(*step),
-            Event::StoppedEarly { .. } => {}
+            Event::Saving { .. } | Event::StoppedEarly { .. } => {}
             Event::Stopped { kind, message, .. } => {
                 let (kind, message) = (kind.clone(), message.clone());
                 self.status = Status::Stopped { kind, message };

@@ -1,0 +1,130 @@
+//! Saving: when a checkpoint is due, whether there is room for it, what is deleted after it.
+
+use burn::module::Module;
+
+use super::room::{Needs, check_now, most_saves};
+use super::run::Trainer;
+use super::{Evaluation, Event, TrainError};
+use crate::config::SaveDtype;
+use crate::model::{Decoder, folder::hf_tensors};
+
+impl Trainer {
+    /// What holds before the first step of this session: there is room for all that the run will
+    /// save, and a new run has shown by a checkpoint of step 0 that it can.
+    pub(super) fn prove_saving(&mut self, model: &Decoder) -> Result<(), TrainError> {
+        let needs = self.needs(model)?;
+        let folder = self.folder.path();
+        let free = (self.free_space)(folder).map_err(TrainError::io(folder))?;
+        if let Some(text) = needs.check(folder, free)? {
+            self.tell(&Event::Note { text })?;
+        }
+        if needs.trial {
+            self.save(model, false)?;
+        }
+        Ok(())
+    }
+
+    fn needs(&self, model: &Decoder) -> Result<Needs, TrainError> {
+        let config = &self.plan.config;
+        let parameters = model.num_params() as u64;
+        let step = self.progress.step;
+        let eval_steps = match self.corpus.val {
+            Some(_) => config.eval.eval_steps,
+            None => 0,
+        };
+        let save_steps = config.checkpoint.save_steps;
+        let existing = self.store.steps()?.len() as u64;
+        Ok(Needs {
+            weights: 4 * parameters,
+            moments: self.optimizer.state_bytes(model),
+            export: self.exported_bytes(parameters),
+            trial: existing == 0,
+            saves: most_saves(step, self.timeline.steps(), save_steps, eval_steps),
+            existing,
+            limit: config.checkpoint.save_total_limit as u64,
+        })
+    }
+
+    /// Saves on schedule, at the end, and whenever a new best was measured, so that `best` always
+    /// has its weights.
+    pub(super) fn save_if_due(
+        &mut self,
+        model: &Decoder,
+        evaluation: Option<Evaluation>,
+    ) -> Result<(), TrainError> {
+        let best_now = evaluation.is_some()
+            && self
+                .progress
+                .best
+                .is_some_and(|best| best.step == self.progress.step);
+        let due = self.is_due(self.plan.config.checkpoint.save_steps);
+        if best_now || due || self.stops_early() {
+            self.save(model, best_now)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn save(&mut self, model: &Decoder, best: bool) -> Result<(), TrainError> {
+        self.progress.seconds = self.clock.total_seconds();
+        let step = self.progress.step;
+        self.tell(&Event::Saving { step })?;
+        if self.store.has(step) {
+            self.store.renew(&self.progress)?;
+        } else {
+            let needs = self.needs(model)?;
+            let moments = if step == 0 { 0 } else { needs.moments };
+            let what = format!("the checkpoint of step {step}");
+            self.check_room(what, needs.weights + moments)?;
+            let weights = || hf_tensors(model);
+            let moments = || self.optimizer.state(model);
+            self.store.save(&self.progress, weights, moments)?;
+        }
+        if best {
+            self.store.mark_best(step)?;
+        }
+        let seconds = self.progress.seconds;
+        self.tell(&Event::Saved { step, seconds })?;
+        self.rotate()
+    }
+
+    /// Deletes the checkpoints beyond those to keep, and says so.
+    pub(super) fn rotate(&mut self) -> Result<(), TrainError> {
+        let limit = self.plan.config.checkpoint.save_total_limit;
+        for step in self.store.rotate(limit)? {
+            self.tell(&Event::Deleted { step })?;
+        }
+        Ok(())
+    }
+
+    /// Saves and ends the run if a signal has come.
+    pub(super) fn stop_if_asked(&mut self, model: &Decoder) -> Result<(), TrainError> {
+        let step = self.progress.step;
+        let Some(signal) = self.interrupt.raised() else {
+            return Ok(());
+        };
+        if step == self.timeline.steps() || self.stops_early() {
+            return Ok(());
+        }
+        if self.store.latest()? != Some(step) {
+            self.save(model, false)?;
+        }
+        Err(TrainError::Interrupted { signal, step })
+    }
+
+    /// That there is room for something of so many bytes of tensors, before it is begun.
+    pub(super) fn check_room(&self, what: String, tensors: u64) -> Result<(), TrainError> {
+        let folder = self.folder.path();
+        let free = (self.free_space)(folder).map_err(TrainError::io(folder))?;
+        check_now(folder, free, (what, tensors), self.store.latest()?)?;
+        Ok(())
+    }
+
+    /// Bytes of so many exported weights.
+    pub(super) fn exported_bytes(&self, weights: u64) -> u64 {
+        weights
+            * match self.plan.config.checkpoint.save_dtype {
+                SaveDtype::F32 => 4,
+                SaveDtype::Bf16 | SaveDtype::F16 => 2,
+            }
+    }
+}
