@@ -79,6 +79,15 @@ impl Corpus {
             .sum()
     }
 
+    /// Bytes of all tokens, in memory or mapped into it.
+    pub fn token_bytes(&self) -> u64 {
+        let train = self.train.iter().map(|stream| &stream.tokens);
+        let streams = train.chain(&self.val);
+        streams
+            .map(|tokens| (tokens.len() * tokens.width().bytes()) as u64)
+            .sum()
+    }
+
     fn assemble(
         source: &Source,
         tokenizer: Tokenizer,

@@ -40,7 +40,7 @@ pub struct Conditions {
     pub lanes: usize,
     /// Whether tensors lie in this process's own memory: on the CPU.
     pub is_cpu: bool,
-    /// What the process holds before it builds the model: program, tokenizer, tokens.
+    /// What the process holds before it builds the model: program and tokens.
     pub process_bytes: u64,
 }
 

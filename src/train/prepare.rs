@@ -255,11 +255,15 @@ pub(super) struct Parts {
     parameters: usize,
     /// The base model's files; none without one.
     base: Vec<FileRecord>,
+    /// What the process held before it loaded the data.
+    program_bytes: u64,
 }
 
 impl Parts {
     pub(super) fn load(plan: &Plan) -> Result<Self, TrainError> {
         let config = &plan.config;
+        // Before the data: what reading it takes is free again when training begins.
+        let program_bytes = resident_memory_bytes().unwrap_or_default();
         let corpus = Corpus::load(
             &config.data,
             &config.tokenizer,
@@ -287,6 +291,7 @@ impl Parts {
             timeline,
             parameters,
             base: base_files(plan)?,
+            program_bytes,
         })
     }
 
@@ -343,7 +348,7 @@ impl Parts {
         let conditions = Conditions {
             lanes: lanes(&device.device),
             is_cpu,
-            process_bytes: resident_memory_bytes().unwrap_or_default(),
+            process_bytes: self.program_bytes + self.corpus.token_bytes(),
         };
         let available = available_bytes().filter(|_| is_cpu).unwrap_or(u64::MAX);
         Ok(fit(plan, &self.spec, conditions, available)?)
