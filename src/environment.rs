@@ -52,6 +52,20 @@ pub fn resident_memory_bytes() -> Option<u64> {
     proc_kilobytes("/proc/self/status", "VmRSS:")
 }
 
+/// Memory that this process can still take: what the system has available, within what the limit of
+/// the control group leaves. None where the system does not say.
+pub fn memory_limit_bytes() -> Option<u64> {
+    let free = proc_kilobytes("/proc/meminfo", "MemAvailable:")?;
+    let number = |file: &str| -> Option<u64> {
+        let text = std::fs::read_to_string(format!("/sys/fs/cgroup/{file}")).ok()?;
+        // "max" where there is no limit.
+        text.trim().parse().ok()
+    };
+    // A container sees its own group at the top.
+    let left = number("memory.max").zip(number("memory.current"));
+    Some(left.map_or(free, |(limit, used)| free.min(limit.saturating_sub(used))))
+}
+
 fn proc_kilobytes(file: &str, label: &str) -> Option<u64> {
     let text = std::fs::read_to_string(file).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix(label))?;

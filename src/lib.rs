@@ -16,6 +16,7 @@
 //! | [`model`] | the decoder, its loss, Hugging Face model folders |
 //! | [`gradient`] | backward on all cores, accumulate, measure, clip |
 //! | [`optimizer`] | update rules by parameter group, learning-rate schedules |
+//! | [`forecast`] | parameters, arithmetic and memory of a run before it starts |
 //! | [`phase`] | a run as a list of phases: what holds at a step |
 //! | [`checkpoint`] | everything a run needs to go on, saved so that a crash cannot lose it |
 //! | [`generate`] | text from a model: cache, sampling, stop strings |
@@ -31,6 +32,7 @@ pub mod data;
 pub mod device;
 pub mod durable;
 pub mod environment;
+pub mod forecast;
 pub mod generate;
 pub mod gradient;
 pub mod model;

@@ -2,6 +2,7 @@
 
 mod env;
 mod error;
+mod estimate;
 mod eval;
 mod generate;
 mod init;
@@ -35,6 +36,8 @@ enum Verb {
     Train(train::TrainArgs),
     /// Check a TOML and say everything that is wrong with it
     Validate(validate::ValidateArgs),
+    /// Say what a run will need: parameters, arithmetic, memory, time
+    Estimate(estimate::EstimateArgs),
     /// Complete a prompt with a trained model
     Generate(generate::GenerateArgs),
     /// Measure a model on a text
@@ -62,6 +65,7 @@ pub fn run() -> ExitCode {
     let result = match cli.verb {
         Verb::Train(args) => train::run(&args),
         Verb::Validate(args) => validate::run(&args),
+        Verb::Estimate(args) => estimate::run(&args),
         Verb::Generate(args) => generate::run(&args),
         Verb::Eval(args) => eval::run(&args),
         Verb::Logits(args) => logits::run(&args),
@@ -82,6 +86,12 @@ pub fn run() -> ExitCode {
 fn remark(text: &str) {
     use std::io::Write;
     let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+/// The `--set` arguments, with `--output-dir` as one more.
+fn with_output_dir(sets: &[String], output_dir: Option<&str>) -> Vec<String> {
+    let folder = output_dir.map(|folder| format!("output_dir={}", toml::Value::from(folder)));
+    sets.iter().cloned().chain(folder).collect()
 }
 
 /// Where a verb that runs a model computes.

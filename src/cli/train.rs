@@ -37,10 +37,7 @@ pub(super) struct TrainArgs {
 }
 
 pub(super) fn run(args: &TrainArgs) -> Result<(), CliError> {
-    let mut sets = args.sets.clone();
-    if let Some(folder) = &args.output_dir {
-        sets.push(format!("output_dir={}", toml::Value::from(folder.as_str())));
-    }
+    let sets = super::with_output_dir(&args.sets, args.output_dir.as_deref());
     let plan = config::load(&args.config, &sets)?;
     if args.dry_run {
         return dry_run(args, &plan);
@@ -80,16 +77,16 @@ fn say(args: &TrainArgs, text: &str) -> Result<(), CliError> {
 }
 
 fn dry_run(args: &TrainArgs, plan: &Plan) -> Result<(), CliError> {
-    let summary = Run::dry(plan, |note| {
+    let estimate = Run::estimate(plan, false, |note| {
         if !args.json && !args.quiet {
             // The summary is what matters; notes may go unheard.
             let _ = writeln!(std::io::stderr(), "{note}");
         }
     })?;
     if args.json {
-        return super::print_line(&serde_json::json!(summary).to_string());
+        return super::print_line(&serde_json::json!(estimate).to_string());
     }
-    super::print_line(&summary.describe(plan))
+    super::print_line(&estimate.describe(plan))
 }
 
 fn already_complete(plan: &Plan) -> String {

@@ -18,6 +18,7 @@ pub use vocabulary::check_vocabulary;
 pub use crate::config::DecoderSpec;
 pub use attention::Attention;
 pub(crate) use attention::Context;
+pub(crate) use decoder::logit_chunk;
 pub use decoder::{Block, Decoder, KvCache};
 pub use error::ModelError;
 pub use layers::{Embedding, Linear, Mlp, Norm};

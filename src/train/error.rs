@@ -8,6 +8,7 @@ use crate::checkpoint::CheckpointError;
 use crate::config::{ConfigError, SpecError};
 use crate::data::DataError;
 use crate::device::DeviceError;
+use crate::forecast::Shortage;
 use crate::generate::GenerateError;
 use crate::model::ModelError;
 use crate::optimizer::OptimizerError;
@@ -24,6 +25,9 @@ pub enum TrainError {
     /// The model.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// It would not fit in memory.
+    #[error(transparent)]
+    Memory(#[from] Shortage),
     /// The device.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -155,6 +159,7 @@ impl TrainError {
             | Self::NotARun { .. } => 2,
             Self::OtherData { .. } => 3,
             Self::Sample { source, .. } => source.exit_code(),
+            Self::Memory(_) => 4,
             Self::Diverged { .. } => 5,
             Self::Interrupted { signal, .. } => signal.exit_code(),
             Self::OtherBaseModel { .. }
@@ -174,6 +179,7 @@ impl TrainError {
             | Self::NotEmpty { .. }
             | Self::NotARun { .. } => "config",
             Self::Device(_) => "device",
+            Self::Memory(_) => "memory",
             Self::Model(_) => "model",
             Self::Checkpoint(_) | Self::Optimizer(_) => "checkpoint",
             Self::NoRoom(_) => "disk",
@@ -189,6 +195,7 @@ impl TrainError {
         match self {
             Self::Data(error) => error.help(),
             Self::Device(error) => Some(error.help()),
+            Self::Memory(shortage) => Some(shortage.help()),
             Self::Model(error) => error.help(),
             Self::Checkpoint(error) => error.help(),
             Self::Sample { source, .. } => source.help(),

@@ -34,6 +34,7 @@ mod card;
 #[cfg(test)]
 mod crash;
 mod error;
+mod estimate;
 mod evaluate;
 mod event;
 mod folder;
@@ -50,12 +51,13 @@ mod tensorboard;
 mod terminal;
 
 pub use error::TrainError;
+pub use estimate::{Estimate, Summary};
 pub use evaluate::{Evaluation, evaluate};
 pub use event::{Event, Observer, StepRecord};
 pub use folder::RunFolder;
 pub use interrupt::{Interrupt, Signal};
 pub use metrics::{CsvMetrics, JsonlMetrics};
-pub use prepare::{Options, Summary};
+pub use prepare::Options;
 pub use resume::Resume;
 pub use room::NoRoom;
 pub use run::{Outcome, Run};

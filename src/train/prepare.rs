@@ -3,6 +3,7 @@
 use burn::module::Module;
 use burn::tensor::{Device, FloatDType};
 
+use super::estimate::Summary;
 use super::folder::{RunRecord, data_record, device_record};
 use super::journal::Journal;
 use super::report::HtmlReport;
@@ -15,14 +16,14 @@ use super::{
 use crate::checkpoint::Progress;
 use crate::config::{Dtype, Plan, Report};
 use crate::data::{Corpus, FileRecord, Sampler, TokenCache};
-use crate::device::ComputeDevice;
-use crate::environment::Environment;
+use crate::device::{ComputeDevice, is_cpu, lanes};
+use crate::environment::{Environment, resident_memory_bytes};
+use crate::forecast::{Conditions, Forecast, Shortage, available_bytes, fit};
 use crate::generate::{GenerateError, check_prompt};
 use crate::gradient::LossScale;
 use crate::model::{Decoder, DecoderSpec, check_vocabulary, folder as model_folder};
 use crate::optimizer::Optimizer;
 use crate::phase::Timeline;
-use crate::readable::grouped;
 
 /// How to run a plan.
 #[derive(Default)]
@@ -37,39 +38,7 @@ pub struct Options {
     pub observers: Vec<Box<dyn Observer>>,
 }
 
-/// What a plan amounts to, once the data is known.
-#[derive(Debug, Clone, PartialEq, serde::Serialize)]
-pub struct Summary {
-    /// Trainable parameters.
-    pub parameters: u64,
-    /// Rows of the embedding matrix.
-    pub vocab_size: u64,
-    /// Tokens in the training split.
-    pub train_tokens: u64,
-    /// Tokens in the validation split.
-    pub val_tokens: u64,
-    /// Optimizer steps.
-    pub steps: u64,
-    /// Tokens per optimizer step.
-    pub tokens_per_step: u64,
-    /// Passes over the training split.
-    pub epochs: f64,
-}
-
 impl Run {
-    /// Loads the data and works out what the plan amounts to. Writes nothing but the token cache.
-    ///
-    /// # Errors
-    /// Whatever is wrong with the data, the tokenizer or the model's shape.
-    pub fn dry(plan: &Plan, mut note: impl FnMut(&str)) -> Result<Summary, TrainError> {
-        start_threads(plan.config.train.threads)?;
-        let (plan, ..) = on_device(plan)?;
-        starting_point(&plan.config.output_dir, &plan, Resume::Auto)?;
-        let parts = Parts::load(&plan)?;
-        parts.corpus.notes.iter().for_each(|text| note(text));
-        Ok(parts.summary())
-    }
-
     /// Builds everything a run needs: takes the run folder, loads the data, builds or restores the
     /// model and the optimizer. Returns none when the run in the folder is already complete.
     ///
@@ -85,7 +54,8 @@ impl Run {
         start_threads(plan.config.train.threads)?;
         let (plan, device, dtype) = on_device(plan)?;
         let plan = &plan;
-        let (folder, parts, checkpoint) = claim(plan, resume)?;
+        let claim = Claim::new(plan, &device, resume)?;
+        let (folder, parts, checkpoint) = (claim.folder, claim.parts, claim.checkpoint);
         let log = folder.log()?;
         observers.push(Box::new(super::terminal::LogEvents));
 
@@ -94,7 +64,9 @@ impl Run {
         if resume == Resume::Auto && parts.is_complete(plan, checkpoint, old.as_ref()) {
             return Ok(None);
         }
+        let forecast = claim.forecast?;
         let mut notes = parts.notes(plan, &device, &environment);
+        notes.extend(forecast.describe(&parts.summary(), plan));
         if checkpoint.is_some() {
             same_inputs(&folder, old.as_ref(), &parts)?;
             notes.extend(rounding_warning(old.as_ref(), &environment, &device));
@@ -167,18 +139,39 @@ impl Run {
     }
 }
 
-/// The run folder under its lock, the data, and the checkpoint to go on from.
-fn claim(plan: &Plan, resume: Resume) -> Result<(RunFolder, Parts, Option<u64>), TrainError> {
-    let path = &plan.config.output_dir;
-    starting_point(path, plan, resume)?;
-    // A folder that is there is taken before the data is read, so that a live run is noticed at
-    // once; a new one is made after, so that bad data leaves nothing behind.
-    let existing = path.exists().then(|| RunFolder::open(path)).transpose()?;
-    let parts = Parts::load(plan)?;
-    let folder = existing.map_or_else(|| RunFolder::open(path), Ok)?;
-    // Again, now that it is ours: another run may have come and gone in the meantime.
-    let checkpoint = starting_point(path, plan, resume)?;
-    Ok((folder, parts, checkpoint))
+/// The run folder under its lock, the data, what it will take, and the checkpoint to go on from.
+struct Claim {
+    folder: RunFolder,
+    parts: Parts,
+    forecast: Result<Forecast, Shortage>,
+    checkpoint: Option<u64>,
+}
+
+impl Claim {
+    fn new(plan: &Plan, device: &ComputeDevice, resume: Resume) -> Result<Self, TrainError> {
+        let path = &plan.config.output_dir;
+        starting_point(path, plan, resume)?;
+        // A folder that is there is taken before the data is read, so that a live run is noticed at
+        // once; a new one is made after, so that bad data leaves nothing behind.
+        let existing = path.exists().then(|| RunFolder::open(path)).transpose()?;
+        let parts = Parts::load(plan)?;
+        let mut forecast = parts.forecast(plan, device)?;
+        let folder = match existing {
+            Some(folder) => folder,
+            None => {
+                forecast = Ok(forecast?);
+                RunFolder::open(path)?
+            }
+        };
+        // Again, now that it is ours: another run may have come and gone in the meantime.
+        let checkpoint = starting_point(path, plan, resume)?;
+        Ok(Self {
+            folder,
+            parts,
+            forecast,
+            checkpoint,
+        })
+    }
 }
 
 /// What could not be checked before the data was counted: the schedule against the steps. The same
@@ -194,7 +187,7 @@ fn check_length(plan: &Plan, steps: u64) -> Result<(), TrainError> {
 
 /// Opens the device and writes what `auto` has turned out to be into the plan, so that resolved.toml
 /// repeats the run.
-fn on_device(plan: &Plan) -> Result<(Plan, ComputeDevice, FloatDType), TrainError> {
+pub(super) fn on_device(plan: &Plan) -> Result<(Plan, ComputeDevice, FloatDType), TrainError> {
     let mut plan = plan.clone();
     let device = ComputeDevice::open(plan.config.device.backend)?;
     let (name, dtype) = device.dtype(plan.config.model.dtype)?;
@@ -204,21 +197,21 @@ fn on_device(plan: &Plan) -> Result<(Plan, ComputeDevice, FloatDType), TrainErro
 }
 
 /// Where a run begins.
-struct Start<'a> {
-    plan: &'a Plan,
-    spec: &'a DecoderSpec,
-    device: &'a Device,
+pub(super) struct Start<'a> {
+    pub(super) plan: &'a Plan,
+    pub(super) spec: &'a DecoderSpec,
+    pub(super) device: &'a Device,
 }
 
 /// What changes from step to step.
-struct State {
-    model: Decoder,
-    optimizer: Optimizer,
+pub(super) struct State {
+    pub(super) model: Decoder,
+    pub(super) optimizer: Optimizer,
     progress: Progress,
 }
 
 impl Start<'_> {
-    fn fresh(&self) -> Result<State, TrainError> {
+    pub(super) fn fresh(&self) -> Result<State, TrainError> {
         let config = &self.plan.config;
         let device = self.device.clone().autodiff();
         let model = match &config.model.base_model {
@@ -254,10 +247,10 @@ impl Start<'_> {
 }
 
 /// Data, and what follows from data and plan together.
-struct Parts {
-    corpus: Corpus,
-    sampler: Sampler,
-    spec: DecoderSpec,
+pub(super) struct Parts {
+    pub(super) corpus: Corpus,
+    pub(super) sampler: Sampler,
+    pub(super) spec: DecoderSpec,
     timeline: Timeline,
     parameters: usize,
     /// The base model's files; none without one.
@@ -265,7 +258,7 @@ struct Parts {
 }
 
 impl Parts {
-    fn load(plan: &Plan) -> Result<Self, TrainError> {
+    pub(super) fn load(plan: &Plan) -> Result<Self, TrainError> {
         let config = &plan.config;
         let corpus = Corpus::load(
             &config.data,
@@ -319,11 +312,10 @@ impl Parts {
             plan.config.model.dtype.name(),
         )];
         notes.extend(self.corpus.notes.iter().cloned());
-        notes.push(self.summary().describe(plan));
         notes
     }
 
-    fn summary(&self) -> Summary {
+    pub(super) fn summary(&self) -> Summary {
         let train_tokens = self.corpus.train_tokens();
         let steps = self.timeline.steps();
         let tokens_per_step = self
@@ -331,7 +323,6 @@ impl Parts {
             .at(0)
             .map_or(0, |phase| phase.tokens_per_step());
         Summary {
-            parameters: self.parameters as u64,
             vocab_size: self.spec.vocab_size as u64,
             train_tokens,
             val_tokens: self.corpus.val.as_ref().map_or(0, |val| val.len() as u64),
@@ -340,27 +331,28 @@ impl Parts {
             epochs: steps as f64 * tokens_per_step as f64 / self.sampler.tokens_per_epoch() as f64,
         }
     }
-}
 
-impl Summary {
-    /// One line for a person.
-    pub fn describe(&self, plan: &Plan) -> String {
-        let train = &plan.config.train;
-        format!(
-            "{} parameters; {} steps of {} x {} tokens = {:.1} passes over {} training tokens",
-            grouped(self.parameters),
-            grouped(self.steps),
-            train.micro_batch_size * train.gradient_accumulation_steps,
-            plan.config.data.sequence_len,
-            self.epochs,
-            grouped(self.train_tokens),
-        )
+    /// What the run will need: its memory as a shortage where there is too little. On a GPU there
+    /// is no telling how much is free.
+    pub(super) fn forecast(
+        &self,
+        plan: &Plan,
+        device: &ComputeDevice,
+    ) -> Result<Result<Forecast, Shortage>, TrainError> {
+        let is_cpu = is_cpu(&device.device);
+        let conditions = Conditions {
+            lanes: lanes(&device.device),
+            is_cpu,
+            process_bytes: resident_memory_bytes().unwrap_or_default(),
+        };
+        let available = available_bytes().filter(|_| is_cpu).unwrap_or(u64::MAX);
+        Ok(fit(plan, &self.spec, conditions, available)?)
     }
 }
 
 /// Sizes the global pool that all tensor operations share. A pool that exists already is kept: in
 /// a program that trains twice, or that brings its own.
-fn start_threads(threads: usize) -> Result<(), TrainError> {
+pub(super) fn start_threads(threads: usize) -> Result<(), TrainError> {
     let threads = if threads == 0 { num_cores() } else { threads };
     match rayon::ThreadPoolBuilder::new()
         .num_threads(threads)

@@ -4,6 +4,7 @@
 mod bad_input;
 mod bench;
 mod early_stopping;
+mod estimate;
 #[cfg(unix)]
 mod kills;
 mod learning;

@@ -1,0 +1,117 @@
+//! Whether a run fits into memory, and what would make it fit.
+
+use super::{Conditions, Forecast};
+use crate::config::{DecoderSpec, Plan};
+use crate::environment::{memory_limit_bytes, resident_memory_bytes};
+use crate::model::ModelError;
+use crate::readable::bytes;
+
+/// A run that needs more memory than there is.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error(
+    "needs {} {}, {} available ({})",
+    bytes(forecast.peak_bytes), forecast.memory.moment.describe(), bytes(*available), parts(forecast)
+)]
+pub struct Shortage {
+    /// What it needs.
+    pub forecast: Box<Forecast>,
+    /// Bytes there are.
+    pub available: u64,
+    /// Keys that would make it fit, and what it would need then.
+    pub remedy: Option<(String, u64)>,
+}
+
+impl Shortage {
+    /// What to do about it.
+    pub fn help(&self) -> String {
+        match &self.remedy {
+            Some((keys, needed)) => format!("{keys} -> {} (fits)", bytes(*needed)),
+            None => {
+                "no batch size makes it fit: a smaller model, a shorter data.sequence_len, or an \
+                     optimizer with less state (adafactor, lion, sgd)"
+                    .to_string()
+            }
+        }
+    }
+}
+
+/// Memory that this process can have in all: what it holds and what is free, within the limit of
+/// its control group. None where the system does not say.
+pub fn available_bytes() -> Option<u64> {
+    Some(memory_limit_bytes()? + resident_memory_bytes()?)
+}
+
+/// Whether a forecast stays below `available` bytes.
+///
+/// # Errors
+/// [`Shortage`], in the inner result, with the smallest change that makes it fit.
+pub fn fit(
+    plan: &Plan,
+    spec: &DecoderSpec,
+    conditions: Conditions,
+    available: u64,
+) -> Result<Result<Forecast, Shortage>, ModelError> {
+    let forecast = Forecast::new(plan, spec, conditions)?;
+    if forecast.peak_bytes <= available {
+        return Ok(Ok(forecast));
+    }
+    let mut remedy = None;
+    for (keys, changed) in remedies(plan) {
+        let needed = Forecast::new(&changed, spec, conditions)?.peak_bytes;
+        if needed <= available {
+            remedy = Some((keys, needed));
+            break;
+        }
+    }
+    Ok(Err(Shortage {
+        forecast: Box::new(forecast),
+        available,
+        remedy,
+    }))
+}
+
+/// Changes that save memory and train the same, the smallest first: checkpointing, then the same
+/// sequences per step in smaller micro-batches, then both.
+fn remedies(plan: &Plan) -> Vec<(String, Plan)> {
+    let train = &plan.config.train;
+    let checkpointed = |plan: &Plan| {
+        let mut plan = plan.clone();
+        plan.config.train.gradient_checkpointing = true;
+        plan
+    };
+    let checkpointing = "train.gradient_checkpointing = true";
+    let mut remedies = vec![(checkpointing.to_string(), checkpointed(plan))];
+    let divisors =
+        (2..=train.micro_batch_size).filter(|n| train.micro_batch_size.is_multiple_of(*n));
+    let smaller: Vec<(String, Plan)> = divisors
+        .map(|n| {
+            let mut plan = plan.clone();
+            plan.config.train.micro_batch_size /= n;
+            plan.config.train.gradient_accumulation_steps *= n;
+            let keys = format!(
+                "train.micro_batch_size = {}, train.gradient_accumulation_steps = {}",
+                plan.config.train.micro_batch_size, plan.config.train.gradient_accumulation_steps
+            );
+            (keys, plan)
+        })
+        .collect();
+    let both: Vec<(String, Plan)> = smaller
+        .iter()
+        .map(|(keys, plan)| (format!("{checkpointing}, {keys}"), checkpointed(plan)))
+        .collect();
+    remedies.extend(smaller);
+    remedies.extend(both);
+    if train.gradient_checkpointing {
+        remedies.retain(|(keys, _)| !keys.starts_with(checkpointing));
+    }
+    remedies
+}
+
+/// "weights 5.1 GiB, optimizer 10.2 GiB, activations 25.7 GiB"
+fn parts(forecast: &Forecast) -> String {
+    let terms = forecast.memory.terms.iter();
+    let texts: Vec<String> = terms
+        .map(|term| format!("{} {}", term.name, bytes(term.bytes)))
+        .collect();
+    texts.join(", ")
+}

@@ -1,0 +1,102 @@
+//! What a run will need, before it starts: parameters, arithmetic, memory.
+//!
+//! [`Memory`] is a sum that a person can follow, taken at the moment of a step at which most is
+//! held. Its terms follow from the shapes of what burn keeps for the backward pass; how they were
+//! found and how well they hold is in docs/performance.md, and `cargo bench --bench memory` holds
+//! them against real runs.
+
+mod fit;
+mod memory;
+
+use burn::module::Module;
+use burn::tensor::Device;
+
+pub use fit::{Shortage, available_bytes, fit};
+pub use memory::{Memory, Moment, Term};
+
+use crate::config::{DecoderSpec, Dtype, Plan};
+use crate::model::{Decoder, ModelError};
+use crate::optimizer::Optimizer;
+
+/// What a run will need.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Forecast {
+    /// All parameters; a tied head counts once.
+    pub parameters: u64,
+    /// Those that are trained.
+    pub trainable: u64,
+    /// Multiplications and additions for one trained token, forward and backward.
+    pub flops_per_token: f64,
+    /// Bytes held at the moment at which most are held.
+    pub peak_bytes: u64,
+    /// What they are made of.
+    pub memory: Memory,
+}
+
+/// What memory depends on besides the plan.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Conditions {
+    /// Shares of a batch computed at the same time; see [`lanes`](crate::device::lanes).
+    pub lanes: usize,
+    /// Whether tensors lie in this process's own memory: on the CPU.
+    pub is_cpu: bool,
+    /// What the process holds before it builds the model: program, tokenizer, tokens.
+    pub process_bytes: u64,
+}
+
+impl Forecast {
+    /// The forecast for a plan whose dtype is resolved, with the vocabulary of `spec`.
+    ///
+    /// # Errors
+    /// [`ModelError::Shape`] for a shape no decoder can have.
+    pub fn new(
+        plan: &Plan,
+        spec: &DecoderSpec,
+        conditions: Conditions,
+    ) -> Result<Self, ModelError> {
+        // Parameters are drawn when first used: walking a built module's shapes is free.
+        let model = Decoder::new(spec, 0, &Device::flex())?;
+        let parameters = model.num_params() as u64;
+        let state = Optimizer::new(&plan.optimizer).state_bytes(&model);
+        let memory = Memory::new(plan, spec, parameters, state, conditions);
+        Ok(Self {
+            parameters,
+            trainable: parameters,
+            flops_per_token: flops_per_token(plan, spec),
+            peak_bytes: memory.peak_bytes(),
+            memory,
+        })
+    }
+}
+
+/// Two for each weight of a matrix product and each token, and those of attention; three times that
+/// with the backward pass (Kaplan et al., 2020, section 2.1), and a forward pass of the blocks more
+/// with gradient checkpointing. Attention counts every key, seen or masked, since that is what is
+/// computed.
+fn flops_per_token(plan: &Plan, spec: &DecoderSpec) -> f64 {
+    let shape = &spec.shape;
+    let hidden = shape.hidden_size as f64;
+    let queries = (shape.num_attention_heads * shape.head_dim) as f64;
+    let keys = (shape.num_key_value_heads * shape.head_dim) as f64;
+    let matrices = if shape.is_gpt2_form() { 2.0 } else { 3.0 };
+    let weights = 2.0 * hidden * queries
+        + 2.0 * hidden * keys
+        + matrices * hidden * shape.intermediate_size as f64;
+    let attention = 4.0 * queries * plan.config.data.sequence_len as f64;
+    let blocks = shape.num_hidden_layers as f64 * (2.0 * weights + attention);
+    let head = 2.0 * hidden * spec.vocab_size as f64;
+    let passes = if plan.config.train.gradient_checkpointing {
+        4.0
+    } else {
+        3.0
+    };
+    passes * blocks + 3.0 * head
+}
+
+/// Bytes of an element of a resolved dtype.
+fn element_bytes(dtype: Dtype) -> u64 {
+    match dtype {
+        Dtype::Bf16 | Dtype::F16 => 2,
+        Dtype::F32 | Dtype::Auto => 4,
+    }
+}

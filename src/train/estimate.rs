@@ -1,0 +1,195 @@
+//! What a run would do, take and cost, without running it.
+
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use super::prepare::{Parts, Start, on_device, start_threads};
+use super::resume::starting_point;
+use super::{Resume, Run, TrainError};
+use crate::config::{Backend, Plan};
+use crate::data::Batch;
+use crate::device::is_cpu;
+use crate::forecast::{Forecast, available_bytes};
+use crate::gradient::{LossScale, Precision, backward_with};
+use crate::readable::{bytes, duration, grouped};
+
+/// What a plan amounts to, once the data is known.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Summary {
+    /// Rows of the embedding matrix.
+    pub vocab_size: u64,
+    /// Tokens in the training split.
+    pub train_tokens: u64,
+    /// Tokens in the validation split.
+    pub val_tokens: u64,
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Tokens per optimizer step.
+    pub tokens_per_step: u64,
+    /// Passes over the training split.
+    pub epochs: f64,
+}
+
+/// Everything that can be said about a run before it starts.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Estimate {
+    /// Data and steps.
+    #[serde(flatten)]
+    pub summary: Summary,
+    /// Parameters, arithmetic, memory.
+    #[serde(flatten)]
+    pub forecast: Forecast,
+    /// Bytes that this process can have; none where that is not known, as on a GPU.
+    pub available_bytes: Option<u64>,
+    /// What computes.
+    pub backend: Backend,
+    /// Seconds of an optimizer step, measured here; none where it was not asked for.
+    pub seconds_per_step: Option<f64>,
+}
+
+impl Run {
+    /// Loads the data and works out what the plan amounts to; with `timed`, builds the model too and
+    /// takes an optimizer step to see how long it takes. Writes nothing but the token cache.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the data, the tokenizer, the model's shape or the run folder;
+    /// [`TrainError::Memory`] if the run would not fit.
+    pub fn estimate(
+        plan: &Plan,
+        timed: bool,
+        mut note: impl FnMut(&str),
+    ) -> Result<Estimate, TrainError> {
+        start_threads(plan.config.train.threads)?;
+        let (plan, device, dtype) = on_device(plan)?;
+        starting_point(&plan.config.output_dir, &plan, Resume::Auto)?;
+        let parts = Parts::load(&plan)?;
+        parts.corpus.notes.iter().for_each(|text| note(text));
+        let forecast = parts.forecast(&plan, &device)??;
+        let start = Start {
+            plan: &plan,
+            spec: &parts.spec,
+            device: &device.device,
+        };
+        let train = &plan.config.train;
+        let precision = Precision {
+            dtype,
+            loss_scale: LossScale::default().scale,
+            gradient_checkpointing: train.gradient_checkpointing,
+        };
+        let batch = || parts.sampler.batch(0, train.micro_batch_size);
+        let seconds = timed
+            .then(|| time_step(&start, precision, batch))
+            .transpose()?;
+        Ok(Estimate {
+            summary: parts.summary(),
+            forecast,
+            available_bytes: available_bytes().filter(|_| is_cpu(&device.device)),
+            backend: device.backend,
+            seconds_per_step: seconds,
+        })
+    }
+}
+
+/// Seconds of an optimizer step: of the second of two, since the first also warms up.
+fn time_step(
+    start: &Start,
+    precision: Precision,
+    batch: impl Fn() -> Batch,
+) -> Result<f64, TrainError> {
+    let mut state = start.fresh()?;
+    let config = &start.plan.config;
+    let mut seconds = 0.0;
+    for _ in 0..2 {
+        let begun = Instant::now();
+        let result = backward_with(&state.model, &[batch()], precision)?;
+        let pass = begun.elapsed();
+        // Reading the norm waits for the device.
+        let norm = result.gradient.norm(&state.model);
+        let gradient = result
+            .gradient
+            .clip(norm, config.train.max_grad_norm, &state.model);
+        state.model = state.optimizer.step(state.model, gradient, 0.0);
+        // And so does reading what was written last.
+        state.model.norm.weight.val().into_data();
+        let rest = begun.elapsed() - pass;
+        seconds = total(pass, rest, config.train.gradient_accumulation_steps);
+    }
+    Ok(seconds)
+}
+
+fn total(pass: Duration, rest: Duration, passes: usize) -> f64 {
+    pass.as_secs_f64() * passes as f64 + rest.as_secs_f64()
+}
+
+impl Forecast {
+    /// For a person: what will be trained, and the memory it takes.
+    pub(super) fn describe(&self, summary: &Summary, plan: &Plan) -> [String; 2] {
+        let train = &plan.config.train;
+        let run = format!(
+            "{} parameters; {} steps of {} x {} tokens = {:.1} passes over {} training tokens",
+            grouped(self.parameters),
+            grouped(summary.steps),
+            train.micro_batch_size * train.gradient_accumulation_steps,
+            plan.config.data.sequence_len,
+            summary.epochs,
+            grouped(summary.train_tokens),
+        );
+        let terms = self.memory.terms.iter();
+        let terms: Vec<String> = terms
+            .map(|term| format!("{} {}", term.name, bytes(term.bytes)))
+            .collect();
+        let memory = format!(
+            "memory: up to {} {} ({})",
+            bytes(self.peak_bytes),
+            self.memory.moment.describe(),
+            terms.join(", ")
+        );
+        [run, memory]
+    }
+}
+
+impl Estimate {
+    /// For a person, a line each.
+    pub fn describe(&self, plan: &Plan) -> String {
+        let [run, _] = self.forecast.describe(&self.summary, plan);
+        let mut lines = vec![run];
+        lines.push(format!(
+            "compute  {} FLOP a token, forward and backward",
+            scaled(self.forecast.flops_per_token)
+        ));
+        let of = self.available_bytes.map_or(String::new(), |available| {
+            format!(" of {} available", bytes(available))
+        });
+        lines.push(format!(
+            "memory   {} {}{of}",
+            bytes(self.forecast.peak_bytes),
+            self.forecast.memory.moment.describe(),
+        ));
+        for term in &self.forecast.memory.terms {
+            lines.push(format!(
+                "  {:<18}{:>10}   {}",
+                term.name,
+                bytes(term.bytes),
+                term.formula
+            ));
+        }
+        if let Some(seconds) = self.seconds_per_step {
+            lines.push(format!(
+                "time     {} for {} steps of {:.0} ms (one was taken), evaluation and saving apart",
+                duration(seconds * self.summary.steps as f64),
+                grouped(self.summary.steps),
+                seconds * 1e3,
+            ));
+        }
+        lines.join("\n")
+    }
+}
+
+/// 219100000 -> "219.1 M".
+fn scaled(number: f64) -> String {
+    let units = ["", " k", " M", " G", " T", " P"];
+    let power = (number.max(1.0).log10() / 3.0).floor() as usize;
+    let power = power.min(units.len() - 1);
+    format!("{:.1}{}", number / 1000f64.powi(power as i32), units[power])
+}
