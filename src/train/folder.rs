@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -116,6 +117,10 @@ impl FinalRecord {
     }
 }
 
+/// How long a lock is waited for. A process that is killed while it starts another, `git` here,
+/// leaves a child with a copy of its files for the moment until that becomes the other program.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 impl RunFolder {
     /// Creates the folder if need be, takes its lock, and clears away what a killed run left half
     /// written.
@@ -126,7 +131,13 @@ impl RunFolder {
         durable::create_folder(&path.join("logs")).map_err(TrainError::io(path))?;
         let lock_path = path.join(".lock");
         let lock = File::create(&lock_path).map_err(TrainError::io(&lock_path))?;
-        match lock.try_lock() {
+        let asked = Instant::now();
+        let mut locked = lock.try_lock();
+        while matches!(locked, Err(TryLockError::WouldBlock)) && asked.elapsed() < PATIENCE {
+            std::thread::sleep(PATIENCE / 50);
+            locked = lock.try_lock();
+        }
+        match locked {
             Ok(()) => {
                 let folder = Self {
                     path: path.to_path_buf(),

@@ -168,12 +168,23 @@ pub(super) fn check_now(
 /// Most checkpoints between `step` and the end of a run of `steps`: one at every multiple of
 /// `save_steps` and of `eval_steps`, where the best may be found, and one at the end. 0 is never.
 pub(super) fn most_saves(step: u64, steps: u64, save_steps: u64, eval_steps: u64) -> u64 {
+    if step >= steps {
+        return 0;
+    }
+    // Before the end, which is counted by itself.
     let multiples = |every: u64| match every {
         0 => 0,
-        every => steps / every - step.min(steps) / every,
+        every => (steps - 1) / every - step / every,
     };
-    let left = steps.saturating_sub(step);
-    left.min(multiples(save_steps) + multiples(eval_steps) + 1)
+    let both = match (save_steps, eval_steps) {
+        (0, _) | (_, 0) => 0,
+        (save, eval) => multiples((save / gcd(save, eval)).saturating_mul(eval)),
+    };
+    multiples(save_steps) + multiples(eval_steps) - both + 1
+}
+
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 #[cfg(test)]
@@ -253,11 +264,20 @@ mod tests {
 
     #[test]
     fn r11_a_run_has_at_most_so_many_saves_left() {
-        assert_eq!(most_saves(0, 6, 2, 3), 6);
-        assert_eq!(most_saves(0, 1000, 500, 100), 13);
-        assert_eq!(most_saves(900, 1000, 500, 100), 3);
-        assert_eq!(most_saves(0, 1000, 0, 0), 1);
-        assert_eq!(most_saves(1000, 1000, 500, 100), 0);
+        for (step, steps, save, eval) in [
+            (0, 6, 2, 3),
+            (0, 1000, 500, 100),
+            (900, 1000, 500, 100),
+            (899, 1000, 300, 70),
+            (0, 1000, 0, 0),
+            (0, 7, 0, 3),
+            (1000, 1000, 500, 100),
+        ] {
+            let due = |at: u64, every: u64| every > 0 && at.is_multiple_of(every);
+            let saved = |at: &u64| *at == steps || due(*at, save) || due(*at, eval);
+            let counted = (step + 1..=steps).filter(saved).count() as u64;
+            assert_eq!(most_saves(step, steps, save, eval), counted);
+        }
         assert_eq!(most_saves(1200, 1000, 500, 100), 0);
     }
 }
