@@ -316,11 +316,7 @@ impl Sizes {
     /// What else the process holds, and what its allocator keeps for reuse, besides `live` bytes.
     fn outside(&self, live: u64) -> Vec<Term> {
         vec![
-            term(
-                "process",
-                self.process,
-                "program and tokens".to_string(),
-            ),
+            term("process", self.process, "program and tokens".to_string()),
             term(
                 "allocator",
                 ALLOCATOR_BASE + ALLOCATOR_PER_LANE * self.lanes + live / ALLOCATOR_SHARE,
