@@ -155,11 +155,11 @@ impl Estimate {
         let [run, _] = self.forecast.describe(&self.summary, plan);
         let mut lines = vec![run];
         lines.push(format!(
-            "compute  {} FLOP a token, forward and backward",
+            "compute  {}FLOP a token, forward and backward",
             scaled(self.forecast.flops_per_token)
         ));
         let of = self.available_bytes.map_or(String::new(), |available| {
-            format!(" of {} available", bytes(available))
+            format!(", of {} available", bytes(available))
         });
         lines.push(format!(
             "memory   {} {}{of}",
@@ -186,9 +186,9 @@ impl Estimate {
     }
 }
 
-/// 219100000 -> "219.1 M".
+/// 219100000 -> "219.1 M", to stand before a unit.
 fn scaled(number: f64) -> String {
-    let units = ["", " k", " M", " G", " T", " P"];
+    let units = [" ", " k", " M", " G", " T", " P"];
     let power = (number.max(1.0).log10() / 3.0).floor() as usize;
     let power = power.min(units.len() - 1);
     format!("{:.1}{}", number / 1000f64.powi(power as i32), units[power])
