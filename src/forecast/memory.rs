@@ -109,7 +109,8 @@ impl Memory {
 
     /// The sum.
     pub fn peak_bytes(&self) -> u64 {
-        self.terms.iter().map(|term| term.bytes).sum()
+        let bytes = self.terms.iter().map(|term| term.bytes);
+        bytes.fold(0, u64::saturating_add)
     }
 }
 
@@ -172,10 +173,14 @@ impl Sizes {
         let p = self.parameters;
         let half = if self.element < 4 { self.element } else { 0 };
         vec![
-            term("weights", 4 * p, format!("4 bytes x {}", grouped(p))),
+            term(
+                "weights",
+                product([4, p]),
+                format!("4 bytes x {}", grouped(p)),
+            ),
             term(
                 "rounded weights",
-                half * p,
+                product([half, p]),
                 format!("{half} bytes x {}", grouped(p)),
             ),
             term(
@@ -189,7 +194,7 @@ impl Sizes {
             ),
             term(
                 "summed gradient",
-                if self.accumulates { 4 * p } else { 0 },
+                if self.accumulates { product([4, p]) } else { 0 },
                 format!("4 bytes x {}, of the micro-batches before", grouped(p)),
             ),
         ]
@@ -198,7 +203,7 @@ impl Sizes {
     fn loss_with_activations(&self) -> Vec<Term> {
         let activations = term(
             "activations",
-            self.layers * self.tokens * self.kept,
+            product([self.layers, self.tokens, self.kept]),
             format!(
                 "{} blocks x {} tokens x {} bytes",
                 self.layers,
@@ -217,7 +222,7 @@ impl Sizes {
         vec![
             term(
                 "logits",
-                3 * 4 * self.logit_tokens * self.vocab,
+                product([3, 4, self.logit_tokens, self.vocab]),
                 format!(
                     "logits, softmax, gradient: 3 x 4 bytes x {} tokens x {}",
                     grouped(self.logit_tokens),
@@ -241,7 +246,7 @@ impl Sizes {
         vec![
             term(
                 "gradients",
-                4 * self.parameters * self.lanes,
+                product([4, self.parameters, self.lanes]),
                 format!(
                     "4 bytes x {}{}",
                     grouped(self.parameters),
@@ -254,7 +259,7 @@ impl Sizes {
     }
 
     fn saving(&self) -> Vec<Term> {
-        let copied = (4 * self.parameters).max(self.optimizer_state);
+        let copied = product([4, self.parameters]).max(self.optimizer_state);
         vec![term(
             "copy to write",
             copied,
@@ -267,7 +272,7 @@ impl Sizes {
         let width = self.hidden * self.element;
         term(
             "block inputs",
-            blocks * self.tokens * width,
+            product([blocks, self.tokens, width]),
             format!(
                 "{blocks} blocks x {} tokens x {} bytes",
                 grouped(self.tokens),
@@ -279,7 +284,7 @@ impl Sizes {
     fn one_block(&self) -> Term {
         term(
             "activations",
-            self.tokens * self.kept,
+            product([self.tokens, self.kept]),
             format!(
                 "1 block x {} tokens x {} bytes",
                 grouped(self.tokens),
@@ -291,7 +296,7 @@ impl Sizes {
     fn head_gradient(&self) -> Term {
         term(
             "head gradient",
-            self.element * self.vocab * self.hidden * self.lanes,
+            product([self.element, self.vocab, self.hidden, self.lanes]),
             format!(
                 "{} bytes x {} x {}{}",
                 self.element,
@@ -308,7 +313,7 @@ impl Sizes {
         let width = (3 * self.ffn / 2 + 2 * self.hidden) * self.element;
         term(
             "passing gradients",
-            self.tokens * width,
+            product([self.tokens, width]),
             format!("{} tokens x {} bytes", grouped(self.tokens), grouped(width)),
         )
     }
@@ -349,9 +354,14 @@ fn kept_by_block(spec: &DecoderSpec, sequence_len: u64, element: u64) -> u64 {
         0
     };
     let projections = (2 * queries + 2 * keys) * element;
-    let scores = heads * sequence_len * (8 + element);
+    let scores = product([heads, sequence_len, 8 + element]);
     let feed_forward = if shape.is_gpt2_form() { 2 } else { 5 } * ffn * element;
-    norms + head_norms + projections + scores + feed_forward
+    scores.saturating_add(norms + head_norms + projections + feed_forward)
+}
+
+/// More than any machine has is as good as infinite.
+fn product<const N: usize>(factors: [u64; N]) -> u64 {
+    factors.into_iter().fold(1, u64::saturating_mul)
 }
 
 fn of_lanes(lanes: u64) -> String {

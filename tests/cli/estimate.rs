@@ -157,3 +157,19 @@ fn r13_the_estimate_is_near_the_quickstarts_peak() {
         assert!((0.8..=1.25).contains(&ratio), "{checkpointing}: {ratio}");
     }
 }
+
+#[test]
+fn r13_absurd_shapes_are_numbers_too() {
+    let bench = Bench::new();
+    let sets = [
+        "model.num_hidden_layers=4096",
+        "model.num_attention_heads=4096",
+        "model.hidden_size=1048576",
+        "model.intermediate_size=4194304",
+        "data.sequence_len=200",
+        "train.micro_batch_size=1048576",
+    ];
+    let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
+    let (_, stderr) = bench.expect(4, &[&["estimate", "x.toml"], &sets[..]].concat());
+    assert!(stderr.contains("error[memory]"), "{stderr}");
+}
