@@ -169,34 +169,29 @@ pub fn compiled_in() -> Vec<Backend> {
 /// The first of cuda, wgpu and cpu that works, with what was compiled in and passed over for it.
 fn best() -> ComputeDevice {
     let mut passed_over = Vec::new();
-    let mut pass_over = |backend: Backend, error: DeviceError| match error {
-        DeviceError::NotCompiledIn { .. } => {}
-        DeviceError::Absent { reason, .. } => {
-            passed_over.push(format!("{}: {reason}", backend.name()));
-        }
-        other @ DeviceError::Dtype { .. } => passed_over.push(other.to_string()),
-    };
-    match open_cuda() {
-        Ok(device) => return device,
-        Err(error) => pass_over(Backend::Cuda, error),
-    }
-    let found = match open_wgpu() {
-        Ok(found) if !found.is_emulated => Some(found.device),
-        Ok(found) => {
-            passed_over.push(format!(
-                "wgpu: {} is no GPU but an emulation of one, slower than the CPU itself",
-                found.device.name
-            ));
-            None
-        }
-        Err(error) => {
-            pass_over(Backend::Wgpu, error);
-            None
-        }
-    };
+    let gpu = open_cuda()
+        .map_err(|error| passed_over.extend(reason(error)))
+        .or_else(|()| {
+            let found = open_wgpu().map_err(|error| passed_over.extend(reason(error)))?;
+            if found.is_emulated {
+                let name = &found.device.name;
+                passed_over.push(format!("wgpu: {name} only emulates a GPU, on the CPU"));
+                return Err(());
+            }
+            Ok(found.device)
+        });
     ComputeDevice {
         passed_over,
-        ..found.unwrap_or_else(ComputeDevice::cpu)
+        ..gpu.unwrap_or_else(|()| ComputeDevice::cpu())
+    }
+}
+
+/// Why a backend that was compiled in is not used; none for one that was not.
+fn reason(error: DeviceError) -> Option<String> {
+    match error {
+        DeviceError::NotCompiledIn { .. } => None,
+        DeviceError::Absent { backend, reason } => Some(format!("{}: {reason}", backend.name())),
+        DeviceError::Dtype { .. } => Some(error.to_string()),
     }
 }
 
@@ -251,9 +246,9 @@ fn open_wgpu() -> Result<WgpuAdapter, DeviceError> {
     let (device, setup) = opened.as_ref().map_err(|reason| absent(reason.clone()))?;
     let adapter = setup.adapter.get_info();
     if setup.backend == wgpu::Backend::Gl {
-        // What wgpu falls back to where there is no Vulkan. Training never ends there.
+        // What wgpu falls back to where there is no Vulkan: a first step did not end in minutes.
         return Err(absent(format!(
-            "{} is there through OpenGL alone, which cannot train",
+            "{} is there through OpenGL alone, on which training hangs",
             adapter.name
         )));
     }
