@@ -18,6 +18,9 @@ pub struct ComputeDevice {
     pub name: String,
     /// burn's handle, without autodiff.
     pub device: Device,
+    /// What [`Backend::Auto`] would have liked better, and why each was not taken; empty for a
+    /// device that was asked for by name.
+    pub passed_over: Vec<String>,
 }
 
 /// A device that cannot be used.
@@ -61,8 +64,8 @@ impl DeviceError {
             } => "`nvidia-smi` must list a GPU; set device.backend = \"cpu\" to train without one"
                 .to_string(),
             Self::Absent { .. } => {
-                "`vulkaninfo --summary` must list a GPU (on macOS Metal is built \
-                 in); set device.backend = \"cpu\" to train without one"
+                "install the GPU's Vulkan driver, so that `vulkaninfo --summary` lists it (macOS \
+                 and Windows bring their own), or set device.backend = \"cpu\""
                     .to_string()
             }
             Self::Dtype { .. } => "set model.dtype = \"f32\", or \"auto\"".to_string(),
@@ -77,6 +80,7 @@ impl ComputeDevice {
             backend: Backend::Cpu,
             name: crate::environment::cpu_name(),
             device: Device::flex(),
+            passed_over: Vec::new(),
         }
     }
 
@@ -88,9 +92,21 @@ impl ComputeDevice {
         match wanted {
             Backend::Cpu => Ok(Self::cpu()),
             Backend::Cuda => open_cuda(),
-            Backend::Wgpu => open_wgpu().map(|(device, _)| device),
-            Backend::Auto => Ok(best_gpu().unwrap_or_else(Self::cpu)),
+            Backend::Wgpu => open_wgpu().map(|found| found.device),
+            Backend::Auto => Ok(best()),
         }
+    }
+
+    /// The device in one line, as `cpu: AMD EPYC`, and with `auto` what was passed over for it.
+    pub fn describe(&self) -> String {
+        let chosen = format!("{}: {}", self.backend.name(), self.name);
+        if self.passed_over.is_empty() {
+            return chosen;
+        }
+        format!(
+            "{chosen} (auto passed over {})",
+            self.passed_over.join(", ")
+        )
     }
 
     /// The dtype to compute in: `auto` is bf16 on a GPU that computes in it and f32 elsewhere. On
@@ -150,11 +166,33 @@ pub fn compiled_in() -> Vec<Backend> {
         .collect()
 }
 
-fn best_gpu() -> Option<ComputeDevice> {
-    open_cuda().ok().or_else(|| {
-        let (device, is_emulated) = open_wgpu().ok()?;
-        (!is_emulated).then_some(device)
-    })
+/// The first of cuda, wgpu and cpu that works, with what was compiled in and passed over for it.
+fn best() -> ComputeDevice {
+    let mut passed_over = Vec::new();
+    let gpu = open_cuda()
+        .map_err(|error| passed_over.extend(reason(error)))
+        .or_else(|()| {
+            let found = open_wgpu().map_err(|error| passed_over.extend(reason(error)))?;
+            if found.is_emulated {
+                let name = &found.device.name;
+                passed_over.push(format!("wgpu: {name} only emulates a GPU, on the CPU"));
+                return Err(());
+            }
+            Ok(found.device)
+        });
+    ComputeDevice {
+        passed_over,
+        ..gpu.unwrap_or_else(|()| ComputeDevice::cpu())
+    }
+}
+
+/// Why a backend that was compiled in is not used; none for one that was not.
+fn reason(error: DeviceError) -> Option<String> {
+    match error {
+        DeviceError::NotCompiledIn { .. } => None,
+        DeviceError::Absent { backend, reason } => Some(format!("{}: {reason}", backend.name())),
+        DeviceError::Dtype { .. } => Some(error.to_string()),
+    }
 }
 
 #[cfg(feature = "cuda")]
@@ -172,6 +210,7 @@ fn open_cuda() -> Result<ComputeDevice, DeviceError> {
         backend: Backend::Cuda,
         name,
         device,
+        passed_over: Vec::new(),
     })
 }
 
@@ -182,34 +221,51 @@ fn open_cuda() -> Result<ComputeDevice, DeviceError> {
     })
 }
 
-/// The device, and whether a GPU is only emulated there.
+/// What wgpu found.
+struct WgpuAdapter {
+    device: ComputeDevice,
+    /// Whether it is a program that stands in for a GPU.
+    is_emulated: bool,
+}
+
+/// The adapter that wgpu likes best, or that `CUBECL_WGPU_DEFAULT_DEVICE` names.
 #[cfg(feature = "wgpu")]
-fn open_wgpu() -> Result<(ComputeDevice, bool), DeviceError> {
+fn open_wgpu() -> Result<WgpuAdapter, DeviceError> {
+    use burn::tensor::wgpu::{WgpuSetup, wgpu};
     use std::sync::OnceLock;
     // A process sets up wgpu once; asking for it again is an error.
-    static OPENED: OnceLock<Result<Device, String>> = OnceLock::new();
+    static OPENED: OnceLock<Result<(Device, WgpuSetup), String>> = OnceLock::new();
     let opened = OPENED.get_or_init(|| {
-        let device = Device::wgpu_options().init();
-        device.map_err(|error| error.to_string())
+        let opened = Device::wgpu_options().init_with_setup();
+        opened.map_err(|error| error.to_string())
     });
-    let device = opened.clone().map_err(|reason| DeviceError::Absent {
+    let absent = |reason| DeviceError::Absent {
         backend: Backend::Wgpu,
         reason,
-    })?;
-    let identity = device.identity();
-    let is_emulated = identity
-        .as_ref()
-        .is_none_or(|identity| identity.physical.is_none());
-    let opened = ComputeDevice {
-        backend: Backend::Wgpu,
-        name: identity.map_or("unnamed GPU".to_string(), |identity| identity.name),
-        device,
     };
-    Ok((opened, is_emulated))
+    let (device, setup) = opened.as_ref().map_err(|reason| absent(reason.clone()))?;
+    let adapter = setup.adapter.get_info();
+    if setup.backend == wgpu::Backend::Gl {
+        // What wgpu falls back to where there is no Vulkan: a first step did not end in minutes.
+        return Err(absent(format!(
+            "{} is there through OpenGL alone, on which training hangs",
+            adapter.name
+        )));
+    }
+    let device = ComputeDevice {
+        backend: Backend::Wgpu,
+        name: format!("{} through {:?}", adapter.name, setup.backend),
+        device: device.clone(),
+        passed_over: Vec::new(),
+    };
+    Ok(WgpuAdapter {
+        device,
+        is_emulated: adapter.device_type == wgpu::DeviceType::Cpu,
+    })
 }
 
 #[cfg(not(feature = "wgpu"))]
-fn open_wgpu() -> Result<(ComputeDevice, bool), DeviceError> {
+fn open_wgpu() -> Result<WgpuAdapter, DeviceError> {
     Err(DeviceError::NotCompiledIn {
         backend: Backend::Wgpu,
     })

@@ -18,7 +18,7 @@ use burn::tensor::Device;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::Backend;
-use crate::device::ComputeDevice;
+use crate::device::{self, ComputeDevice};
 
 pub use error::CliError;
 
@@ -103,8 +103,13 @@ struct DeviceArgs {
 }
 
 impl DeviceArgs {
+    /// Opens the device. Where `auto` had a choice, says what it is.
     fn open(&self) -> Result<Device, CliError> {
-        Ok(ComputeDevice::open(self.device)?.device)
+        let device = ComputeDevice::open(self.device)?;
+        if self.device == Backend::Auto && device::compiled_in().len() > 1 {
+            remark(&format!("device {}", device.describe()));
+        }
+        Ok(device.device)
     }
 }
 

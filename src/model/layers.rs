@@ -11,6 +11,7 @@ use burn::tensor::{DType, Int, Tensor};
 
 use super::init::Init;
 use crate::config::ModelShape;
+use crate::device::is_cpu;
 
 /// y = x W + b. The weight is `[in, out]`, the layout in which the forward product and both
 /// products of the backward pass read and write contiguous rows; files hold `[out, in]`.
@@ -144,10 +145,21 @@ impl Mlp {
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         let hidden = match &self.gate_proj {
             Some(gate) => silu(gate.forward(x.clone())) * self.up_proj.forward(x),
-            None => gelu(self.up_proj.forward(x)),
+            None => exact_gelu(self.up_proj.forward(x)),
         };
         self.down_proj.forward(hidden)
     }
+}
+
+/// x Φ(x) (Hendrycks and Gimpel, 2016) with its own derivative. burn's `gelu` has that on the CPU in
+/// one pass; on its GPU backends the backward pass is that of the tanh approximation (burn 0.22.1,
+/// `ActivationOps::gelu_backward`), which is off by up to 9e-4.
+fn exact_gelu(x: Tensor<2>) -> Tensor<2> {
+    if is_cpu(&x.device()) {
+        return gelu(x);
+    }
+    let phi = ((x.clone() * std::f64::consts::FRAC_1_SQRT_2).erf() + 1.0) * 0.5;
+    x * phi
 }
 
 /// Projections that write to the residual stream start smaller, so that its variance does not grow

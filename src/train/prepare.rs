@@ -310,9 +310,8 @@ impl Parts {
     /// What a person should know before the first step.
     fn notes(&self, plan: &Plan, device: &ComputeDevice, environment: &Environment) -> Vec<String> {
         let mut notes = vec![format!(
-            "device {}: {}, {} threads, computing in {}",
-            device.backend.name(),
-            device.name,
+            "device {}, {} threads, computing in {}",
+            device.describe(),
             environment.threads,
             plan.config.model.dtype.name(),
         )];
