@@ -182,22 +182,6 @@ impl CheckpointStore {
         Ok(deleted)
     }
 
-    /// Bytes of the checkpoints there are.
-    ///
-    /// # Errors
-    /// The file system's.
-    pub fn bytes(&self) -> Result<u64, CheckpointError> {
-        let mut total = 0;
-        for step in self.steps()? {
-            let folder = self.step_folder(step);
-            for entry in fs::read_dir(&folder).map_err(CheckpointError::io(&folder))? {
-                let entry = entry.and_then(|entry| entry.metadata());
-                total += entry.map_err(CheckpointError::io(&folder))?.len();
-            }
-        }
-        Ok(total)
-    }
-
     /// Whether a step has a checkpoint.
     pub fn has(&self, step: u64) -> bool {
         self.step_folder(step).is_dir()
