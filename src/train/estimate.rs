@@ -4,8 +4,10 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::prepare::{Parts, Start, on_device, start_threads};
+use super::parts::Parts;
+use super::prepare::{on_device, start_threads};
 use super::resume::starting_point;
+use super::start::Start;
 use super::{Resume, Run, TrainError};
 use crate::config::{Backend, Plan};
 use crate::data::Batch;

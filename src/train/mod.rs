@@ -41,12 +41,14 @@ mod folder;
 mod interrupt;
 mod journal;
 mod metrics;
+mod parts;
 mod prepare;
 mod report;
 mod resume;
 mod room;
 mod run;
 mod save;
+mod start;
 mod tensorboard;
 mod terminal;
 

@@ -1,29 +1,22 @@
 //! From a plan to a run that only has to be started: threads, folder, data, model, resume.
 
-use burn::module::Module;
-use burn::tensor::{Device, FloatDType};
+use burn::tensor::FloatDType;
 
-use super::estimate::Summary;
 use super::folder::{RunRecord, data_record, device_record};
 use super::journal::Journal;
+use super::parts::Parts;
 use super::report::HtmlReport;
 use super::resume::starting_point;
 use super::run::{Clock, Trainer};
+use super::start::Start;
 use super::{
     CsvMetrics, Event, Interrupt, JsonlMetrics, Observer, Resume, Run, RunFolder,
     TensorboardEvents, TrainError,
 };
-use crate::checkpoint::Progress;
-use crate::config::{Dtype, Plan, Report};
-use crate::data::{Corpus, FileRecord, Sampler, TokenCache};
-use crate::device::{ComputeDevice, is_cpu, lanes};
-use crate::environment::{Environment, resident_memory_bytes};
-use crate::forecast::{Conditions, Forecast, Shortage, available_bytes, fit};
-use crate::generate::{GenerateError, check_prompt};
-use crate::gradient::LossScale;
-use crate::model::{Decoder, DecoderSpec, check_vocabulary, folder as model_folder};
-use crate::optimizer::Optimizer;
-use crate::phase::Timeline;
+use crate::config::{Plan, Report};
+use crate::device::ComputeDevice;
+use crate::environment::Environment;
+use crate::forecast::{Forecast, Shortage};
 
 /// How to run a plan.
 #[derive(Default)]
@@ -76,22 +69,13 @@ impl Run {
             spec: &parts.spec,
             device: &device.device,
         };
-        let mut start = match checkpoint {
+        let state = match checkpoint {
             None => start.fresh()?,
-            Some(step) => start.resumed(&folder, step)?,
+            Some(step) => start.resumed(&folder, step, old.as_ref())?,
         };
-        // A run that goes on after it stopped early has its patience anew; one that a crash kept
-        // from its export has no end on record, and stops again.
-        let end = old.as_ref().and_then(|old| old.end.as_ref());
-        let counted = &mut start.progress.evaluations_since_best;
-        let stopped_here =
-            end.is_some_and(|end| end.stopped_early && end.step == start.progress.step);
-        if stopped_here && *counted >= plan.config.eval.early_stopping_patience {
-            *counted = 0;
-        }
 
         // The future goes before its metrics: a crash in between leaves no hole in them.
-        let (store, progress) = (folder.checkpoints(), start.progress);
+        let (store, progress) = (folder.checkpoints(), state.progress);
         let discarded = store.discard_after(progress.step)?;
         if checkpoint.is_some() {
             store.repoint(&progress)?;
@@ -113,7 +97,7 @@ impl Run {
             timeline: parts.timeline,
             dtype,
             corpus: parts.corpus,
-            optimizer: start.optimizer,
+            optimizer: state.optimizer,
             clock: Clock::new(progress.seconds, plan.config.logging.logging_steps),
             progress,
             store,
@@ -123,18 +107,15 @@ impl Run {
             free_space: super::room::free_space,
             _log: log,
         };
-        for text in notes {
-            trainer.tell(&Event::Note { text })?;
-        }
-        if let Some(step) = checkpoint {
-            trainer.tell(&Event::Resumed { step })?;
-        }
-        for step in discarded {
-            trainer.tell(&Event::Deleted { step })?;
+        let notes = notes.into_iter().map(|text| Event::Note { text });
+        let resumed = checkpoint.map(|step| Event::Resumed { step });
+        let discarded = discarded.into_iter().map(|step| Event::Deleted { step });
+        for event in notes.chain(resumed).chain(discarded) {
+            trainer.tell(&event)?;
         }
         // A crash can come between a save and what is deleted after it.
         trainer.rotate()?;
-        let model = start.model;
+        let model = state.model;
         Ok(Some(Run { model, trainer }))
     }
 }
@@ -174,17 +155,6 @@ impl Claim {
     }
 }
 
-/// What could not be checked before the data was counted: the schedule against the steps. The same
-/// checks as for `max_steps`, since that is what the length has become.
-fn check_length(plan: &Plan, steps: u64) -> Result<(), TrainError> {
-    let mut config = plan.config.clone();
-    config.train.max_steps = Some(steps);
-    config.train.num_epochs = None;
-    config.train.max_tokens = None;
-    Plan::from_config(config)?;
-    Ok(())
-}
-
 /// Opens the device and writes what `auto` has turned out to be into the plan, so that resolved.toml
 /// repeats the run.
 pub(super) fn on_device(plan: &Plan) -> Result<(Plan, ComputeDevice, FloatDType), TrainError> {
@@ -194,164 +164,6 @@ pub(super) fn on_device(plan: &Plan) -> Result<(Plan, ComputeDevice, FloatDType)
     plan.config.device.backend = device.backend;
     plan.config.model.dtype = name;
     Ok((plan, device, dtype))
-}
-
-/// Where a run begins.
-pub(super) struct Start<'a> {
-    pub(super) plan: &'a Plan,
-    pub(super) spec: &'a DecoderSpec,
-    pub(super) device: &'a Device,
-}
-
-/// What changes from step to step.
-pub(super) struct State {
-    pub(super) model: Decoder,
-    pub(super) optimizer: Optimizer,
-    progress: Progress,
-}
-
-impl Start<'_> {
-    pub(super) fn fresh(&self) -> Result<State, TrainError> {
-        let config = &self.plan.config;
-        let device = self.device.clone().autodiff();
-        let model = match &config.model.base_model {
-            Some(base) => model_folder::load_as(self.spec, base, &device)?,
-            None => Decoder::new(self.spec, config.seed, &device)?,
-        };
-        let scaled = config.model.dtype == Dtype::F16;
-        Ok(State {
-            model,
-            optimizer: Optimizer::new(&self.plan.optimizer),
-            progress: Progress {
-                loss_scale: scaled.then(LossScale::default),
-                ..Progress::default()
-            },
-        })
-    }
-
-    fn resumed(&self, folder: &RunFolder, step: u64) -> Result<State, TrainError> {
-        let snapshot = folder.checkpoints().load(step)?;
-        let device = self.device.clone().autodiff();
-        let model = model_folder::decoder_from_hf(self.spec, snapshot.model, &device)?;
-        let mut optimizer = Optimizer::new(&self.plan.optimizer);
-        // A run whose every step was skipped as not finite has no moments yet.
-        if !snapshot.optimizer.tensors.is_empty() {
-            optimizer.load_state(&model, snapshot.optimizer, self.device)?;
-        }
-        Ok(State {
-            model,
-            optimizer,
-            progress: snapshot.progress,
-        })
-    }
-}
-
-/// Data, and what follows from data and plan together.
-pub(super) struct Parts {
-    pub(super) corpus: Corpus,
-    pub(super) sampler: Sampler,
-    pub(super) spec: DecoderSpec,
-    timeline: Timeline,
-    parameters: usize,
-    /// The base model's files; none without one.
-    base: Vec<FileRecord>,
-    /// What the process held before it loaded the data.
-    program_bytes: u64,
-}
-
-impl Parts {
-    pub(super) fn load(plan: &Plan) -> Result<Self, TrainError> {
-        let config = &plan.config;
-        // Before the data: what reading it takes is free again when training begins.
-        let program_bytes = resident_memory_bytes().unwrap_or_default();
-        let corpus = Corpus::load(
-            &config.data,
-            &config.tokenizer,
-            &TokenCache::from_environment(),
-        )?;
-        let spec = decoder_spec(plan, &corpus)?;
-        let data = &config.data;
-        let sampler = Sampler::new(&corpus, data.sampling, data.sequence_len, config.seed)?;
-        let timeline = Timeline::new(plan, sampler.tokens_per_epoch());
-        // Parameters are drawn when first used: counting those of a built module is free.
-        let parameters = Decoder::new(&spec, config.seed, &Device::flex())?.num_params();
-        check_length(plan, timeline.steps())?;
-        for prompt in &config.eval.sample_prompts {
-            let tokens = corpus.tokenizer.encode(prompt).map_err(GenerateError::from);
-            let checked = tokens.and_then(|tokens| check_prompt(&spec, &tokens));
-            checked.map_err(|source| TrainError::Sample {
-                prompt: prompt.clone(),
-                source,
-            })?;
-        }
-        Ok(Self {
-            corpus,
-            sampler,
-            spec,
-            timeline,
-            parameters,
-            base: base_files(plan)?,
-            program_bytes,
-        })
-    }
-
-    /// Whether the run with this last checkpoint has nothing left to do: its last step is
-    /// done, or it stopped early, and its model is exported. A crash can come in between.
-    fn is_complete(&self, plan: &Plan, step: Option<u64>, record: Option<&RunRecord>) -> bool {
-        let end = record.and_then(|record| record.end.as_ref());
-        let (Some(step), Some(end)) = (step, end) else {
-            return false;
-        };
-        let steps = self.timeline.steps();
-        let patience = plan.config.eval.early_stopping_patience;
-        step >= steps || (step == end.step && end.stays_stopped(steps, patience))
-    }
-
-    /// What a person should know before the first step.
-    fn notes(&self, plan: &Plan, device: &ComputeDevice, environment: &Environment) -> Vec<String> {
-        let mut notes = vec![format!(
-            "device {}, {} threads, computing in {}",
-            device.describe(),
-            environment.threads,
-            plan.config.model.dtype.name(),
-        )];
-        notes.extend(self.corpus.notes.iter().cloned());
-        notes
-    }
-
-    pub(super) fn summary(&self) -> Summary {
-        let train_tokens = self.corpus.train_tokens();
-        let steps = self.timeline.steps();
-        let tokens_per_step = self
-            .timeline
-            .at(0)
-            .map_or(0, |phase| phase.tokens_per_step());
-        Summary {
-            vocab_size: self.spec.vocab_size as u64,
-            train_tokens,
-            val_tokens: self.corpus.val.as_ref().map_or(0, |val| val.len() as u64),
-            steps,
-            tokens_per_step,
-            epochs: steps as f64 * tokens_per_step as f64 / self.sampler.tokens_per_epoch() as f64,
-        }
-    }
-
-    /// What the run will need: its memory as a shortage where there is too little. On a GPU there
-    /// is no telling how much is free.
-    pub(super) fn forecast(
-        &self,
-        plan: &Plan,
-        device: &ComputeDevice,
-    ) -> Result<Result<Forecast, Shortage>, TrainError> {
-        let is_cpu = is_cpu(&device.device);
-        let conditions = Conditions {
-            lanes: lanes(&device.device),
-            is_cpu,
-            process_bytes: self.program_bytes + self.corpus.token_bytes(),
-        };
-        let available = available_bytes().filter(|_| is_cpu).unwrap_or(u64::MAX);
-        Ok(fit(plan, &self.spec, conditions, available)?)
-    }
 }
 
 /// Sizes the global pool that all tensor operations share. A pool that exists already is kept: in
@@ -391,31 +203,6 @@ fn rounding_warning(
          results will agree to rounding, not bit for bit"
             .to_string()
     })
-}
-
-/// The tokenizer's vocabulary, or the base model's, which has to have room for it.
-fn decoder_spec(plan: &Plan, corpus: &Corpus) -> Result<DecoderSpec, TrainError> {
-    let tokenizer = &corpus.tokenizer;
-    let base = plan.base.as_ref();
-    base.map_or(Ok(()), |base| check_vocabulary(base, tokenizer))?;
-    let eos = tokenizer.eos().map(|token| token.id);
-    let bos = tokenizer.bos().map(|token| token.id);
-    Ok(DecoderSpec {
-        shape: plan.shape.clone(),
-        vocab_size: base.map_or(tokenizer.vocab_size(), |base| base.vocab_size),
-        eos_token_id: eos.or(base.and_then(|base| base.eos_token_id)),
-        bos_token_id: bos.or(base.and_then(|base| base.bos_token_id)),
-    })
-}
-
-/// The base model's config.json and weights, hashed.
-fn base_files(plan: &Plan) -> Result<Vec<FileRecord>, TrainError> {
-    let Some(base) = &plan.config.model.base_model else {
-        return Ok(Vec::new());
-    };
-    let files = model_folder::files(base)?;
-    let surveyed = files.iter().map(|path| FileRecord::survey(path));
-    Ok(surveyed.collect::<Result<_, _>>()?)
 }
 
 /// Other bytes are another run: the order of the data and a tokenizer learned on it would change,

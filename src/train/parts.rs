@@ -1,0 +1,170 @@
+//! Data, and what follows from data and plan together.
+
+use burn::module::Module;
+use burn::tensor::Device;
+
+use super::TrainError;
+use super::estimate::Summary;
+use super::folder::RunRecord;
+use crate::config::{DecoderSpec, Plan};
+use crate::data::{Corpus, FileRecord, Sampler, TokenCache};
+use crate::device::{ComputeDevice, is_cpu, lanes};
+use crate::environment::{Environment, resident_memory_bytes};
+use crate::forecast::{Conditions, Forecast, Shortage, available_bytes, fit};
+use crate::generate::{GenerateError, check_prompt};
+use crate::model::{Decoder, check_vocabulary, folder as model_folder};
+use crate::phase::Timeline;
+
+/// Data, and what follows from data and plan together.
+pub(super) struct Parts {
+    pub(super) corpus: Corpus,
+    pub(super) sampler: Sampler,
+    pub(super) spec: DecoderSpec,
+    pub(super) timeline: Timeline,
+    pub(super) parameters: usize,
+    /// The base model's files; none without one.
+    pub(super) base: Vec<FileRecord>,
+    /// What the process held before it loaded the data.
+    program_bytes: u64,
+}
+
+impl Parts {
+    pub(super) fn load(plan: &Plan) -> Result<Self, TrainError> {
+        let config = &plan.config;
+        // Before the data: what reading it takes is free again when training begins.
+        let program_bytes = resident_memory_bytes().unwrap_or_default();
+        let corpus = Corpus::load(
+            &config.data,
+            &config.tokenizer,
+            &TokenCache::from_environment(),
+        )?;
+        let spec = decoder_spec(plan, &corpus)?;
+        let data = &config.data;
+        let sampler = Sampler::new(&corpus, data.sampling, data.sequence_len, config.seed)?;
+        let timeline = Timeline::new(plan, sampler.tokens_per_epoch());
+        // Parameters are drawn when first used: counting those of a built module is free.
+        let parameters = Decoder::new(&spec, config.seed, &Device::flex())?.num_params();
+        check_length(plan, timeline.steps())?;
+        for prompt in &config.eval.sample_prompts {
+            let tokens = corpus.tokenizer.encode(prompt).map_err(GenerateError::from);
+            let checked = tokens.and_then(|tokens| check_prompt(&spec, &tokens));
+            checked.map_err(|source| TrainError::Sample {
+                prompt: prompt.clone(),
+                source,
+            })?;
+        }
+        Ok(Self {
+            corpus,
+            sampler,
+            spec,
+            timeline,
+            parameters,
+            base: base_files(plan)?,
+            program_bytes,
+        })
+    }
+
+    /// Whether the run with this last checkpoint has nothing left to do: its last step is
+    /// done, or it stopped early, and its model is exported. A crash can come in between.
+    pub(super) fn is_complete(
+        &self,
+        plan: &Plan,
+        step: Option<u64>,
+        record: Option<&RunRecord>,
+    ) -> bool {
+        let end = record.and_then(|record| record.end.as_ref());
+        let (Some(step), Some(end)) = (step, end) else {
+            return false;
+        };
+        let steps = self.timeline.steps();
+        let patience = plan.config.eval.early_stopping_patience;
+        step >= steps || (step == end.step && end.stays_stopped(steps, patience))
+    }
+
+    /// What a person should know before the first step.
+    pub(super) fn notes(
+        &self,
+        plan: &Plan,
+        device: &ComputeDevice,
+        environment: &Environment,
+    ) -> Vec<String> {
+        let mut notes = vec![format!(
+            "device {}, {} threads, computing in {}",
+            device.describe(),
+            environment.threads,
+            plan.config.model.dtype.name(),
+        )];
+        notes.extend(self.corpus.notes.iter().cloned());
+        notes
+    }
+
+    pub(super) fn summary(&self) -> Summary {
+        let train_tokens = self.corpus.train_tokens();
+        let steps = self.timeline.steps();
+        let tokens_per_step = self
+            .timeline
+            .at(0)
+            .map_or(0, |phase| phase.tokens_per_step());
+        Summary {
+            vocab_size: self.spec.vocab_size as u64,
+            train_tokens,
+            val_tokens: self.corpus.val.as_ref().map_or(0, |val| val.len() as u64),
+            steps,
+            tokens_per_step,
+            epochs: steps as f64 * tokens_per_step as f64 / self.sampler.tokens_per_epoch() as f64,
+        }
+    }
+
+    /// What the run will need: its memory as a shortage where there is too little. On a GPU there
+    /// is no telling how much is free.
+    pub(super) fn forecast(
+        &self,
+        plan: &Plan,
+        device: &ComputeDevice,
+    ) -> Result<Result<Forecast, Shortage>, TrainError> {
+        let is_cpu = is_cpu(&device.device);
+        let conditions = Conditions {
+            lanes: lanes(&device.device),
+            is_cpu,
+            process_bytes: self.program_bytes + self.corpus.token_bytes(),
+        };
+        let available = available_bytes().filter(|_| is_cpu).unwrap_or(u64::MAX);
+        Ok(fit(plan, &self.spec, conditions, available)?)
+    }
+}
+
+/// What could not be checked before the data was counted: the schedule against the steps. The same
+/// checks as for `max_steps`, since that is what the length has become.
+fn check_length(plan: &Plan, steps: u64) -> Result<(), TrainError> {
+    let mut config = plan.config.clone();
+    config.train.max_steps = Some(steps);
+    config.train.num_epochs = None;
+    config.train.max_tokens = None;
+    Plan::from_config(config)?;
+    Ok(())
+}
+
+/// The tokenizer's vocabulary, or the base model's, which has to have room for it.
+fn decoder_spec(plan: &Plan, corpus: &Corpus) -> Result<DecoderSpec, TrainError> {
+    let tokenizer = &corpus.tokenizer;
+    let base = plan.base.as_ref();
+    base.map_or(Ok(()), |base| check_vocabulary(base, tokenizer))?;
+    let eos = tokenizer.eos().map(|token| token.id);
+    let bos = tokenizer.bos().map(|token| token.id);
+    Ok(DecoderSpec {
+        shape: plan.shape.clone(),
+        vocab_size: base.map_or(tokenizer.vocab_size(), |base| base.vocab_size),
+        eos_token_id: eos.or(base.and_then(|base| base.eos_token_id)),
+        bos_token_id: bos.or(base.and_then(|base| base.bos_token_id)),
+    })
+}
+
+/// The base model's config.json and weights, hashed.
+fn base_files(plan: &Plan) -> Result<Vec<FileRecord>, TrainError> {
+    let Some(base) = &plan.config.model.base_model else {
+        return Ok(Vec::new());
+    };
+    let files = model_folder::files(base)?;
+    let surveyed = files.iter().map(|path| FileRecord::survey(path));
+    Ok(surveyed.collect::<Result<_, _>>()?)
+}

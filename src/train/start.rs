@@ -1,0 +1,75 @@
+//! Where a run begins: a new model, a base model, or a checkpoint.
+
+use burn::tensor::Device;
+
+use super::folder::RunRecord;
+use super::{RunFolder, TrainError};
+use crate::checkpoint::Progress;
+use crate::config::{DecoderSpec, Dtype, Plan};
+use crate::gradient::LossScale;
+use crate::model::{Decoder, folder as model_folder};
+use crate::optimizer::Optimizer;
+
+/// Where a run begins.
+pub(super) struct Start<'a> {
+    pub(super) plan: &'a Plan,
+    pub(super) spec: &'a DecoderSpec,
+    pub(super) device: &'a Device,
+}
+
+/// What changes from step to step.
+pub(super) struct State {
+    pub(super) model: Decoder,
+    pub(super) optimizer: Optimizer,
+    pub(super) progress: Progress,
+}
+
+impl Start<'_> {
+    pub(super) fn fresh(&self) -> Result<State, TrainError> {
+        let config = &self.plan.config;
+        let device = self.device.clone().autodiff();
+        let model = match &config.model.base_model {
+            Some(base) => model_folder::load_as(self.spec, base, &device)?,
+            None => Decoder::new(self.spec, config.seed, &device)?,
+        };
+        let scaled = config.model.dtype == Dtype::F16;
+        Ok(State {
+            model,
+            optimizer: Optimizer::new(&self.plan.optimizer),
+            progress: Progress {
+                loss_scale: scaled.then(LossScale::default),
+                ..Progress::default()
+            },
+        })
+    }
+
+    /// From a checkpoint; `old` is the record of the run up to now.
+    pub(super) fn resumed(
+        &self,
+        folder: &RunFolder,
+        step: u64,
+        old: Option<&RunRecord>,
+    ) -> Result<State, TrainError> {
+        let mut snapshot = folder.checkpoints().load(step)?;
+        // A run that goes on after it stopped early has its patience anew; one that a crash kept
+        // from its export has no end on record, and stops again.
+        let end = old.and_then(|old| old.end.as_ref());
+        let counted = &mut snapshot.progress.evaluations_since_best;
+        let stopped_here = end.is_some_and(|end| end.stopped_early && end.step == step);
+        if stopped_here && *counted >= self.plan.config.eval.early_stopping_patience {
+            *counted = 0;
+        }
+        let device = self.device.clone().autodiff();
+        let model = model_folder::decoder_from_hf(self.spec, snapshot.model, &device)?;
+        let mut optimizer = Optimizer::new(&self.plan.optimizer);
+        // A run whose every step was skipped as not finite has no moments yet.
+        if !snapshot.optimizer.tensors.is_empty() {
+            optimizer.load_state(&model, snapshot.optimizer, self.device)?;
+        }
+        Ok(State {
+            model,
+            optimizer,
+            progress: snapshot.progress,
+        })
+    }
+}
