@@ -48,7 +48,7 @@ impl Forecast {
     /// The forecast for a plan whose dtype is resolved, with the vocabulary of `spec`.
     ///
     /// # Errors
-    /// [`ModelError::Shape`] for a shape no decoder can have.
+    /// [`ModelError::Spec`] for a shape no decoder can have.
     pub fn new(
         plan: &Plan,
         spec: &DecoderSpec,

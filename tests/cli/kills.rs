@@ -1,11 +1,11 @@
 //! Runs that are killed or interrupted at random moments and resumed until they end, beside the same
 //! runs left alone. `benches/kills.rs` does it hundreds of times.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
@@ -70,6 +70,8 @@ pub struct Tally {
     /// Runs that ended as the run that was left alone: it has to be all.
     pub equal: u32,
 }
+
+type Leftovers = BTreeSet<(String, SystemTime)>;
 
 /// A scenario's folder and how it ends when it is left alone.
 pub struct Trials<'a> {
@@ -143,6 +145,7 @@ impl<'a> Trials<'a> {
     pub fn kill(&mut self, run: &str, tally: &mut Tally) {
         let mut cuts = 0;
         while cuts == 0 || self.random.random_range(0..3) == 0 {
+            let earlier = self.leftovers(run);
             let Some(status) = self.cut(run, "-KILL") else {
                 if cuts > 0 {
                     break;
@@ -153,7 +156,7 @@ impl<'a> Trials<'a> {
             };
             assert_eq!(status.signal(), Some(9), "{status}");
             cuts += 1;
-            self.count(run, tally);
+            self.count(run, &earlier, tally);
         }
         self.compare(run, cuts, tally);
     }
@@ -194,21 +197,40 @@ impl<'a> Trials<'a> {
         fs::remove_dir_all(self.bench.path(run)).unwrap();
     }
 
-    /// Looks at what a kill left.
-    fn count(&self, run: &str, tally: &mut Tally) {
-        let folder = self.bench.path(run);
-        let checkpoints = self.names(&format!("{run}/checkpoints"));
-        let starting = |start: &str| checkpoints.iter().any(|name| name.starts_with(start));
-        let halves = |names: &[String]| {
-            names
-                .iter()
-                .any(|name| firebrick::durable::is_temporary(name))
+    /// Looks at what a kill left, beside what an earlier one had.
+    fn count(&self, run: &str, earlier: &Leftovers, tally: &mut Tally) {
+        let left = self.leftovers(run);
+        let new = |start: &str| {
+            let mut new = left.difference(earlier);
+            u32::from(new.any(|(name, _)| name.starts_with(start)))
         };
-        tally.inside_a_save += u32::from(starting(".step-"));
-        tally.inside_a_write += u32::from(halves(&self.names(run)) || halves(&checkpoints));
-        tally.before_the_first += u32::from(!starting("step-"));
-        let last = format!("checkpoints/step-{STEPS:06}");
-        tally.after_the_last += u32::from(folder.join(last).exists());
+        tally.inside_a_save += new("save ");
+        tally.inside_a_write += new("write ");
+        let saved = self.names(&format!("{run}/checkpoints"));
+        let any = saved.iter().any(|name| name.starts_with("step-"));
+        tally.before_the_first += u32::from(!any);
+        tally.after_the_last += u32::from(saved.contains(&format!("step-{STEPS:06}")));
+    }
+
+    /// What is half written in a run folder: checkpoints being saved, other files being replaced,
+    /// each with the time it was last changed.
+    fn leftovers(&self, run: &str) -> Leftovers {
+        let mut left = Leftovers::new();
+        for folder in [run.to_string(), format!("{run}/checkpoints")] {
+            for name in self.names(&folder) {
+                let path = self.bench.path(&folder).join(&name);
+                let kind = if name.starts_with(".step-") {
+                    "save"
+                } else if firebrick::durable::is_temporary(&name) {
+                    "write"
+                } else {
+                    continue;
+                };
+                let changed = fs::metadata(path).unwrap().modified().unwrap();
+                left.insert((format!("{kind} {name}"), changed));
+            }
+        }
+        left
     }
 
     fn names(&self, folder: &str) -> Vec<String> {
