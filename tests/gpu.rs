@@ -282,12 +282,13 @@ fn a_run_trains_saves_resumes_and_answers_as_on_the_cpu() {
     ]);
     assert_eq!(cpu, gpu);
     assert_eq!(cpu.chars().count(), 6, "{cpu}");
+    fs::write(bench.path("val.txt"), "the river is older").unwrap();
     let evaluated = ask(&[
         "eval",
         "--model",
         "gpu",
         "--data",
-        "text.txt",
+        "val.txt",
         "--sequence-len",
         "8",
         "--json",
