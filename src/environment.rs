@@ -61,16 +61,24 @@ pub fn memory_limit_bytes() -> Option<u64> {
         // "max" where there is no limit.
         text.trim().parse().ok()
     };
-    // A container sees its own group at the top.
+    // A container sees its own group at the top. Pages of files that were read count as used there
+    // and are given up when memory is needed.
     let left = number("memory.max").zip(number("memory.current"));
-    Some(left.map_or(free, |(limit, used)| free.min(limit.saturating_sub(used))))
+    let cached = labelled("/sys/fs/cgroup/memory.stat", "inactive_file ").unwrap_or(0);
+    let left = left.map(|(limit, used)| limit.saturating_sub(used.saturating_sub(cached)));
+    Some(left.map_or(free, |left| free.min(left)))
 }
 
 fn proc_kilobytes(file: &str, label: &str) -> Option<u64> {
+    Some(labelled(file, label)? * 1024)
+}
+
+/// The number behind a label at the beginning of a line.
+fn labelled(file: &str, label: &str) -> Option<u64> {
     let text = std::fs::read_to_string(file).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix(label))?;
-    let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kilobytes * 1024)
+    let number = line.trim().trim_end_matches("kB");
+    number.trim().parse().ok()
 }
 
 #[cfg(target_os = "macos")]

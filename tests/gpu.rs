@@ -142,6 +142,7 @@ fn greedy_generation_is_the_cpus() {
             ..Sampling::default()
         },
         seed: 0,
+        vocabulary: None,
     };
     for spec in [spec(Architecture::Llama), windowed()] {
         let [cpu, gpu] = pair(&spec).map(|model| {

@@ -77,6 +77,7 @@ fn say(args: &TrainArgs, text: &str) -> Result<(), CliError> {
 }
 
 fn dry_run(args: &TrainArgs, plan: &Plan) -> Result<(), CliError> {
+    Run::would_start_at(plan, args.resume)?;
     let estimate = Run::estimate(plan, false, |note| {
         if !args.json && !args.quiet {
             // The summary is what matters; notes may go unheard.

@@ -19,6 +19,7 @@
 //!     max_new_tokens: 4,
 //!     sampling: Sampling { temperature: 0.7, top_k: 40, ..Sampling::default() },
 //!     seed: 1,
+//!     vocabulary: None,
 //! };
 //! let completion = generate(&model, &request, |_token| ControlFlow::Continue(()))?;
 //! assert_eq!(completion.tokens.len(), 4);
@@ -51,6 +52,9 @@ pub struct Request {
     pub sampling: Sampling,
     /// Seed of the choice.
     pub seed: u64,
+    /// Ids to choose among: those below this number. A model may have rows for more than its
+    /// tokenizer has tokens, to round up the matrix. None: all.
+    pub vocabulary: Option<usize>,
 }
 
 /// What was generated.
@@ -173,8 +177,10 @@ pub fn generate(
         if text.len() > prompt.len() {
             logits = model.decode(&text[text.len() - 1..], &mut cache)?;
         }
+        let mut scores = host(logits.clone());
+        scores.truncate(request.vocabulary.unwrap_or(usize::MAX));
         let token = sampler
-            .next(&host(logits.clone()), &text)
+            .next(&scores, &text)
             .ok_or(GenerateError::NotFinite)?;
         if ends_text(model, token) {
             break Finish::Eos;

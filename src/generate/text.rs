@@ -37,8 +37,9 @@ pub fn complete(
         max_new_tokens: request.max_new_tokens,
         sampling: request.sampling.clone(),
         seed: request.seed,
+        vocabulary: Some(tokenizer.vocab_size()),
     };
-    let mut decoder = tokenizer.stream();
+    let mut decoder = tokenizer.stream_after(&tokens.prompt);
     let mut gate = StopGate::new(request.stop);
     let mut failure = None;
     let completion = generate(model, &tokens, |token| match decoder.push(token) {

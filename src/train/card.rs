@@ -7,7 +7,7 @@ use crate::environment::Environment;
 
 /// Markdown with the front matter that model hubs read.
 pub(super) fn model_card(
-    plan: &Plan,
+    (plan, device): (&Plan, Option<&str>),
     corpus: &Corpus,
     progress: &Progress,
     exported_step: u64,
@@ -57,7 +57,7 @@ pub(super) fn model_card(
         progress.step,
         progress.tokens,
         progress.seconds,
-        environment.cpu,
+        device.unwrap_or(&environment.cpu),
         environment.threads,
     )
 }

@@ -9,7 +9,7 @@ use super::prepare::{on_device, start_threads};
 use super::resume::starting_point;
 use super::start::Start;
 use super::{Resume, Run, TrainError};
-use crate::config::{Backend, Plan};
+use crate::config::{Backend, Dtype, Plan};
 use crate::data::Batch;
 use crate::device::is_cpu;
 use crate::forecast::{Forecast, available_bytes};
@@ -51,6 +51,15 @@ pub struct Estimate {
 }
 
 impl Run {
+    /// Where the run would start: the step of the checkpoint in its folder, none for a new run.
+    ///
+    /// # Errors
+    /// A folder that this plan cannot be run in.
+    pub fn would_start_at(plan: &Plan, resume: Resume) -> Result<Option<u64>, TrainError> {
+        let (plan, ..) = on_device(plan)?;
+        starting_point(&plan.config.output_dir, &plan, resume)
+    }
+
     /// Loads the data and works out what the plan amounts to; with `timed`, builds the model too and
     /// takes an optimizer step to see how long it takes. Writes nothing but the token cache.
     ///
@@ -64,7 +73,6 @@ impl Run {
     ) -> Result<Estimate, TrainError> {
         start_threads(plan.config.train.threads)?;
         let (plan, device, dtype) = on_device(plan)?;
-        starting_point(&plan.config.output_dir, &plan, Resume::Auto)?;
         let parts = Parts::load(&plan)?;
         parts.corpus.notes.iter().for_each(|text| note(text));
         let forecast = parts.forecast(&plan, &device)??;
@@ -76,7 +84,10 @@ impl Run {
         let train = &plan.config.train;
         let precision = Precision {
             dtype,
-            loss_scale: LossScale::default().scale,
+            loss_scale: match plan.config.model.dtype {
+                Dtype::F16 => LossScale::default().scale,
+                _ => 1.0,
+            },
             gradient_checkpointing: train.gradient_checkpointing,
         };
         let batch = || parts.sampler.batch(0, train.micro_batch_size);
@@ -93,7 +104,10 @@ impl Run {
     }
 }
 
-/// Seconds of an optimizer step: of the second of two, since the first also warms up.
+/// Steps that are timed, after one that only warms up.
+const TIMED_STEPS: usize = 3;
+
+/// Seconds of an optimizer step: the median of [`TIMED_STEPS`].
 fn time_step(
     start: &Start,
     precision: Precision,
@@ -101,8 +115,8 @@ fn time_step(
 ) -> Result<f64, TrainError> {
     let mut state = start.fresh()?;
     let config = &start.plan.config;
-    let mut seconds = 0.0;
-    for _ in 0..2 {
+    let mut seconds = Vec::new();
+    for _ in 0..=TIMED_STEPS {
         let begun = Instant::now();
         let result = backward_with(&state.model, &[batch()], precision)?;
         let pass = begun.elapsed();
@@ -115,9 +129,11 @@ fn time_step(
         // And so does reading what was written last.
         state.model.norm.weight.val().into_data();
         let rest = begun.elapsed() - pass;
-        seconds = total(pass, rest, config.train.gradient_accumulation_steps);
+        seconds.push(total(pass, rest, config.train.gradient_accumulation_steps));
     }
-    Ok(seconds)
+    seconds.remove(0);
+    seconds.sort_by(f64::total_cmp);
+    Ok(seconds[seconds.len() / 2])
 }
 
 fn total(pass: Duration, rest: Duration, passes: usize) -> f64 {
@@ -178,7 +194,7 @@ impl Estimate {
         }
         if let Some(seconds) = self.seconds_per_step {
             lines.push(format!(
-                "time     {} for {} steps of {:.0} ms (one was taken), evaluation and saving apart",
+                "time     {} for {} steps of {:.0} ms (the median of {TIMED_STEPS} taken here), evaluation and saving apart",
                 duration(seconds * self.summary.steps as f64),
                 grouped(self.summary.steps),
                 seconds * 1e3,

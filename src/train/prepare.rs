@@ -286,8 +286,16 @@ fn reports(
     let journal = folder.file("logs/events.jsonl");
     let mut observers: Vec<Box<dyn Observer>> =
         vec![Box::new(Journal::open(&journal, every, checkpoint)?)];
-    for report in &plan.config.logging.report_to {
-        let file = |name| folder.file(name);
+    let file = |name| folder.file(name);
+    let asked = &plan.config.logging.report_to;
+    // What an earlier session wrote and this one does not goes no further than the run either.
+    if !asked.contains(&Report::Jsonl) && file("metrics.jsonl").exists() {
+        JsonlMetrics::open(&file("metrics.jsonl"), every, at)?;
+    }
+    if !asked.contains(&Report::Csv) && file("metrics.csv").exists() {
+        CsvMetrics::open(&file("metrics.csv"), every, at)?;
+    }
+    for report in asked {
         observers.push(match report {
             Report::Jsonl => Box::new(JsonlMetrics::open(&file("metrics.jsonl"), every, at)?),
             Report::Csv => Box::new(CsvMetrics::open(&file("metrics.csv"), every, at)?),

@@ -15,7 +15,7 @@ use crate::config::{OnNonfinite, Plan};
 use crate::data::{Batch, Bigram, Corpus, Sampler};
 use crate::device::lanes;
 use crate::environment::resident_memory_bytes;
-use crate::generate::{Sampling, TextRequest, complete};
+use crate::generate::{GenerateError, Sampling, TextRequest, complete};
 use crate::gradient::{Precision, backward_with};
 use crate::model::{Decoder, DecoderSpec};
 use crate::optimizer::Optimizer;
@@ -104,7 +104,7 @@ impl Trainer {
             self.stop_if_asked(&model)?;
         }
         // A run that begins at its end, or past it, has not been evaluated there.
-        if self.progress.val_loss.is_none() {
+        if self.progress.step == step && self.progress.val_loss.is_none() {
             evaluation = self.evaluate(&model)?;
             self.save_if_due(&model, evaluation)?;
         }
@@ -290,17 +290,23 @@ impl Trainer {
             result = Some(evaluation);
         }
         for prompt in self.plan.config.eval.sample_prompts.clone() {
-            let completion = self.sample(&model, &prompt)?;
-            self.tell(&Event::Sample {
-                step,
-                prompt,
-                completion,
-            })?;
+            // What cannot be shown is no reason to lose what has been trained.
+            let event = match self.sample(&model, &prompt) {
+                Ok(completion) => Event::Sample {
+                    step,
+                    prompt,
+                    completion,
+                },
+                Err(error) => Event::Note {
+                    text: format!("warning: no sample of {prompt:?}: {error}"),
+                },
+            };
+            self.tell(&event)?;
         }
         Ok(result)
     }
 
-    fn sample(&self, model: &Decoder, prompt: &str) -> Result<String, TrainError> {
+    fn sample(&self, model: &Decoder, prompt: &str) -> Result<String, GenerateError> {
         let eval = &self.plan.config.eval;
         let sampling = Sampling {
             temperature: eval.sample_temperature,
@@ -313,14 +319,7 @@ impl Trainer {
             seed: self.plan.config.seed,
             stop: &[],
         };
-        let (text, _) =
-            complete(model, &self.corpus.tokenizer, &request, |_| {}).map_err(|source| {
-                TrainError::Sample {
-                    prompt: prompt.to_string(),
-                    source,
-                }
-            })?;
-        Ok(text)
+        Ok(complete(model, &self.corpus.tokenizer, &request, |_| {})?.0)
     }
 
     /// Exports the best model, else the last, and closes the record.
@@ -344,11 +343,19 @@ impl Trainer {
         self.folder
             .export(&self.spec, &tensors, &self.corpus.tokenizer, dtype)?;
         self.progress.seconds = self.clock.total_seconds();
-        let card = model_card(&self.plan, &self.corpus, &self.progress, exported_step);
+        let mut record = self.folder.read_record()?;
+        let device = record
+            .as_ref()
+            .and_then(|record| record.device["name"].as_str());
+        let card = model_card(
+            (&self.plan, device),
+            &self.corpus,
+            &self.progress,
+            exported_step,
+        );
         self.folder.write("README.md", &card)?;
         let fits = self.corpus.train_tokens() <= BIGRAM_LIMIT;
         let bigram = if fits { self.bigram() } else { None };
-        let mut record = self.folder.read_record()?;
         if let Some(record) = &mut record {
             record.exported_step = Some(exported_step);
             record.bigram_loss = bigram;

@@ -53,6 +53,10 @@ fn r13_the_estimate_is_a_sum_that_can_be_followed() {
     let (stdout, _) = bench.expect(0, &["train", "x.toml", "--dry-run", "--output-dir", "y"]);
     assert!(stdout.contains("  weights "), "{stdout}");
     assert!(!bench.path("y").exists());
+    // An estimate is about a config, whatever is in its folder; a dry run is about the run.
+    let other = ["x.toml", "--set", "train.micro_batch_size=2"];
+    bench.expect(0, &[&["estimate"], &other[..]].concat());
+    bench.expect(2, &[&["train", "--dry-run"], &other[..]].concat());
 }
 
 #[test]

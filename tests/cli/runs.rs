@@ -250,3 +250,43 @@ fn the_small_verbs_answer() {
     bench.expect(1, &["init", "-o", "new.toml"]);
     assert!(bench.expect(0, &["--help"]).0.contains("generate"));
 }
+
+#[test]
+fn r11_a_base_model_with_more_rows_than_tokens_is_sampled_from() {
+    let bench = Bench::new();
+    let base = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/reference/qwen2");
+    let base = format!("model={{base_model=\"{base}\"}}");
+    bench.train(&["--set", &base, "--set", "eval.sample_tokens=32"]);
+    let journal = std::fs::read_to_string(bench.path("out/logs/events.jsonl")).unwrap();
+    assert!(journal.contains("\"completion\""), "{journal}");
+    assert!(!journal.contains("no sample of"), "{journal}");
+}
+
+#[test]
+fn r11_without_a_validation_split_the_last_step_is_sampled_and_saved_once() {
+    let bench = Bench::new();
+    let (stdout, _) = bench.expect(
+        0,
+        &["train", "x.toml", "--json", "--set", "data.val_fraction=0"],
+    );
+    let count = |event: &str| {
+        let rows = stdout.lines().map(|l| serde_json::from_str(l).unwrap());
+        rows.filter(|row: &Value| row["event"] == event && row["step"] == 6)
+            .count()
+    };
+    assert_eq!((count("sample"), count("saved")), (1, 1));
+}
+
+#[test]
+fn r12_going_back_trims_the_reports_that_are_not_written_any_more() {
+    let bench = Bench::new();
+    bench.train(&[]);
+    let none = ["--resume", "4", "--set", "logging.report_to=[]"];
+    bench.train(&[&none[..], &["--set", "train.max_steps=5"]].concat());
+    let steps: Vec<u64> = bench
+        .metrics("out")
+        .iter()
+        .map(|row| row["step"].as_u64().unwrap())
+        .collect();
+    assert_eq!(steps, [1, 2, 3, 4]);
+}

@@ -176,7 +176,13 @@ impl Tokenizer {
 
     /// A decoder that takes one token at a time and gives text as soon as it is whole.
     pub fn stream(&self) -> StreamDecoder<'_> {
-        StreamDecoder::new(self)
+        self.stream_after(&[])
+    }
+
+    /// As [`stream`](Self::stream), for tokens that follow `prompt`: a space at the beginning of a
+    /// text is not shown, one between prompt and completion is.
+    pub fn stream_after(&self, prompt: &[u32]) -> StreamDecoder<'_> {
+        StreamDecoder::new(self, prompt)
     }
 
     /// Rows an embedding matrix needs: the largest id + 1.

@@ -19,12 +19,16 @@ pub struct StreamDecoder<'a> {
     shown: usize,
 }
 
+/// Tokens of a prompt that are kept to read the first new one by.
+const CONTEXT: usize = 8;
+
 impl<'a> StreamDecoder<'a> {
-    pub(super) fn new(tokenizer: &'a Tokenizer) -> Self {
+    pub(super) fn new(tokenizer: &'a Tokenizer, prompt: &[u32]) -> Self {
+        let context = &prompt[prompt.len().saturating_sub(CONTEXT)..];
         Self {
             tokenizer,
-            ids: Vec::new(),
-            shown: 0,
+            ids: context.to_vec(),
+            shown: context.len(),
         }
     }
 

@@ -35,8 +35,8 @@ impl Default for SaveOptions {
     }
 }
 
-/// Writes a model folder: weights, then config.json, each file replaced atomically, then the weights
-/// of an earlier model that are not part of this one are deleted. A folder that has a new config has
+/// Writes a model folder: weights, each file replaced atomically, then the weights of an earlier
+/// model that are not part of this one are deleted, then config.json. A folder that has a config has
 /// the weights it describes.
 ///
 /// # Errors
@@ -50,6 +50,13 @@ pub fn save(
     check_range(tensors, options.dtype)?;
     let shards = shards(tensors, options);
     let names = shard_names(shards.len());
+    let config_path = folder.join(CONFIG);
+    // One file in the place of one file is replaced at once. Anything else takes several changes,
+    // and a folder in between is no model.
+    let is_one_change = shards.len() == 1 && !folder.join(INDEX).exists();
+    if !is_one_change && config_path.exists() {
+        durable::remove_file(&config_path).map_err(ModelError::io(&config_path))?;
+    }
     for (name, shard) in names.iter().zip(&shards) {
         write_file(&folder.join(name), shard, options.dtype)?;
     }
@@ -60,10 +67,9 @@ pub fn save(
         durable::replace_with(&path, format!("{index:#}\n")).map_err(ModelError::io(&path))?;
         kept.push(INDEX.to_string());
     }
+    delete_stale(folder, &kept)?;
     let config = format!("{:#}\n", spec.to_config_json(options.dtype));
-    let path = folder.join(CONFIG);
-    durable::replace_with(&path, config).map_err(ModelError::io(&path))?;
-    delete_stale(folder, &kept)
+    durable::replace_with(&config_path, config).map_err(ModelError::io(&config_path))
 }
 
 type Shard<'a> = Vec<(&'a String, &'a TensorData)>;

@@ -367,6 +367,7 @@ impl Page<'_> {
         row("started", &self.record["started"]);
         row("git", &self.record["git"]);
         row("seed", &self.record["seed"]);
+        row("device", &self.record["device"]["name"]);
         for (name, value) in self.record["environment"].as_object().into_iter().flatten() {
             row(name, value);
         }
