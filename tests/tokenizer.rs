@@ -48,6 +48,41 @@ fn streamed(tokenizer: &Tokenizer, ids: &[u32]) -> String {
     text + &decoder.finish().unwrap()
 }
 
+/// A completion reads as it would in the whole text, the space before it included.
+fn continues(tokenizer: &Tokenizer, text: &str) {
+    let ids = tokenizer.encode(text).unwrap();
+    for split in 1..ids.len() {
+        let (prompt, rest) = ids.split_at(split);
+        let mut decoder = tokenizer.stream_after(prompt);
+        let mut shown = String::new();
+        for id in rest {
+            shown.push_str(&decoder.push(*id).unwrap());
+        }
+        shown.push_str(&decoder.finish().unwrap());
+        let whole = tokenizer.decode(&ids).unwrap();
+        let before = tokenizer.decode(prompt).unwrap();
+        assert_eq!(before + &shown, whole, "after {split} tokens");
+    }
+}
+
+#[test]
+fn i2_a_completion_is_read_after_its_prompt() {
+    continues(
+        bpe(),
+        "one two three four five six seven eight nine ten eleven twelve",
+    );
+}
+
+#[test]
+#[ignore = "needs FIREBRICK_DATA"]
+fn i2_a_completion_of_a_sentencepiece_model_begins_with_its_space() {
+    let tokenizer = Tokenizer::from_file(&shared("stories260K/hf/tokenizer.json")).unwrap();
+    continues(
+        &tokenizer,
+        "Once upon a time, there was a little girl named Lily. She loved to play.",
+    );
+}
+
 #[test]
 fn r3_byte_ids_are_bytes() {
     let tokenizer = Tokenizer::bytes().unwrap();

@@ -334,9 +334,9 @@ impl Sizes {
 /// What mimalloc keeps beside what is in use, with what no term counts: so many bytes, so many for
 /// each thread that computes, and one in so many of the bytes in use. Fitted to the runs that
 /// benches/memory.rs makes.
-const ALLOCATOR_BASE: u64 = 11_000_000;
+const ALLOCATOR_BASE: u64 = 7_000_000;
 const ALLOCATOR_PER_LANE: u64 = 17_000_000;
-const ALLOCATOR_SHARE: u64 = 40;
+const ALLOCATOR_SHARE: u64 = 33;
 
 /// Bytes that a block keeps of each token for the backward pass: the table above.
 fn kept_by_block(spec: &DecoderSpec, sequence_len: u64, element: u64) -> u64 {
