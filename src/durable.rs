@@ -110,6 +110,23 @@ pub fn create_folder(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// What a person can do about a file system error, where its kind says enough.
+pub fn help(error: &io::Error) -> Option<&'static str> {
+    match error.kind() {
+        io::ErrorKind::AlreadyExists => Some("choose another name, or move the old file away"),
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            Some("choose a folder that you may write to, or change its permissions")
+        }
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+            Some("make room, or choose a folder on a larger disk; what was saved before is intact")
+        }
+        io::ErrorKind::NotADirectory => {
+            Some("a file is where a folder is needed: choose another path")
+        }
+        _ => None,
+    }
+}
+
 /// Deletes a file; one that is not there is as good as deleted.
 ///
 /// # Errors

@@ -81,8 +81,9 @@ pub(super) fn renew(folder: &Path, progress: &Progress) -> Result<(), Checkpoint
 /// Reads a step's folder and verifies all of it.
 pub(super) fn read(folder: &Path, step: u64) -> Result<Snapshot, CheckpointError> {
     let state = read_state(folder, step)?;
-    let model = read_tensors(&folder.join(MODEL), &state.blake3.model)?;
+    // The larger file first: while a file is read its bytes and its tensors are both in memory.
     let tensors = read_tensors(&folder.join(OPTIMIZER), &state.blake3.optimizer)?;
+    let model = read_tensors(&folder.join(MODEL), &state.blake3.model)?;
     Ok(Snapshot {
         model,
         optimizer: OptimizerState {

@@ -6,6 +6,7 @@ use super::report::{self, Diagnostic};
 use crate::config::ConfigError;
 use crate::data::DataError;
 use crate::device::DeviceError;
+use crate::durable;
 use crate::generate::GenerateError;
 use crate::model::ModelError;
 use crate::train::TrainError;
@@ -77,7 +78,7 @@ impl CliError {
             Self::Device(error) => ("device", Some(error.help())),
             Self::Data(error) => ("data", error.help()),
             Self::Generate(error) => ("generate", error.help()),
-            Self::Io { .. } => ("io", None),
+            Self::Io { source, .. } => ("io", durable::help(source).map(str::to_string)),
         };
         Diagnostic {
             help,

@@ -8,6 +8,7 @@ use crate::checkpoint::CheckpointError;
 use crate::config::{ConfigError, SpecError};
 use crate::data::DataError;
 use crate::device::DeviceError;
+use crate::durable;
 use crate::forecast::Shortage;
 use crate::generate::GenerateError;
 use crate::model::ModelError;
@@ -194,6 +195,7 @@ impl TrainError {
     pub fn help(&self) -> Option<String> {
         match self {
             Self::Data(error) => error.help(),
+            Self::Io { source, .. } => durable::help(source).map(str::to_string),
             Self::Device(error) => Some(error.help()),
             Self::Memory(shortage) => Some(shortage.help()),
             Self::Model(error) => error.help(),

@@ -247,7 +247,8 @@ fn the_small_verbs_answer() {
     assert!(schema["properties"]["train"].is_object());
     bench.expect(0, &["init", "-o", "new.toml"]);
     bench.expect(0, &["validate", "new.toml"]);
-    bench.expect(1, &["init", "-o", "new.toml"]);
+    let (_, stderr) = bench.expect(1, &["init", "-o", "new.toml"]);
+    assert!(stderr.contains("choose another name"), "{stderr}");
     assert!(bench.expect(0, &["--help"]).0.contains("generate"));
 }
 
