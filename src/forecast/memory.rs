@@ -334,7 +334,7 @@ impl Sizes {
 /// What mimalloc keeps beside what is in use, with what no term counts: so many bytes, so many for
 /// each thread that computes, and one in so many of the bytes in use. Fitted to the runs that
 /// benches/memory.rs makes.
-const ALLOCATOR_BASE: u64 = 7_000_000;
+const ALLOCATOR_BASE: u64 = 9_000_000;
 const ALLOCATOR_PER_LANE: u64 = 17_000_000;
 const ALLOCATOR_SHARE: u64 = 33;
 
