@@ -30,7 +30,7 @@ pub struct TrainConfig {
     #[schemars(range(min = 0.0), extend("x-aliases" = ["torchtune: clip_grad_norm", "nanoGPT: grad_clip", "gradient_clipping", "clip_grad"]))]
     pub max_grad_norm: f64,
     /// Keep only what goes into each block in the forward pass, and compute the rest again in the
-    /// backward pass: much less memory for about a third more time, and the same gradient.
+    /// backward pass: much less memory for one more forward pass, and the same gradient.
     #[schemars(extend("x-aliases" = ["activation_checkpointing", "grad_checkpoint", "torchtune: enable_activation_checkpointing"]))]
     pub gradient_checkpointing: bool,
     /// What to do with a step whose loss or gradient is not finite.
