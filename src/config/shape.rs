@@ -1,5 +1,7 @@
 //! A model's shape with every default filled in: what `[model]` resolves to.
 
+use firebrick_kernels::ternary::Granularity;
+
 use super::keys::Architecture;
 
 /// Everything that fixes a decoder's parameters except the vocabulary, which the tokenizer brings.
@@ -39,6 +41,17 @@ pub struct ModelShape {
     pub sliding_window: Option<usize>,
     /// Standard deviation of the initial weights.
     pub initializer_range: f64,
+    /// Ternary weights in the linear layers of the blocks.
+    pub ternary: Option<Ternary>,
+}
+
+/// Linear layers with weights of -1, 0 and 1 times a scale (BitNet b1.58).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ternary {
+    /// What one scale stands for.
+    pub granularity: Granularity,
+    /// Whether what goes into a layer is rounded to eight bits, token by token.
+    pub rounds_activations: bool,
 }
 
 /// Rotary frequencies stretched for a longer context.
@@ -68,6 +81,12 @@ impl ModelShape {
     /// rotary positions and SwiGLU.
     pub fn is_gpt2_form(&self) -> bool {
         self.architecture == Architecture::Gpt2
+    }
+
+    /// BitNet b1.58's form: RMSNorms before the projections that write to the residual stream, ReLU²
+    /// in place of SiLU (Ma et al., 2025, "BitNet b1.58 2B4T", section 2).
+    pub fn is_bitnet_form(&self) -> bool {
+        self.architecture == Architecture::Bitnet
     }
 
     /// Number of trainable parameters with a vocabulary of `vocab_size`, a tied head counted once.
@@ -108,7 +127,12 @@ impl ModelShape {
         } else {
             embedding
         };
-        let block = attention + feed_forward + 2 * norm;
+        let sub_norms = if self.is_bitnet_form() {
+            queries + intermediate
+        } else {
+            0
+        };
+        let block = attention + feed_forward + 2 * norm + sub_norms;
         embedding + positions + self.num_hidden_layers as u64 * block + norm + head
     }
 }

@@ -129,6 +129,19 @@ impl Decoder {
         map_parameters(self, &mut Cast { dtype })
     }
 
+    /// The same decoder with its ternary weights rounded once, instead of in every forward pass.
+    /// What `self` is rounded from is what an optimizer changes: the gradient of a rounded weight is
+    /// its gradient, straight through.
+    ///
+    /// Before [`cast`](Self::cast): weights are rounded from f32.
+    pub fn rounded(mut self) -> Self {
+        for block in &mut self.layers {
+            block.self_attn.round();
+            block.mlp.round();
+        }
+        self
+    }
+
     /// Logits `[rows x cols, vocab]`, f32, for every token of a batch.
     ///
     /// # Errors

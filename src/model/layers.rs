@@ -5,22 +5,31 @@
 //! softmax are still computed in f32, as the reference implementations do.
 
 use burn::module::{Module, Param};
-use burn::tensor::activation::{gelu, silu};
+use burn::tensor::activation::{gelu, relu, silu};
 use burn::tensor::module::layer_norm;
 use burn::tensor::{DType, Int, Tensor};
 
+use firebrick_kernels::ternary::{fake_quantize_activations, fake_quantize_weight};
+
 use super::init::Init;
-use crate::config::ModelShape;
+use crate::config::{ModelShape, Ternary};
 use crate::device::is_cpu;
 
 /// y = x W + b. The weight is `[in, out]`, the layout in which the forward product and both
 /// products of the backward pass read and write contiguous rows; files hold `[out, in]`.
+///
+/// With ternary weights (BitNet b1.58) it is y = x' W' + b of what x and W are rounded to.
 #[derive(Module, Debug)]
 pub struct Linear {
     /// `[in, out]`.
     pub weight: Param<Tensor<2>>,
     /// `[out]`.
     pub bias: Option<Param<Tensor<1>>>,
+    #[module(skip)]
+    ternary: Option<Ternary>,
+    /// Whether `weight` is W' already: what it is rounded from is elsewhere then.
+    #[module(skip)]
+    is_rounded: bool,
 }
 
 impl Linear {
@@ -28,16 +37,68 @@ impl Linear {
         Self {
             weight: init.normal(&format!("{path}.weight"), dims, std),
             bias: bias.then(|| init.full([dims[1]], 0.0)),
+            ternary: None,
+            is_rounded: false,
+        }
+    }
+
+    /// One of a block's layers: ternary where the shape says so.
+    pub(super) fn of_block(
+        init: &Init,
+        path: &str,
+        shape: &ModelShape,
+        (dims, bias, std): ([usize; 2], bool, f64),
+    ) -> Self {
+        Self {
+            ternary: shape.ternary,
+            ..Self::new(init, path, dims, bias, std)
         }
     }
 
     /// `[rows, in]` -> `[rows, out]`.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let y = x.matmul(self.weight.val());
+        self.forward_rounded(self.round_input(x))
+    }
+
+    /// x' of x `[rows, in]`, which layers that read the same x share; x where it is not rounded.
+    pub(super) fn round_input(&self, x: Tensor<2>) -> Tensor<2> {
+        match self.ternary {
+            Some(ternary) if ternary.rounds_activations => fake_quantize_activations(x),
+            _ => x,
+        }
+    }
+
+    /// `[rows, in]`, rounded, -> `[rows, out]`.
+    pub(super) fn forward_rounded(&self, x: Tensor<2>) -> Tensor<2> {
+        let weight = match self.ternary {
+            Some(ternary) if !self.is_rounded => {
+                fake_quantize_weight(self.weight.val(), ternary.granularity)
+            }
+            _ => self.weight.val(),
+        };
+        let y = x.matmul(weight);
         match &self.bias {
             Some(bias) => y + bias.val().unsqueeze(),
             None => y,
         }
+    }
+
+    /// Puts W' in the place of W: rounded once and not in every forward pass. The gradient of W' is
+    /// that of W.
+    pub(super) fn round(&mut self) {
+        let Some(ternary) = self.ternary.filter(|_| !self.is_rounded) else {
+            return;
+        };
+        let weight = self.weight.val();
+        let tracked = weight.is_autodiff();
+        let rounded = fake_quantize_weight(weight.inner(), ternary.granularity);
+        let rounded = if tracked {
+            Tensor::from_inner(rounded).require_grad()
+        } else {
+            rounded
+        };
+        self.weight = Param::initialized(self.weight.id, rounded);
+        self.is_rounded = true;
     }
 }
 
@@ -78,23 +139,16 @@ pub struct Norm {
 
 impl Norm {
     pub(super) fn new(init: &Init, shape: &ModelShape) -> Self {
-        let dim = shape.hidden_size;
+        Self::of_width(init, shape, shape.hidden_size)
+    }
+
+    pub(super) fn of_width(init: &Init, shape: &ModelShape, dim: usize) -> Self {
         let centred = shape.is_gpt2_form();
         Self {
             weight: init.full([dim], 1.0),
             bias: (centred && shape.bias).then(|| init.full([dim], 0.0)),
             eps: shape.norm_eps,
             centred,
-        }
-    }
-
-    /// RMSNorm of one head.
-    pub(super) fn of_head(init: &Init, shape: &ModelShape) -> Self {
-        Self {
-            weight: init.full([shape.head_dim], 1.0),
-            bias: None,
-            eps: shape.norm_eps,
-            centred: false,
         }
     }
 
@@ -112,13 +166,16 @@ impl Norm {
     }
 }
 
-/// The feed-forward layer: SwiGLU (Shazeer, 2020); GELU for gpt2.
+/// The feed-forward layer: SwiGLU (Shazeer, 2020); gated by ReLU² (So et al., 2021) for bitnet; GELU
+/// for gpt2.
 #[derive(Module, Debug)]
 pub struct Mlp {
     /// `[dim, ffn]`, all but gpt2.
     pub gate_proj: Option<Linear>,
     /// `[dim, ffn]`.
     pub up_proj: Linear,
+    /// `[ffn]`, bitnet only: over what goes down.
+    pub ffn_sub_norm: Option<Norm>,
     /// `[ffn, dim]`.
     pub down_proj: Linear,
 }
@@ -132,20 +189,33 @@ impl Mlp {
         );
         let gated = !shape.is_gpt2_form();
         let linear = |name: &str, dims, std| {
-            Linear::new(init, &format!("{path}.{name}"), dims, shape.bias, std)
+            let path = format!("{path}.{name}");
+            Linear::of_block(init, &path, shape, (dims, shape.bias, std))
         };
+        let sub_norm = || Norm::of_width(init, shape, ffn);
         Self {
             gate_proj: gated.then(|| linear("gate_proj", [dim, ffn], std)),
             up_proj: linear("up_proj", [dim, ffn], std),
+            ffn_sub_norm: shape.is_bitnet_form().then(sub_norm),
             down_proj: linear("down_proj", [ffn, dim], residual_std(shape)),
         }
     }
 
+    pub(super) fn round(&mut self) {
+        self.gate_proj.iter_mut().for_each(Linear::round);
+        self.up_proj.round();
+        self.down_proj.round();
+    }
+
     /// `[rows, dim]` -> `[rows, dim]`.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let hidden = match &self.gate_proj {
-            Some(gate) => silu(gate.forward(x.clone())) * self.up_proj.forward(x),
-            None => exact_gelu(self.up_proj.forward(x)),
+        let x = self.up_proj.round_input(x);
+        let up = self.up_proj.forward_rounded(x.clone());
+        let gate = self.gate_proj.as_ref().map(|gate| gate.forward_rounded(x));
+        let hidden = match (gate, &self.ffn_sub_norm) {
+            (Some(gate), Some(norm)) => norm.forward(relu(gate).square() * up),
+            (Some(gate), None) => silu(gate) * up,
+            (None, _) => exact_gelu(up),
         };
         self.down_proj.forward(hidden)
     }

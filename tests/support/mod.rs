@@ -27,6 +27,7 @@ pub fn tiny(architecture: Architecture) -> DecoderSpec {
             rope_scaling: None,
             sliding_window: None,
             initializer_range: 0.2,
+            ternary: None,
         },
         vocab_size: 13,
         eos_token_id: None,

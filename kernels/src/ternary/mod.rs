@@ -18,6 +18,11 @@
 //! so that y = x W'ᵀ is s g Σ q T: an integer sum, and one multiplication per output. `round` is to the
 //! nearest, halves to even.
 
+pub mod fake_quantize;
+mod op;
+
+pub use op::{TernaryOps, fake_quantize_activations, fake_quantize_weight};
+
 /// What one scale of a ternary weight stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Granularity {
@@ -31,3 +36,6 @@ pub enum Granularity {
 
 /// Scales below this are raised to it: an all-zero matrix has a scale too.
 pub const SMALLEST_MEAN: f32 = 1e-5;
+
+/// So with the largest magnitude of a token.
+pub const SMALLEST_ACTIVATION: f32 = 1e-5;

@@ -222,7 +222,10 @@ impl Checks<'_> {
                 &format!("remove {name}, or use architecture = \"llama\""),
             );
         }
-        let no_window = matches!(shape.architecture, Architecture::Llama | Architecture::Gpt2);
+        let no_window = matches!(
+            shape.architecture,
+            Architecture::Llama | Architecture::Bitnet | Architecture::Gpt2
+        );
         if no_window && written.sliding_window.is_some() {
             self.refuse(
                 &["model.sliding_window", "model.architecture"],
@@ -367,6 +370,7 @@ impl ModelShape {
             rope_scaling: model.rope_scaling.as_ref().map(RopeScaling::of),
             sliding_window: model.sliding_window,
             initializer_range: model.initializer_range.unwrap_or(0.02),
+            ternary: None,
         })
     }
 

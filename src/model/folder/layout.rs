@@ -230,6 +230,10 @@ fn rotary_layer(shape: &ModelShape, layer: usize) -> Vec<FileTensor> {
             table.push(matrix(module, dim, &[*part]));
         }
     }
+    if shape.is_bitnet_form() {
+        table.push(vector("self_attn.attn_sub_norm", "weight", queries));
+        table.push(vector("mlp.ffn_sub_norm", "weight", ffn));
+    }
     if shape.qkv_bias {
         for (path, width) in qkv {
             let module = path.trim_end_matches(".weight");
