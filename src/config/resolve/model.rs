@@ -186,6 +186,16 @@ impl Checks<'_> {
                 "choose num_attention_heads so that hidden_size / num_attention_heads is even",
             );
         }
+        let queries = heads.saturating_mul(shape.head_dim);
+        if shape.is_bitnet_form() && queries != hidden {
+            self.refuse(
+                &["model.head_dim", given[0], given[1]],
+                format!(
+                    "bitnet's heads are as wide together as hidden_size = {hidden}, not {queries}"
+                ),
+                "remove head_dim",
+            );
+        }
         if is_gpt2 && kv != heads {
             self.refuse(
                 &["model.num_key_value_heads", given[1]],
