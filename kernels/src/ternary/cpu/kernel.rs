@@ -42,8 +42,12 @@ pub(super) fn integer(path: Path) -> Option<&'static IntegerKernel> {
     match path {
         #[cfg(target_arch = "x86_64")]
         Path::Avx512Vnni => super::avx512::available().then_some(&super::avx512::INTEGER),
+        #[cfg(target_arch = "x86_64")]
+        Path::AvxVnni => super::avx2::vnni_available().then_some(&super::avx2::INTEGER_VNNI),
+        #[cfg(target_arch = "x86_64")]
+        Path::Avx2 => super::avx2::available().then_some(&super::avx2::INTEGER),
         #[cfg(not(target_arch = "x86_64"))]
-        Path::Avx512Vnni => None,
+        Path::Avx512Vnni | Path::AvxVnni | Path::Avx2 => None,
         Path::Portable => Some(&super::portable::INTEGER),
     }
 }

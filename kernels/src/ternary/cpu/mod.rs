@@ -15,6 +15,8 @@ mod panels;
 mod portable;
 
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(test)]
 mod tests;
@@ -28,13 +30,17 @@ use super::layout::{LayoutError, PackedView};
 pub enum Path {
     /// AVX-512 with VNNI: Intel since Cascade Lake, AMD since Zen 4.
     Avx512Vnni,
+    /// AVX2 with VNNI on 256 bits: Intel since Alder Lake, AMD since Zen 5.
+    AvxVnni,
+    /// AVX2 with FMA: Intel since Haswell, AMD since Zen.
+    Avx2,
     /// What the compiler makes of plain Rust.
     Portable,
 }
 
 impl Path {
     /// Every path, the best first.
-    pub const ALL: [Self; 2] = [Self::Avx512Vnni, Self::Portable];
+    pub const ALL: [Self; 4] = [Self::Avx512Vnni, Self::AvxVnni, Self::Avx2, Self::Portable];
 
     /// Whether this processor, and this program, can take the path.
     pub fn available(self) -> bool {
@@ -52,6 +58,8 @@ impl Path {
     pub fn name(self) -> &'static str {
         match self {
             Self::Avx512Vnni => "avx512-vnni",
+            Self::AvxVnni => "avx-vnni",
+            Self::Avx2 => "avx2",
             Self::Portable => "portable",
         }
     }
