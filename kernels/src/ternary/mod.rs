@@ -17,9 +17,22 @@
 //!
 //! so that y = x W'ᵀ is s g Σ q T: an integer sum, and one multiplication per output. `round` is to the
 //! nearest, halves to even.
+//!
+//! Every path computes outputs in this order, so that all give the same bits:
+//!
+//! ```text
+//! y = f32(Σ q T) (s g)                      one scale per matrix or row
+//! y = (Σ over groups of f32(Σ q T) g) s     one scale per group: multiplied, then added, first group first
+//! ```
+//!
+//! Numbers that are not finite stay visible: a token with a NaN or an infinity has the scale NaN, and with it
+//! every output of that token is NaN.
 
+pub mod cpu;
 pub mod fake_quantize;
+pub mod layout;
 mod op;
+pub mod reference;
 
 pub use op::{TernaryOps, fake_quantize_activations, fake_quantize_weight};
 
@@ -34,8 +47,27 @@ pub enum Granularity {
     Group(usize),
 }
 
+impl Granularity {
+    /// Scales of one row, when the matrix has `cols` inputs. The last group may be short.
+    pub fn scales_per_row(self, cols: usize) -> usize {
+        match self {
+            Self::Tensor | Self::Row => 1,
+            Self::Group(size) => cols.div_ceil(size),
+        }
+    }
+
+    /// Scales of a matrix of `rows` outputs and `cols` inputs.
+    pub fn scales(self, rows: usize, cols: usize) -> usize {
+        match self {
+            Self::Tensor => 1,
+            Self::Row => rows,
+            Self::Group(_) => rows * self.scales_per_row(cols),
+        }
+    }
+}
+
 /// Scales below this are raised to it: an all-zero matrix has a scale too.
 pub const SMALLEST_MEAN: f32 = 1e-5;
 
-/// So with the largest magnitude of a token.
+/// Activations whose largest magnitude is below this are quantised as if it were this.
 pub const SMALLEST_ACTIVATION: f32 = 1e-5;

@@ -1,0 +1,239 @@
+//! AVX-512 with VNNI: `vpdpbusd` multiplies 64 bytes, unsigned by signed, and adds them in fours to 16 sums.
+//!
+//! A line of a panel is a plane of a packed block, as it is: the four codes of a row are the bytes of its lane.
+#![allow(unsafe_code)]
+
+use std::arch::x86_64::*;
+
+use super::kernel::{IntegerKernel, Line, by_tokens};
+use crate::ternary::layout::compute::BLOCK;
+
+pub(super) fn available() -> bool {
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512vnni")
+}
+
+/// Two row groups and 14 tokens are 28 sums; two lines of weights and one activation fill up the 32 registers.
+const GROUPS: usize = 2;
+const TILE: usize = 14;
+/// Four sums a token, one for each plane.
+const STREAM_TOKENS: usize = 6;
+
+pub(super) static INTEGER: IntegerKernel = IntegerKernel {
+    groups: GROUPS,
+    tile: TILE,
+    stream_tokens: STREAM_TOKENS,
+    absmax,
+    quantise,
+    unpack,
+    multiply,
+    stream,
+};
+
+/// The codes of plane 0 of a word.
+const PLANE: i32 = 0x0303_0303;
+
+/// How far ahead of its use a word is asked for, in bytes.
+const AHEAD: usize = 2048;
+
+/// Blocks that the sums of plane 3, which holds codes times 64, have bits for: 2^12 a column at most.
+const WIDE_BLOCKS: usize = 1 << 14;
+
+fn absmax(x: &[f32]) -> u32 {
+    assert!(available());
+    // SAFETY: the instructions are there.
+    unsafe { absmax_vectors(x) }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+fn absmax_vectors(x: &[f32]) -> u32 {
+    super::portable::absmax(x)
+}
+
+fn quantise(x: &[f32], scale: f32, out: &mut [u32], stride: usize) -> i32 {
+    assert!(available());
+    let quads = x.len().div_ceil(BLOCK) * 4;
+    assert!(quads == 0 || out.len() > (quads - 1) * stride);
+    // SAFETY: the instructions are there, and `out` holds the last word that is written.
+    unsafe { quantise_vectors(x, scale, out.as_mut_ptr(), stride) }
+}
+
+/// # Safety
+///
+/// `out` must hold a word at `(quads - 1) * stride`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn quantise_vectors(x: &[f32], scale: f32, out: *mut u32, stride: usize) -> i32 {
+    let scale = _mm512_set1_ps(scale);
+    let mut sum = _mm512_setzero_si512();
+    for (block, x) in x.chunks(BLOCK).enumerate() {
+        let mask = (u32::MAX >> (32 - x.len() as u32)) as __mmask16;
+        // SAFETY: the mask keeps the load within `x`.
+        let values = unsafe { _mm512_maskz_loadu_ps(mask, x.as_ptr()) };
+        let codes = _mm512_cvt_roundps_epi32::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(
+            _mm512_div_ps(values, scale),
+        );
+        sum = _mm512_add_epi32(sum, codes);
+        let bytes = _mm512_cvtepi32_epi8(codes);
+        let quads = [
+            _mm_extract_epi32::<0>(bytes),
+            _mm_extract_epi32::<1>(bytes),
+            _mm_extract_epi32::<2>(bytes),
+            _mm_extract_epi32::<3>(bytes),
+        ];
+        for (i, quad) in quads.into_iter().enumerate() {
+            // SAFETY: `4 * block + i` is less than the number of quads.
+            unsafe { *out.add((4 * block + i) * stride) = quad as u32 };
+        }
+    }
+    _mm512_reduce_add_epi32(sum)
+}
+
+fn unpack(words: &[u32], panel: &mut [Line], stride: usize) {
+    assert!(available());
+    let blocks = words.len() / BLOCK;
+    assert!(blocks == 0 || panel.len() > (4 * blocks - 1) * stride);
+    // SAFETY: the instructions are there, and the panel holds the last line that is written.
+    unsafe { unpack_vectors(words.as_ptr(), blocks, panel.as_mut_ptr(), stride) }
+}
+
+/// # Safety
+///
+/// `words` must hold `blocks` blocks, and `panel` a line at `(4 * blocks - 1) * stride`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn unpack_vectors(words: *const u32, blocks: usize, panel: *mut Line, stride: usize) {
+    let mask = _mm512_set1_epi32(PLANE);
+    for block in 0..blocks {
+        // SAFETY: by the caller's promise; the prefetch reads nothing.
+        unsafe {
+            let words = words.add(block * BLOCK);
+            _mm_prefetch::<_MM_HINT_T0>(words.wrapping_byte_add(AHEAD).cast());
+            let word = _mm512_loadu_si512(words.cast());
+            let line = |plane: usize| panel.add((4 * block + plane) * stride).cast::<__m512i>();
+            _mm512_store_si512(line(0), _mm512_and_si512(word, mask));
+            let plane = _mm512_srli_epi32::<2>(word);
+            _mm512_store_si512(line(1), _mm512_and_si512(plane, mask));
+            let plane = _mm512_srli_epi32::<4>(word);
+            _mm512_store_si512(line(2), _mm512_and_si512(plane, mask));
+            let plane = _mm512_srli_epi32::<6>(word);
+            _mm512_store_si512(line(3), _mm512_and_si512(plane, mask));
+        }
+    }
+}
+
+fn multiply(panel: &[Line], activations: &[u32], tokens: usize, sums: &mut [i32]) {
+    assert!(available());
+    let quads = panel.len() / GROUPS;
+    assert!(activations.len() >= quads * tokens && sums.len() >= tokens * GROUPS * BLOCK);
+    let (panel, activations, sums) = (panel.as_ptr(), activations.as_ptr(), sums.as_mut_ptr());
+    // SAFETY: the instructions are there, and the slices are as long as the tile is.
+    unsafe {
+        by_tokens!(
+            tokens,
+            multiply_tile(panel, activations, quads, sums),
+            1 2 3 4 5 6 7 8 9 10 11 12 13 14
+        )
+    }
+}
+
+/// # Safety
+///
+/// `panel` must hold `quads * GROUPS` lines, `activations` `quads * T` words, `sums` `T * GROUPS` vectors.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn multiply_tile<const T: usize>(
+    panel: *const Line,
+    activations: *const u32,
+    quads: usize,
+    sums: *mut i32,
+) {
+    let mut tile = [[_mm512_setzero_si512(); GROUPS]; T];
+    for quad in 0..quads {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            let lines = panel.add(quad * GROUPS).cast::<__m512i>();
+            let weights = [_mm512_load_si512(lines), _mm512_load_si512(lines.add(1))];
+            for (token, sums) in tile.iter_mut().enumerate() {
+                let q = _mm512_set1_epi32(*activations.add(quad * T + token) as i32);
+                sums[0] = _mm512_dpbusd_epi32(sums[0], weights[0], q);
+                sums[1] = _mm512_dpbusd_epi32(sums[1], weights[1], q);
+            }
+        }
+    }
+    for (i, sum) in tile.iter().flatten().enumerate() {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            let at = sums.add(i * BLOCK).cast();
+            _mm512_storeu_si512(at, _mm512_add_epi32(_mm512_loadu_si512(at), *sum));
+        }
+    }
+}
+
+fn stream(words: &[u32], stride: usize, activations: &[u32], tokens: usize, sums: &mut [i32]) {
+    assert!(available());
+    let groups = sums.len() / (tokens * BLOCK);
+    let blocks = activations.len() / (4 * tokens);
+    assert!(groups == 0 || words.len() >= (groups - 1) * stride + blocks * BLOCK);
+    let sums = sums.as_mut_ptr();
+    for group in 0..groups {
+        // SAFETY: the instructions are there; the last row group ends within `words` and `sums`.
+        unsafe {
+            let words = words.as_ptr().add(group * stride);
+            let sums = sums.add(group * tokens * BLOCK);
+            let activations = activations.as_ptr();
+            by_tokens!(tokens, stream_tile(words, activations, blocks, sums), 1 2 3 4 5 6)
+        }
+    }
+}
+
+/// # Safety
+///
+/// `words` must hold `blocks` blocks, `activations` `4 * blocks * T` words, `sums` T vectors.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn stream_tile<const T: usize>(
+    words: *const u32,
+    activations: *const u32,
+    blocks: usize,
+    sums: *mut i32,
+) {
+    let planes = [
+        _mm512_set1_epi32(PLANE),
+        _mm512_set1_epi32(PLANE << 2),
+        _mm512_set1_epi32(PLANE << 4),
+        _mm512_set1_epi32(PLANE << 6),
+    ];
+    for first in (0..blocks).step_by(WIDE_BLOCKS) {
+        let mut tile = [[_mm512_setzero_si512(); 4]; T];
+        for block in first..blocks.min(first + WIDE_BLOCKS) {
+            // SAFETY: by the caller's promise; the prefetch reads nothing.
+            unsafe {
+                let words = words.add(block * BLOCK);
+                _mm_prefetch::<_MM_HINT_T0>(words.wrapping_byte_add(AHEAD).cast());
+                let word = _mm512_loadu_si512(words.cast());
+                for (plane, mask) in planes.iter().enumerate() {
+                    // Codes times 4^plane, 128 at most: the shift waits until the end.
+                    let codes = _mm512_and_si512(word, *mask);
+                    for (token, sums) in tile.iter_mut().enumerate() {
+                        let q = *activations.add((4 * block + plane) * T + token);
+                        let q = _mm512_set1_epi32(q as i32);
+                        sums[plane] = _mm512_dpbusd_epi32(sums[plane], codes, q);
+                    }
+                }
+            }
+        }
+        for (token, planes) in tile.iter().enumerate() {
+            // Exact: the sums of plane p are multiples of 4^p.
+            let low = _mm512_add_epi32(planes[0], _mm512_srai_epi32::<2>(planes[1]));
+            let high = _mm512_add_epi32(
+                _mm512_srai_epi32::<4>(planes[2]),
+                _mm512_srai_epi32::<6>(planes[3]),
+            );
+            // SAFETY: by the caller's promise.
+            unsafe {
+                let at = sums.add(token * BLOCK).cast();
+                let sum = _mm512_add_epi32(low, high);
+                _mm512_storeu_si512(at, _mm512_add_epi32(_mm512_loadu_si512(at), sum));
+            }
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! Plain Rust, in shapes that compilers vectorise.
+//!
+//! A line of a panel holds the codes of four columns, `[column][16 rows]`, so that a row is a lane.
+
+use super::kernel::{IntegerKernel, Line, by_tokens};
+use crate::ternary::layout::compute::BLOCK;
+
+pub(super) static INTEGER: IntegerKernel = IntegerKernel {
+    groups: 1,
+    tile: 4,
+    stream_tokens: 0,
+    absmax,
+    quantise,
+    unpack,
+    multiply,
+    stream: |_, _, _, _, _| unreachable!("this kernel unpacks for any number of tokens"),
+};
+
+/// Quads whose products, at most 2 * 128 in magnitude, 16 bits can add up: 4 * 31 * 256 < 2^15.
+const NARROW_QUADS: usize = 31;
+
+#[inline(always)]
+pub(super) fn absmax(x: &[f32]) -> u32 {
+    let mut lanes = [0u32; 16];
+    let mut chunks = x.chunks_exact(16);
+    for chunk in &mut chunks {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            *lane = (*lane).max(value.to_bits() & !(1 << 31));
+        }
+    }
+    for (lane, value) in lanes.iter_mut().zip(chunks.remainder()) {
+        *lane = (*lane).max(value.to_bits() & !(1 << 31));
+    }
+    lanes.into_iter().fold(0, u32::max)
+}
+
+/// Added to a small number, this rounds it to an integer, halves to even, which then stands in the low bits.
+const ROUND: f32 = 12_582_912.0;
+
+#[inline(always)]
+pub(super) fn quantise(x: &[f32], scale: f32, out: &mut [u32], stride: usize) -> i32 {
+    let mut sum = 0;
+    let mut padded = [0f32; BLOCK];
+    for (block, x) in x.chunks(BLOCK).enumerate() {
+        padded[..x.len()].copy_from_slice(x);
+        padded[x.len()..].fill(0.0);
+        let mut codes = [0i32; BLOCK];
+        for (code, value) in codes.iter_mut().zip(&padded) {
+            // |x / s| is 127 at most, but for rounding: there is nothing to clamp.
+            *code = (value / scale + ROUND).to_bits() as i32 - ROUND.to_bits() as i32;
+        }
+        sum += codes.iter().sum::<i32>();
+        for (i, codes) in codes.as_chunks::<4>().0.iter().enumerate() {
+            out[(4 * block + i) * stride] = u32::from_le_bytes(codes.map(|code| code as u8));
+        }
+    }
+    sum
+}
+
+#[inline(always)]
+pub(super) fn unpack(words: &[u32], panel: &mut [Line], stride: usize) {
+    for (block, words) in words.as_chunks::<BLOCK>().0.iter().enumerate() {
+        for plane in 0..4 {
+            let line = &mut panel[(4 * block + plane) * stride].0;
+            for (column, codes) in line.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
+                let shift = 8 * column + 2 * plane;
+                for (code, word) in codes.iter_mut().zip(words) {
+                    *code = (word >> shift & 3) as u8;
+                }
+            }
+        }
+    }
+}
+
+fn multiply(panel: &[Line], activations: &[u32], tokens: usize, sums: &mut [i32]) {
+    by_tokens!(tokens, multiply_tile(panel, activations, sums), 1 2 3 4)
+}
+
+#[inline(always)]
+fn multiply_tile<const T: usize>(panel: &[Line], activations: &[u32], sums: &mut [i32]) {
+    let activations = activations.as_chunks::<T>().0;
+    let sums = &mut sums.as_chunks_mut::<BLOCK>().0[..T];
+    for (panel, activations) in panel
+        .chunks(NARROW_QUADS)
+        .zip(activations.chunks(NARROW_QUADS))
+    {
+        let mut narrow = [[0i16; BLOCK]; T];
+        for (line, quads) in panel.iter().zip(activations) {
+            for (column, codes) in line.0.as_chunks::<BLOCK>().0.iter().enumerate() {
+                for (narrow, quad) in narrow.iter_mut().zip(quads) {
+                    let q = i16::from(quad.to_le_bytes()[column] as i8);
+                    for (sum, &code) in narrow.iter_mut().zip(codes) {
+                        // Wraps only for codes that are no trits.
+                        *sum = sum.wrapping_add(i16::from(code).wrapping_mul(q));
+                    }
+                }
+            }
+        }
+        for (sums, narrow) in sums.iter_mut().zip(&narrow) {
+            for (sum, &narrow) in sums.iter_mut().zip(narrow) {
+                *sum = sum.wrapping_add(i32::from(narrow));
+            }
+        }
+    }
+}
