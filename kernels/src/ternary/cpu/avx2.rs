@@ -10,7 +10,7 @@
 
 use std::arch::x86_64::*;
 
-use super::kernel::{IntegerKernel, Line, by_tokens};
+use super::kernel::{FloatKernel, FloatLine, IntegerKernel, Line, PackKernel, by_tokens};
 use super::portable;
 use crate::ternary::layout::compute::BLOCK;
 
@@ -58,6 +58,16 @@ pub(super) static INTEGER_VNNI: IntegerKernel = IntegerKernel {
     multiply: multiply_vnni,
     stream: stream_vnni,
 };
+
+pub(super) static FLOAT: FloatKernel = FloatKernel {
+    groups: 1,
+    tile: TILE,
+    unpack_columns,
+    unpack_rows,
+    multiply: multiply_floats,
+};
+
+pub(super) static PACK: PackKernel = PackKernel { pack };
 
 fn absmax(x: &[f32]) -> u32 {
     #[target_feature(enable = "avx2,fma")]
@@ -344,4 +354,91 @@ unsafe fn stream_tile_vnni<const T: usize, const N: usize>(
             unsafe { add_to(sums.add(8 * i), *part) };
         }
     }
+}
+
+fn unpack_columns(words: &[u32], panel: &mut [FloatLine], stride: usize) {
+    #[target_feature(enable = "avx2,fma")]
+    fn vectors(words: &[u32], panel: &mut [FloatLine], stride: usize) {
+        super::portable::unpack_columns(words, panel, stride);
+    }
+    assert!(available());
+    // SAFETY: the instructions are there.
+    unsafe { vectors(words, panel, stride) }
+}
+
+fn unpack_rows(words: &[u32], panel: &mut [FloatLine], stride: usize) {
+    #[target_feature(enable = "avx2,fma")]
+    fn vectors(words: &[u32], panel: &mut [FloatLine], stride: usize) {
+        super::portable::unpack_rows(words, panel, stride);
+    }
+    assert!(available());
+    // SAFETY: the instructions are there.
+    unsafe { vectors(words, panel, stride) }
+}
+
+fn multiply_floats(panel: &[FloatLine], activations: &[f32], tokens: usize, sums: &mut [f32]) {
+    assert!(available());
+    let summands = panel.len();
+    assert!(activations.len() >= summands * tokens && sums.len() >= tokens * BLOCK);
+    let (panel, activations, sums) = (panel.as_ptr(), activations.as_ptr(), sums.as_mut_ptr());
+    // SAFETY: the instructions are there, and the slices are as long as the tile is.
+    unsafe {
+        by_tokens!(
+            tokens,
+            multiply_float_tile(panel, activations, summands, sums),
+            1 2 3 4 5 6
+        )
+    }
+}
+
+/// # Safety
+///
+/// `panel` must hold `summands` lines, `activations` `summands * T` values, `sums` `T * 16`.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn multiply_float_tile<const T: usize>(
+    panel: *const FloatLine,
+    activations: *const f32,
+    summands: usize,
+    sums: *mut f32,
+) {
+    let mut tile = [[_mm256_setzero_ps(); 2]; T];
+    for summand in 0..summands {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            let lines = panel.add(summand).cast::<f32>();
+            let weights = [_mm256_load_ps(lines), _mm256_load_ps(lines.add(8))];
+            for (token, sums) in tile.iter_mut().enumerate() {
+                let x = _mm256_set1_ps(*activations.add(summand * T + token));
+                sums[0] = _mm256_fmadd_ps(weights[0], x, sums[0]);
+                sums[1] = _mm256_fmadd_ps(weights[1], x, sums[1]);
+            }
+        }
+    }
+    for (i, sum) in tile.iter().flatten().enumerate() {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            let at = sums.add(i * 8);
+            _mm256_storeu_ps(at, _mm256_add_ps(_mm256_loadu_ps(at), *sum));
+        }
+    }
+}
+
+fn pack(
+    columns: &[f32],
+    stride: usize,
+    thresholds: &[f32; BLOCK],
+    words: &mut [u32],
+) -> [u32; BLOCK] {
+    #[target_feature(enable = "avx2,fma")]
+    fn vectors(
+        columns: &[f32],
+        stride: usize,
+        thresholds: &[f32; BLOCK],
+        words: &mut [u32],
+    ) -> [u32; BLOCK] {
+        super::portable::pack(columns, stride, thresholds, words)
+    }
+    assert!(available());
+    // SAFETY: the instructions are there.
+    unsafe { vectors(columns, stride, thresholds, words) }
 }

@@ -5,7 +5,7 @@
 
 use std::arch::x86_64::*;
 
-use super::kernel::{IntegerKernel, Line, by_tokens};
+use super::kernel::{FloatKernel, FloatLine, IntegerKernel, Line, PackKernel, by_tokens};
 use crate::ternary::layout::compute::BLOCK;
 
 pub(super) fn available() -> bool {
@@ -40,6 +40,16 @@ const AHEAD: usize = 2048;
 
 /// Blocks that the sums of plane 3, which holds codes times 64, have bits for: 2^12 a column at most.
 const WIDE_BLOCKS: usize = 1 << 14;
+
+pub(super) static FLOAT: FloatKernel = FloatKernel {
+    groups: GROUPS,
+    tile: TILE,
+    unpack_columns,
+    unpack_rows,
+    multiply: multiply_floats,
+};
+
+pub(super) static PACK: PackKernel = PackKernel { pack };
 
 fn absmax(x: &[f32]) -> u32 {
     assert!(available());
@@ -236,4 +246,91 @@ unsafe fn stream_tile<const T: usize>(
             }
         }
     }
+}
+
+fn unpack_columns(words: &[u32], panel: &mut [FloatLine], stride: usize) {
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    fn vectors(words: &[u32], panel: &mut [FloatLine], stride: usize) {
+        super::portable::unpack_columns(words, panel, stride);
+    }
+    assert!(available());
+    // SAFETY: the instructions are there.
+    unsafe { vectors(words, panel, stride) }
+}
+
+fn unpack_rows(words: &[u32], panel: &mut [FloatLine], stride: usize) {
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    fn vectors(words: &[u32], panel: &mut [FloatLine], stride: usize) {
+        super::portable::unpack_rows(words, panel, stride);
+    }
+    assert!(available());
+    // SAFETY: the instructions are there.
+    unsafe { vectors(words, panel, stride) }
+}
+
+fn multiply_floats(panel: &[FloatLine], activations: &[f32], tokens: usize, sums: &mut [f32]) {
+    assert!(available());
+    let summands = panel.len() / GROUPS;
+    assert!(activations.len() >= summands * tokens && sums.len() >= tokens * GROUPS * BLOCK);
+    let (panel, activations, sums) = (panel.as_ptr(), activations.as_ptr(), sums.as_mut_ptr());
+    // SAFETY: the instructions are there, and the slices are as long as the tile is.
+    unsafe {
+        by_tokens!(
+            tokens,
+            multiply_float_tile(panel, activations, summands, sums),
+            1 2 3 4 5 6 7 8 9 10 11 12 13 14
+        )
+    }
+}
+
+/// # Safety
+///
+/// `panel` must hold `summands * GROUPS` lines, `activations` `summands * T` values, `sums` `T * GROUPS * 16`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn multiply_float_tile<const T: usize>(
+    panel: *const FloatLine,
+    activations: *const f32,
+    summands: usize,
+    sums: *mut f32,
+) {
+    let mut tile = [[_mm512_setzero_ps(); 2]; T];
+    for summand in 0..summands {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            let lines = panel.add(summand * GROUPS).cast::<f32>();
+            let weights = [_mm512_load_ps(lines), _mm512_load_ps(lines.add(16))];
+            for (token, sums) in tile.iter_mut().enumerate() {
+                let x = _mm512_set1_ps(*activations.add(summand * T + token));
+                sums[0] = _mm512_fmadd_ps(weights[0], x, sums[0]);
+                sums[1] = _mm512_fmadd_ps(weights[1], x, sums[1]);
+            }
+        }
+    }
+    for (i, sum) in tile.iter().flatten().enumerate() {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            let at = sums.add(i * 16);
+            _mm512_storeu_ps(at, _mm512_add_ps(_mm512_loadu_ps(at), *sum));
+        }
+    }
+}
+
+fn pack(
+    columns: &[f32],
+    stride: usize,
+    thresholds: &[f32; BLOCK],
+    words: &mut [u32],
+) -> [u32; BLOCK] {
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    fn vectors(
+        columns: &[f32],
+        stride: usize,
+        thresholds: &[f32; BLOCK],
+        words: &mut [u32],
+    ) -> [u32; BLOCK] {
+        super::portable::pack(columns, stride, thresholds, words)
+    }
+    assert!(available());
+    // SAFETY: the instructions are there.
+    unsafe { vectors(columns, stride, thresholds, words) }
 }

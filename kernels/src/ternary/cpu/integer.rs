@@ -35,12 +35,14 @@ pub(super) fn multiply(
     y: &mut [f32],
 ) {
     let tokens = activations.scales.len();
-    if tokens == 0 || weights.rows() == 0 {
+    if weights.rows() == 0 || weights.cols() == 0 {
+        y.fill(0.0);
         return;
     }
     let stream = tokens <= kernel.stream_tokens;
     let unit = if stream { 1 } else { kernel.groups };
-    let ranges = shares(weights, tokens, unit);
+    let multiplications = tokens * weights.rows() * weights.cols();
+    let ranges = shares(weights.row_groups(), multiplications, unit);
     let outputs = split(y, weights.rows(), &ranges);
     let run = |(range, mut y): (Range<usize>, Vec<&mut [f32]>)| {
         if stream {
@@ -56,13 +58,11 @@ pub(super) fn multiply(
     }
 }
 
-/// Ranges of row groups, one a task, each but the last a multiple of `unit`.
-fn shares(weights: &PackedView, tokens: usize, unit: usize) -> Vec<Range<usize>> {
-    let groups = weights.row_groups();
+/// Ranges of groups of 16 outputs, one a task, each but the last a multiple of `unit`.
+pub(super) fn shares(groups: usize, multiplications: usize, unit: usize) -> Vec<Range<usize>> {
     let units = groups.div_ceil(unit);
     let threads = rayon::current_num_threads();
-    let work = tokens * weights.rows() * weights.cols();
-    let shares = if threads == 1 || work < ALONE {
+    let shares = if threads == 1 || multiplications < ALONE {
         1
     } else {
         (SHARES * threads).min(units)
@@ -71,8 +71,12 @@ fn shares(weights: &PackedView, tokens: usize, unit: usize) -> Vec<Range<usize>>
     (0..shares).map(|i| start(i)..start(i + 1)).collect()
 }
 
-/// For each range of row groups, its outputs of each token.
-fn split<'y>(y: &'y mut [f32], rows: usize, ranges: &[Range<usize>]) -> Vec<Vec<&'y mut [f32]>> {
+/// For each range of groups of 16 outputs, its part of y `[tokens, outputs]`: a slice for each token.
+pub(super) fn split<'y>(
+    y: &'y mut [f32],
+    rows: usize,
+    ranges: &[Range<usize>],
+) -> Vec<Vec<&'y mut [f32]>> {
     let tokens = y.len() / rows;
     let mut parts: Vec<_> = ranges.iter().map(|_| Vec::with_capacity(tokens)).collect();
     for mut y in y.chunks_mut(rows) {

@@ -1,6 +1,7 @@
 //! What a set of instructions has to offer for products to be built of it.
 
 use super::Path;
+use crate::ternary::layout::compute::BLOCK;
 
 /// 64 bytes of a panel, where vector loads like them.
 #[derive(Clone, Copy)]
@@ -37,6 +38,30 @@ pub(super) struct IntegerKernel {
         fn(words: &[u32], stride: usize, activations: &[u32], tokens: usize, sums: &mut [i32]),
 }
 
+/// 16 weights of a panel in f32.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(super) struct FloatLine(pub [f32; 16]);
+
+impl FloatLine {
+    pub const ZERO: Self = Self([0.0; 16]);
+}
+
+/// The parts of products in f32. Tiles are `[summand][token]`, panels `[summand][group of 16 outputs]`, sums
+/// `[token][output of the panel]`.
+pub(super) struct FloatKernel {
+    /// Groups of 16 outputs of a panel.
+    pub groups: usize,
+    /// The most tokens of a tile.
+    pub tile: usize,
+    /// The columns of packed blocks, one a line, a row group's rows in its lanes.
+    pub unpack_columns: fn(words: &[u32], panel: &mut [FloatLine], stride: usize),
+    /// The rows of packed blocks, one a line, a block's columns in its lanes.
+    pub unpack_rows: fn(words: &[u32], panel: &mut [FloatLine], stride: usize),
+    /// `sums += panel x activations` for a tile of `tokens`.
+    pub multiply: fn(panel: &[FloatLine], activations: &[f32], tokens: usize, sums: &mut [f32]),
+}
+
 /// The kernel of a path, if this processor can run it.
 pub(super) fn integer(path: Path) -> Option<&'static IntegerKernel> {
     match path {
@@ -49,6 +74,40 @@ pub(super) fn integer(path: Path) -> Option<&'static IntegerKernel> {
         #[cfg(not(target_arch = "x86_64"))]
         Path::Avx512Vnni | Path::AvxVnni | Path::Avx2 => None,
         Path::Portable => Some(&super::portable::INTEGER),
+    }
+}
+
+/// The kernel of a path for products in f32, if this processor can run it.
+pub(super) fn float(path: Path) -> Option<&'static FloatKernel> {
+    integer(path)?;
+    Some(match path {
+        #[cfg(target_arch = "x86_64")]
+        Path::Avx512Vnni => &super::avx512::FLOAT,
+        #[cfg(target_arch = "x86_64")]
+        Path::AvxVnni | Path::Avx2 => &super::avx2::FLOAT,
+        _ => &super::portable::FLOAT,
+    })
+}
+
+/// The part of packing: 16 columns of 16 rows of f32 weights, each column a `stride` after the last, to the words of
+/// a block. A weight beyond the threshold of its row is 1 or -1. Returns the bits of each row's largest magnitude.
+pub(super) struct PackKernel {
+    pub pack: fn(
+        columns: &[f32],
+        stride: usize,
+        thresholds: &[f32; BLOCK],
+        words: &mut [u32],
+    ) -> [u32; BLOCK],
+}
+
+/// The kernel of a path for packing: the portable one if the processor cannot run it.
+pub(super) fn pack(path: Path) -> &'static PackKernel {
+    match path {
+        #[cfg(target_arch = "x86_64")]
+        Path::Avx512Vnni if path.available() => &super::avx512::PACK,
+        #[cfg(target_arch = "x86_64")]
+        Path::AvxVnni | Path::Avx2 if path.available() => &super::avx2::PACK,
+        _ => &super::portable::PACK,
     }
 }
 

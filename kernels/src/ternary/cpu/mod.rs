@@ -9,8 +9,10 @@
 //! What differs between processors is a handful of functions, a [`kernel::IntegerKernel`]; [`Path::detect`] chooses at
 //! run time.
 
+mod float;
 mod integer;
 mod kernel;
+pub mod latent;
 mod panels;
 mod portable;
 
@@ -23,7 +25,11 @@ mod tests;
 
 use std::sync::OnceLock;
 
+use float::Direction;
+
+use super::Granularity;
 use super::layout::{LayoutError, PackedView};
+pub use latent::Order;
 
 /// A set of instructions that products can use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -134,4 +140,93 @@ pub fn packed_linear_on(
         panels::Quantised::new(kernel, x, tokens, weights.cols(), weights.granularity());
     integer::multiply(kernel, &activations, weights, y);
     Ok(())
+}
+
+/// y `[tokens, rows]` = x `[tokens, cols]` W'ᵀ in f32, for models whose activations are not quantised.
+///
+/// # Errors
+///
+/// If `x` or `y` is not of the length that its shape asks for.
+pub fn packed_linear_f32(
+    x: &[f32],
+    tokens: usize,
+    weights: &PackedView,
+    y: &mut [f32],
+) -> Result<(), CpuError> {
+    packed_linear_f32_on(Path::detect(), x, tokens, weights, y)
+}
+
+/// [`packed_linear_f32`] by a path of the caller's choice. Paths differ in the order of their sums.
+///
+/// # Errors
+///
+/// As [`packed_linear_f32`], and if the processor cannot take this path.
+pub fn packed_linear_f32_on(
+    path: Path,
+    x: &[f32],
+    tokens: usize,
+    weights: &PackedView,
+    y: &mut [f32],
+) -> Result<(), CpuError> {
+    let kernel = kernel::float(path).ok_or(CpuError::Unavailable(path))?;
+    check("x", x.len(), tokens * weights.cols())?;
+    check("y", y.len(), tokens * weights.rows())?;
+    float::multiply(kernel, x, weights, Direction::Forward, y);
+    Ok(())
+}
+
+/// dx `[tokens, cols]` = dy `[tokens, rows]` W' in f32: the gradient of [`packed_linear`] with respect to x, where
+/// the quantisation of x passes gradients straight through.
+///
+/// # Errors
+///
+/// If `dy` or `dx` is not of the length that its shape asks for.
+pub fn packed_linear_dx(
+    dy: &[f32],
+    tokens: usize,
+    weights: &PackedView,
+    dx: &mut [f32],
+) -> Result<(), CpuError> {
+    packed_linear_dx_on(Path::detect(), dy, tokens, weights, dx)
+}
+
+/// [`packed_linear_dx`] by a path of the caller's choice. Paths differ in the order of their sums.
+///
+/// # Errors
+///
+/// As [`packed_linear_dx`], and if the processor cannot take this path.
+pub fn packed_linear_dx_on(
+    path: Path,
+    dy: &[f32],
+    tokens: usize,
+    weights: &PackedView,
+    dx: &mut [f32],
+) -> Result<(), CpuError> {
+    let kernel = kernel::float(path).ok_or(CpuError::Unavailable(path))?;
+    check("dy", dy.len(), tokens * weights.rows())?;
+    check("dx", dx.len(), tokens * weights.cols())?;
+    float::multiply(kernel, dy, weights, Direction::Backward, dx);
+    Ok(())
+}
+
+/// y `[m, n]` = x `[m, k]` w `[k, n]` of operands that are quantised already and held in f32: x by tokens to eight bits,
+/// w to g T, with one g for the matrix, a column, or a group of a column, as `granularity` says of outputs.
+///
+/// The codes are found again (a token's s is its largest magnitude / 127, g the largest magnitude of its weights), so
+/// the result is the product of x and w up to rounding. What is not so quantised is quantised so, silently.
+///
+/// # Errors
+///
+/// If a slice is not of the length that its shape asks for, or groups are not of a multiple of 16.
+pub fn int8_matmul(
+    x: &[f32],
+    m: usize,
+    k: usize,
+    w: &[f32],
+    n: usize,
+    granularity: Granularity,
+    y: &mut [f32],
+) -> Result<(), CpuError> {
+    let packed = latent::pack_quantised(w, [n, k], Order::Transposed, granularity)?;
+    packed_linear(x, m, &packed.view(), y)
 }

@@ -2,8 +2,8 @@
 //!
 //! A line of a panel holds the codes of four columns, `[column][16 rows]`, so that a row is a lane.
 
-use super::kernel::{IntegerKernel, Line, by_tokens};
-use crate::ternary::layout::compute::BLOCK;
+use super::kernel::{FloatKernel, FloatLine, IntegerKernel, Line, PackKernel, by_tokens};
+use crate::ternary::layout::compute::{self, BLOCK, ZERO_WORD};
 
 pub(super) static INTEGER: IntegerKernel = IntegerKernel {
     groups: 1,
@@ -15,6 +15,16 @@ pub(super) static INTEGER: IntegerKernel = IntegerKernel {
     multiply,
     stream: |_, _, _, _, _| unreachable!("this kernel unpacks for any number of tokens"),
 };
+
+pub(super) static FLOAT: FloatKernel = FloatKernel {
+    groups: 1,
+    tile: 4,
+    unpack_columns,
+    unpack_rows,
+    multiply: multiply_floats,
+};
+
+pub(super) static PACK: PackKernel = PackKernel { pack };
 
 /// Quads whose products, at most 2 * 128 in magnitude, 16 bits can add up: 4 * 31 * 256 < 2^15.
 const NARROW_QUADS: usize = 31;
@@ -102,4 +112,88 @@ fn multiply_tile<const T: usize>(panel: &[Line], activations: &[u32], sums: &mut
             }
         }
     }
+}
+
+#[inline(always)]
+pub(super) fn unpack_columns(words: &[u32], panel: &mut [FloatLine], stride: usize) {
+    for (block, words) in words.as_chunks::<BLOCK>().0.iter().enumerate() {
+        for col in 0..BLOCK {
+            let line = &mut panel[(block * BLOCK + col) * stride].0;
+            for (weight, word) in line.iter_mut().zip(words) {
+                *weight = (word >> SHIFTS[col] & 3) as i32 as f32 - 1.0;
+            }
+        }
+    }
+}
+
+#[inline(always)]
+pub(super) fn unpack_rows(words: &[u32], panel: &mut [FloatLine], stride: usize) {
+    for (row, word) in words.iter().enumerate() {
+        let line = &mut panel[row * stride].0;
+        for (weight, shift) in line.iter_mut().zip(SHIFTS) {
+            *weight = (word >> shift & 3) as i32 as f32 - 1.0;
+        }
+    }
+}
+
+/// Where in its word the code of each column is.
+pub(super) const SHIFTS: [u32; BLOCK] = {
+    let mut shifts = [0; BLOCK];
+    let mut col = 0;
+    while col < BLOCK {
+        shifts[col] = compute::shift(col);
+        col += 1;
+    }
+    shifts
+};
+
+fn multiply_floats(panel: &[FloatLine], activations: &[f32], tokens: usize, sums: &mut [f32]) {
+    by_tokens!(tokens, multiply_float_tile(panel, activations, sums), 1 2 3 4)
+}
+
+#[inline(always)]
+fn multiply_float_tile<const T: usize>(panel: &[FloatLine], activations: &[f32], sums: &mut [f32]) {
+    let mut tile = [[0f32; BLOCK]; T];
+    for (line, x) in panel.iter().zip(activations.as_chunks::<T>().0) {
+        for (tile, x) in tile.iter_mut().zip(x) {
+            for (sum, weight) in tile.iter_mut().zip(&line.0) {
+                *sum += weight * x;
+            }
+        }
+    }
+    for (sum, tile) in sums.iter_mut().zip(tile.iter().flatten()) {
+        *sum += tile;
+    }
+}
+
+#[inline(always)]
+pub(super) fn pack(
+    columns: &[f32],
+    stride: usize,
+    thresholds: &[f32; BLOCK],
+    words: &mut [u32],
+) -> [u32; BLOCK] {
+    let mut packed = [ZERO_WORD; BLOCK];
+    let mut largest = [0u32; BLOCK];
+    for (col, shift) in SHIFTS.into_iter().enumerate() {
+        let weights: &[f32; BLOCK] = columns[col * stride..]
+            .first_chunk()
+            .expect("a column has 16 rows");
+        for lane in 0..BLOCK {
+            // From the code 1 to 2 or 0.
+            let change = if weights[lane] > thresholds[lane] {
+                3
+            } else {
+                0
+            } | if weights[lane] < -thresholds[lane] {
+                1
+            } else {
+                0
+            };
+            packed[lane] ^= change << shift;
+            largest[lane] = largest[lane].max(weights[lane].to_bits() & !(1 << 31));
+        }
+    }
+    words[..BLOCK].copy_from_slice(&packed);
+    largest
 }

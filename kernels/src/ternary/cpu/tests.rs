@@ -110,6 +110,59 @@ proptest! {
     }
 }
 
+/// Whether f32 sums are as near to f64 ones as rounding allows.
+fn assert_near(y: &[f32], expected: &[f64], summands: usize, case: &Case, path: Path) {
+    for (i, (&y, &e)) in y.iter().zip(expected).enumerate() {
+        let bound = 1e-6 * (summands as f64).sqrt() * (1.0 + summands as f64).sqrt();
+        assert!(
+            (f64::from(y) - e).abs() <= bound,
+            "{path:?} {:?} {i}: {y} {e}",
+            case.shape
+        );
+    }
+}
+
+fn check_f32(case: &Case) {
+    let [tokens, rows, cols] = case.shape;
+    let words = compute::pack(&case.trits, rows, cols).unwrap();
+    let view = PackedView::new(&words, rows, cols, &case.scales, case.granularity).unwrap();
+    let (trits, scales) = (&case.trits, &case.scales);
+    let forward = reference::linear_f64(&case.x, trits, scales, case.shape, case.granularity);
+    // Any numbers do for a gradient.
+    let dy: Vec<f32> = forward.iter().map(|y| y.sin() as f32).collect();
+    let backward = reference::linear_dx_f64(&dy, trits, scales, case.shape, case.granularity);
+    for path in paths() {
+        let mut y = vec![f32::NAN; tokens * rows];
+        packed_linear_f32_on(path, &case.x, tokens, &view, &mut y).unwrap();
+        assert_near(&y, &forward, cols, case, path);
+        let mut dx = vec![f32::NAN; tokens * cols];
+        packed_linear_dx_on(path, &dy, tokens, &view, &mut dx).unwrap();
+        assert_near(&dx, &backward, rows, case, path);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn f32_products_are_near_the_reference(case in cases(33, 150, 150)) {
+        check_f32(&case);
+    }
+}
+
+#[test]
+fn f32_products_of_every_tile_are_near_the_reference() {
+    for tokens in 1..=30 {
+        for granularity in [
+            Granularity::Tensor,
+            Granularity::Row,
+            Granularity::Group(32),
+        ] {
+            check_f32(&case([tokens, 50, 77], granularity, tokens as u64));
+        }
+    }
+}
+
 #[test]
 fn every_tile_of_tokens_equals_the_reference() {
     for tokens in 1..=30 {
@@ -204,4 +257,131 @@ fn wrong_lengths_are_errors() {
             found: 5
         }
     );
+}
+
+fn transpose(values: &[f32], rows: usize, cols: usize) -> Vec<f32> {
+    (0..rows * cols)
+        .map(|i| values[i % rows * cols + i / rows])
+        .collect()
+}
+
+/// Weights of all magnitudes around the threshold, ties among them.
+fn latent(rows: usize, cols: usize, seed: u64) -> Vec<f32> {
+    let case = case([1, rows, cols], Granularity::Tensor, seed);
+    let noise = self::case([rows, 1, cols], Granularity::Tensor, seed ^ 77).x;
+    case.trits
+        .iter()
+        .zip(noise)
+        .map(|(&t, x)| 0.02 * (f32::from(t) + x))
+        .collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn latent_weights_pack_to_the_reference(
+        rows in 1usize..80, cols in 1usize..120, granularity in granularity(), seed: u64,
+    ) {
+        let weights = latent(rows, cols, seed);
+        let (trits, scales) = reference::quantise_weights(&weights, rows, cols, granularity);
+        let words = compute::pack(&trits, rows, cols).unwrap();
+        let expected = compute::Packed::new(words, rows, cols, scales, granularity).unwrap();
+        let packed = latent::pack_latent(&weights, [rows, cols], Order::RowMajor, granularity);
+        prop_assert_eq!(&packed.unwrap(), &expected);
+        let transposed = transpose(&weights, rows, cols);
+        let packed = latent::pack_latent(&transposed, [rows, cols], Order::Transposed, granularity);
+        prop_assert_eq!(&packed.unwrap(), &expected);
+    }
+
+    #[test]
+    fn every_packer_gives_the_same_words(seed: u64, stride in 16usize..40) {
+        let weights = latent(16, stride, seed);
+        let thresholds = std::array::from_fn(|i| 0.001 * i as f32);
+        let pack = |path| {
+            let mut words = [0; 16];
+            let largest = (kernel::pack(path).pack)(&weights, stride, &thresholds, &mut words);
+            (words, largest)
+        };
+        for path in paths() {
+            prop_assert_eq!(pack(path), pack(Path::Portable), "{:?}", path);
+        }
+    }
+
+    #[test]
+    fn quantised_operands_multiply_as_their_codes(case in cases(20, 70, 120)) {
+        let [tokens, rows, cols] = case.shape;
+        prop_assume!(cols > 0);
+        let fake = |token: &[f32]| {
+            let (q, s) = reference::quantise_token(token);
+            q.into_iter().map(move |q| f32::from(q) * s)
+        };
+        let x: Vec<f32> = case.x.chunks(cols).flat_map(fake).collect();
+        let weights: Vec<f32> = (0..rows * cols)
+            .map(|i| {
+                let scale = reference::scale_index(case.granularity, cols, i / cols, i % cols);
+                f32::from(case.trits[i]) * case.scales[scale]
+            })
+            .collect();
+        let expected: Vec<f64> = (0..tokens * rows)
+            .map(|i| {
+                let (x, w) = (&x[i / rows * cols..][..cols], &weights[i % rows * cols..][..cols]);
+                x.iter().zip(w).map(|(&x, &w)| f64::from(x) * f64::from(w)).sum()
+            })
+            .collect();
+        let mut y = vec![f32::NAN; tokens * rows];
+        let w = transpose(&weights, rows, cols);
+        int8_matmul(&x, tokens, cols, &w, rows, case.granularity, &mut y).unwrap();
+        assert_near(&y, &expected, cols, &case, Path::detect());
+    }
+}
+
+/// The least f32 above half a scale is 1, for every mantissa near the ends of the range.
+#[test]
+fn thresholds_are_divisions() {
+    for bits in [
+        0x3f80_0000u32,
+        0x3f80_0001,
+        0x3fff_ffff,
+        0x3fff_fffe,
+        0x3fc0_0000,
+        0x3faa_aaab,
+    ] {
+        let scale = f32::from_bits(bits);
+        let half = 0.5 * scale;
+        for (weight, expected) in [(half, 0), (half.next_up(), 1), (half.next_down(), 0)] {
+            assert_eq!(
+                reference::trit(weight, scale),
+                expected,
+                "{weight} / {scale}"
+            );
+            assert_eq!(
+                reference::trit(-weight, scale),
+                -expected,
+                "{weight} / {scale}"
+            );
+            assert_eq!(i8::from(weight > half), expected);
+        }
+    }
+}
+
+#[test]
+fn a_nan_among_weights_reaches_its_outputs() {
+    let mut weights = latent(20, 40, 1);
+    weights[7 * 40 + 3] = f32::NAN;
+    let x = vec![1.0; 40];
+    for order in [Order::RowMajor, Order::Transposed] {
+        let weights = match order {
+            Order::RowMajor => weights.clone(),
+            Order::Transposed => transpose(&weights, 20, 40),
+        };
+        for pack in [latent::pack_latent, latent::pack_quantised] {
+            let packed = pack(&weights, [20, 40], order, Granularity::Row).unwrap();
+            let mut y = vec![0.0; 20];
+            packed_linear(&x, 1, &packed.view(), &mut y).unwrap();
+            for (row, y) in y.iter().enumerate() {
+                assert_eq!(y.is_nan(), row == 7, "{order:?} {row}");
+            }
+        }
+    }
 }

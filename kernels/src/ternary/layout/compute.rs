@@ -122,7 +122,57 @@ impl<'a> PackedView<'a> {
     }
 }
 
-pub(super) fn check_shape(
+/// A packed matrix that owns its words and scales.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Packed {
+    words: Vec<u32>,
+    rows: usize,
+    cols: usize,
+    scales: Vec<f32>,
+    granularity: Granularity,
+}
+
+impl Packed {
+    /// Checks what [`PackedView::new`] checks.
+    ///
+    /// # Errors
+    ///
+    /// As [`PackedView::new`].
+    pub fn new(
+        words: Vec<u32>,
+        rows: usize,
+        cols: usize,
+        scales: Vec<f32>,
+        granularity: Granularity,
+    ) -> Result<Self, LayoutError> {
+        PackedView::new(&words, rows, cols, &scales, granularity)?;
+        Ok(Self {
+            words,
+            rows,
+            cols,
+            scales,
+            granularity,
+        })
+    }
+
+    /// The matrix, borrowed.
+    pub fn view(&self) -> PackedView<'_> {
+        PackedView {
+            words: &self.words,
+            rows: self.rows,
+            cols: self.cols,
+            scales: &self.scales,
+            granularity: self.granularity,
+        }
+    }
+
+    /// Its words and scales.
+    pub fn into_parts(self) -> (Vec<u32>, Vec<f32>) {
+        (self.words, self.scales)
+    }
+}
+
+pub(crate) fn check_shape(
     rows: usize,
     cols: usize,
     granularity: Granularity,
@@ -147,7 +197,7 @@ pub(super) fn check_shape(
 }
 
 /// Where in its word the code of `col` is.
-pub fn shift(col: usize) -> u32 {
+pub const fn shift(col: usize) -> u32 {
     let within = col % BLOCK;
     (8 * (within % 4) + 2 * (within / 4)) as u32
 }

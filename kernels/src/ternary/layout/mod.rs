@@ -10,10 +10,55 @@
 //! Every layout converts to and from row-major trits, and so to every other. Rows are outputs, columns inputs.
 
 pub mod compute;
+pub mod gguf;
+pub mod planes;
+pub mod storage;
 #[cfg(test)]
 mod tests;
 
 pub use compute::PackedView;
+
+/// A layout, as file headers name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Layout {
+    /// [`compute`].
+    TwoBit16x16,
+    /// [`storage`].
+    FiveTritsAByte,
+    /// [`planes`].
+    BitPlanes,
+    /// [`gguf::BlockType::Tq1_0`].
+    Tq1_0,
+    /// [`gguf::BlockType::Tq2_0`].
+    Tq2_0,
+}
+
+impl Layout {
+    /// Every layout.
+    pub const ALL: [Self; 5] = [
+        Self::TwoBit16x16,
+        Self::FiveTritsAByte,
+        Self::BitPlanes,
+        Self::Tq1_0,
+        Self::Tq2_0,
+    ];
+
+    /// Its name in file headers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::TwoBit16x16 => "ternary-2bit-16x16",
+            Self::FiveTritsAByte => "ternary-1.6bit",
+            Self::BitPlanes => "ternary-bitplanes",
+            Self::Tq1_0 => "TQ1_0",
+            Self::Tq2_0 => "TQ2_0",
+        }
+    }
+
+    /// The layout of a name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|layout| layout.name() == name)
+    }
+}
 
 /// Why bytes are not a ternary matrix, or a matrix not these bytes.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -65,6 +110,26 @@ pub enum LayoutError {
         row: usize,
         /// The first column of its word or byte.
         col: usize,
+    },
+    /// A weight that is both 1 and -1.
+    #[error("the bit-planes overlap in row {row}, column {col}")]
+    Overlap {
+        /// Its row.
+        row: usize,
+        /// Its column.
+        col: usize,
+    },
+    /// Weights that blocks of 256 cannot be made of.
+    #[error("{cols} weights in a row or group: blocks take a multiple of 256")]
+    PartialBlock {
+        /// How many there are.
+        cols: usize,
+    },
+    /// A scale that f16 does not hold.
+    #[error("the scale {scale} is not an f16: it is too large, too small, or not a number")]
+    Scale {
+        /// The scale.
+        scale: f32,
     },
     /// A weight outside the matrix that is not 0.
     #[error("padding in row {row}, column {col} is not zero")]
