@@ -120,6 +120,7 @@ fn t1_the_straight_through_gradient_is_that_of_the_dense_model_with_rounded_weig
     spec.shape.ternary = Some(Ternary {
         granularity: Granularity::Row,
         rounds_activations: false,
+        packed: None,
     });
     let model = trainable(&spec);
     let found = backward(&model, &[batch(3, 8, 13)]).unwrap();
@@ -144,8 +145,11 @@ fn t1_rounding_activations_changes_the_loss_a_little() {
         spec.shape.ternary = Some(Ternary {
             granularity: Granularity::Tensor,
             rounds_activations,
+            packed: None,
         });
-        backward(&trainable(&spec), &[batch(3, 8, 13)]).unwrap().loss()
+        backward(&trainable(&spec), &[batch(3, 8, 13)])
+            .unwrap()
+            .loss()
     };
     let difference = (loss(true) - loss(false)).abs();
     assert!(difference > 1e-6 && difference < 0.05, "{difference}");

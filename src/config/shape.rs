@@ -1,6 +1,7 @@
 //! A model's shape with every default filled in: what `[model]` resolves to.
 
 use firebrick_kernels::ternary::Granularity;
+use firebrick_kernels::ternary::layout::Layout;
 
 use super::keys::Architecture;
 
@@ -52,6 +53,35 @@ pub struct Ternary {
     pub granularity: Granularity,
     /// Whether what goes into a layer is rounded to eight bits, token by token.
     pub rounds_activations: bool,
+    /// How trits are kept where nothing else is: for inference. None for weights that are rounded as
+    /// they are used, and can be trained.
+    pub packed: Option<PackedLayout>,
+}
+
+/// How files keep packed trits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum PackedLayout {
+    /// Two bits each, as products read them.
+    #[default]
+    Compute,
+    /// Five in a byte, 1.6 bits each: the smallest.
+    Storage,
+}
+
+impl PackedLayout {
+    /// Its name in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            PackedLayout::Compute => Layout::TwoBit16x16.name(),
+            PackedLayout::Storage => Layout::FiveTritsAByte.name(),
+        }
+    }
+
+    /// The layout with this name.
+    pub fn named(name: &str) -> Option<Self> {
+        let all = [PackedLayout::Compute, PackedLayout::Storage];
+        all.into_iter().find(|layout| layout.name() == name)
+    }
 }
 
 /// Rotary frequencies stretched for a longer context.
@@ -87,6 +117,15 @@ impl ModelShape {
     /// in place of SiLU (Ma et al., 2025, "BitNet b1.58 2B4T", section 2).
     pub fn is_bitnet_form(&self) -> bool {
         self.architecture == Architecture::Bitnet
+    }
+
+    /// Weights in the linear layers of the blocks: those that are ternary where any are.
+    pub fn ternary_parameters(&self) -> u64 {
+        let hidden = self.hidden_size as u64;
+        let queries = (self.num_attention_heads * self.head_dim) as u64;
+        let keys = (self.num_key_value_heads * self.head_dim) as u64;
+        let block = 2 * hidden * (queries + keys) + 3 * hidden * self.intermediate_size as u64;
+        self.num_hidden_layers as u64 * block
     }
 
     /// Number of trainable parameters with a vocabulary of `vocab_size`, a tied head counted once.

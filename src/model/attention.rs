@@ -9,7 +9,8 @@ use burn::tensor::activation::softmax;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::init::Init;
-use super::layers::{Linear, Norm, residual_std};
+use super::layers::{Norm, residual_std};
+use super::linear::Linear;
 use crate::config::{ModelShape, RopeScaling};
 
 /// Added to the score of a key that must not be seen. Finite, because infinities are not portable
@@ -67,14 +68,14 @@ impl Attention {
         }
     }
 
-    pub(super) fn round(&mut self) {
+    pub(super) fn linears(&mut self) -> impl Iterator<Item = &mut Linear> {
         let projections = [
             &mut self.q_proj,
             &mut self.k_proj,
             &mut self.v_proj,
             &mut self.o_proj,
         ];
-        projections.into_iter().for_each(Linear::round);
+        projections.into_iter()
     }
 
     /// `[batch x seq, dim]` -> `[batch x seq, dim]`. With a cache, the new keys and values are

@@ -9,98 +9,10 @@ use burn::tensor::activation::{gelu, relu, silu};
 use burn::tensor::module::layer_norm;
 use burn::tensor::{DType, Int, Tensor};
 
-use firebrick_kernels::ternary::{fake_quantize_activations, fake_quantize_weight};
-
 use super::init::Init;
-use crate::config::{ModelShape, Ternary};
+use super::linear::Linear;
+use crate::config::ModelShape;
 use crate::device::is_cpu;
-
-/// y = x W + b. The weight is `[in, out]`, the layout in which the forward product and both
-/// products of the backward pass read and write contiguous rows; files hold `[out, in]`.
-///
-/// With ternary weights (BitNet b1.58) it is y = x' W' + b of what x and W are rounded to.
-#[derive(Module, Debug)]
-pub struct Linear {
-    /// `[in, out]`.
-    pub weight: Param<Tensor<2>>,
-    /// `[out]`.
-    pub bias: Option<Param<Tensor<1>>>,
-    #[module(skip)]
-    ternary: Option<Ternary>,
-    /// Whether `weight` is W' already: what it is rounded from is elsewhere then.
-    #[module(skip)]
-    is_rounded: bool,
-}
-
-impl Linear {
-    pub(super) fn new(init: &Init, path: &str, dims: [usize; 2], bias: bool, std: f64) -> Self {
-        Self {
-            weight: init.normal(&format!("{path}.weight"), dims, std),
-            bias: bias.then(|| init.full([dims[1]], 0.0)),
-            ternary: None,
-            is_rounded: false,
-        }
-    }
-
-    /// One of a block's layers: ternary where the shape says so.
-    pub(super) fn of_block(
-        init: &Init,
-        path: &str,
-        shape: &ModelShape,
-        (dims, bias, std): ([usize; 2], bool, f64),
-    ) -> Self {
-        Self {
-            ternary: shape.ternary,
-            ..Self::new(init, path, dims, bias, std)
-        }
-    }
-
-    /// `[rows, in]` -> `[rows, out]`.
-    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        self.forward_rounded(self.round_input(x))
-    }
-
-    /// x' of x `[rows, in]`, which layers that read the same x share; x where it is not rounded.
-    pub(super) fn round_input(&self, x: Tensor<2>) -> Tensor<2> {
-        match self.ternary {
-            Some(ternary) if ternary.rounds_activations => fake_quantize_activations(x),
-            _ => x,
-        }
-    }
-
-    /// `[rows, in]`, rounded, -> `[rows, out]`.
-    pub(super) fn forward_rounded(&self, x: Tensor<2>) -> Tensor<2> {
-        let weight = match self.ternary {
-            Some(ternary) if !self.is_rounded => {
-                fake_quantize_weight(self.weight.val(), ternary.granularity)
-            }
-            _ => self.weight.val(),
-        };
-        let y = x.matmul(weight);
-        match &self.bias {
-            Some(bias) => y + bias.val().unsqueeze(),
-            None => y,
-        }
-    }
-
-    /// Puts W' in the place of W: rounded once and not in every forward pass. The gradient of W' is
-    /// that of W.
-    pub(super) fn round(&mut self) {
-        let Some(ternary) = self.ternary.filter(|_| !self.is_rounded) else {
-            return;
-        };
-        let weight = self.weight.val();
-        let tracked = weight.is_autodiff();
-        let rounded = fake_quantize_weight(weight.inner(), ternary.granularity);
-        let rounded = if tracked {
-            Tensor::from_inner(rounded).require_grad()
-        } else {
-            rounded
-        };
-        self.weight = Param::initialized(self.weight.id, rounded);
-        self.is_rounded = true;
-    }
-}
 
 /// A table of vectors, one per id.
 #[derive(Module, Debug)]
@@ -201,10 +113,9 @@ impl Mlp {
         }
     }
 
-    pub(super) fn round(&mut self) {
-        self.gate_proj.iter_mut().for_each(Linear::round);
-        self.up_proj.round();
-        self.down_proj.round();
+    pub(super) fn linears(&mut self) -> impl Iterator<Item = &mut Linear> {
+        let up_and_down = [&mut self.up_proj, &mut self.down_proj];
+        self.gate_proj.iter_mut().chain(up_and_down)
     }
 
     /// `[rows, dim]` -> `[rows, dim]`.

@@ -54,6 +54,7 @@ pub fn ternary() -> Vec<DecoderSpec> {
         spec.shape.ternary = Some(Ternary {
             granularity,
             rounds_activations,
+            packed: None,
         });
         spec
     });

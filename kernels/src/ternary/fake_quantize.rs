@@ -112,7 +112,11 @@ fn round_each(values: &mut [f32], scales: &[f32]) {
 /// g T of one weight. A NaN scale is passed on: nothing compares to it.
 #[inline(always)]
 fn rounded(weight: f32, scale: f32) -> f32 {
-    let magnitude = if weight.abs() <= 0.5 * scale { 0.0 } else { scale };
+    let magnitude = if weight.abs() <= 0.5 * scale {
+        0.0
+    } else {
+        scale
+    };
     magnitude.copysign(weight)
 }
 
@@ -144,9 +148,9 @@ fn quantize_token(token: &mut [f32]) {
 pub(super) fn token_scale(token: &[f32]) -> f32 {
     // As integers, magnitudes are in order and NaN lies above infinity; and the maximum of integers
     // is one instruction.
-    let bits = token.iter().fold(0, |max: u32, value| {
-        max.max(value.to_bits() & 0x7fff_ffff)
-    });
+    let bits = token
+        .iter()
+        .fold(0, |max: u32, value| max.max(value.to_bits() & 0x7fff_ffff));
     let max = f32::from_bits(bits);
     match max {
         _ if !max.is_finite() => f32::NAN,

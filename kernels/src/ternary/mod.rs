@@ -34,7 +34,10 @@ pub mod layout;
 mod op;
 pub mod reference;
 
-pub use op::{TernaryOps, fake_quantize_activations, fake_quantize_weight};
+pub use op::{
+    PackedShape, TernaryOps, fake_quantize_activations, fake_quantize_weight, int8_matmul,
+    ternary_linear,
+};
 
 /// What one scale of a ternary weight stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

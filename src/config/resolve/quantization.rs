@@ -38,14 +38,28 @@ impl Checks<'_> {
         shape.ternary = Some(Ternary {
             granularity: granularity.into(),
             rounds_activations: bits == 8,
+            packed: None,
         });
     }
 
     fn agrees_with_base(&mut self, keys: &mut QuantizationConfig, ternary: Ternary) {
         let base = QuantizationConfig::of(ternary);
         let key = |name: &str| format!("quantization.{name}");
+        if ternary.packed.is_some() {
+            self.refuse(
+                &["model.base_model"],
+                "base_model has packed weights: what they were rounded from is not there to be \
+                 trained"
+                    .to_string(),
+                "name the folder that it was exported from",
+            );
+            return;
+        }
         let differs = [
-            ("weights", keys.weights.is_some() && keys.weights != base.weights),
+            (
+                "weights",
+                keys.weights.is_some() && keys.weights != base.weights,
+            ),
             (
                 "granularity",
                 keys.granularity.is_some() && keys.granularity != base.granularity,

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::SpecError;
 use super::fields::Fields;
 use crate::config::keys::Architecture;
-use crate::config::shape::{ModelShape, Ternary};
+use crate::config::shape::{ModelShape, PackedLayout, Ternary};
 
 const FIELD: &str = "quantization_config";
 const WITHIN: &str = "quantization_config.";
@@ -33,7 +33,10 @@ impl Fields<'_> {
 
     /// Transformers' own. Its defaults are packed weights, which this build does not read.
     fn online_bitnet(&self) -> Result<Ternary, SpecError> {
-        let needed = [("linear_class", "autobitlinear"), ("quantization_mode", "online")];
+        let needed = [
+            ("linear_class", "autobitlinear"),
+            ("quantization_mode", "online"),
+        ];
         for (field, supported) in needed {
             if self.get(field) != Some(&json!(supported)) {
                 return Err(self.unsupported(field));
@@ -45,6 +48,7 @@ impl Fields<'_> {
         Ok(Ternary {
             granularity: Granularity::Tensor,
             rounds_activations: true,
+            packed: None,
         })
     }
 
@@ -61,9 +65,17 @@ impl Fields<'_> {
             Some(8) => true,
             _ => return Err(self.invalid("activation_bits", "0 or 8")),
         };
+        let packed = match self.get("layout") {
+            None => None,
+            Some(_) => match PackedLayout::named(self.text("layout")?) {
+                None => return Err(self.unsupported("layout")),
+                layout => layout,
+            },
+        };
         Ok(Ternary {
             granularity,
             rounds_activations,
+            packed,
         })
     }
 }
@@ -74,6 +86,7 @@ pub(super) fn write(shape: &ModelShape) -> Option<Value> {
     // Transformers rounds phi3's fused matrices with one scale for all parts.
     let is_theirs = ternary.granularity == Granularity::Tensor
         && ternary.rounds_activations
+        && ternary.packed.is_none()
         && shape.architecture != Architecture::Phi3;
     if is_theirs {
         return Some(json!({
@@ -89,10 +102,14 @@ pub(super) fn write(shape: &ModelShape) -> Option<Value> {
         Granularity::Row => json!("row"),
         Granularity::Group(size) => json!(size),
     };
-    Some(json!({
+    let mut own = json!({
         "quant_method": OWN,
         "weights": "ternary",
         "granularity": granularity,
         "activation_bits": if ternary.rounds_activations { 8 } else { 0 },
-    }))
+    });
+    if let Some(layout) = ternary.packed {
+        own["layout"] = json!(layout.name());
+    }
+    Some(own)
 }
