@@ -12,11 +12,22 @@ use super::{Granularity, SMALLEST_ACTIVATION, SMALLEST_MEAN};
 /// Elements that one task takes: 128 KiB of f32 stay in the cache of a core.
 const PIECE: usize = 1 << 15;
 
+/// The name of the instructions that passes use here, for records.
+pub fn instructions() -> &'static str {
+    match Arch::new() {
+        #[cfg(target_arch = "x86_64")]
+        Arch::V4(_) => "avx512",
+        #[cfg(target_arch = "x86_64")]
+        Arch::V3(_) => "avx2",
+        _ => "portable",
+    }
+}
+
 /// W' = g T in place of W, `[inputs, outputs]` row by row.
 ///
 /// `round` in T = clamp(round(W / g), -1, 1) is halves to even, so that T is not 0 exactly where
-/// |W| > g / 2: no division is needed. A NaN in W makes the whole matrix NaN (per row or group, its
-/// own row or group).
+/// |W| > g / 2: no division is needed. A NaN or an infinity in W makes the whole matrix NaN (per row
+/// or group, its own row or group).
 pub fn weight(values: &mut [f32], outputs: usize, granularity: Granularity) {
     if values.is_empty() {
         return;
@@ -55,14 +66,14 @@ fn groups(values: &mut [f32], outputs: usize, size: usize) {
     });
 }
 
-/// g of so many weights with magnitudes that add up to `sum`.
-pub(super) fn scale(sum: f64, count: usize) -> f32 {
+/// g of so many weights with magnitudes that add up to `sum`; NaN when one is not finite. (Every weight
+/// is below half of an infinite g: what has overflowed would become a matrix of zeros.)
+fn scale(sum: f64, count: usize) -> f32 {
     let mean = (sum / count as f64) as f32;
-    // `f32::max` would turn a NaN into a scale.
-    if mean < SMALLEST_MEAN {
-        SMALLEST_MEAN
-    } else {
-        mean
+    match mean {
+        _ if !mean.is_finite() => f32::NAN,
+        _ if mean < SMALLEST_MEAN => SMALLEST_MEAN,
+        _ => mean,
     }
 }
 

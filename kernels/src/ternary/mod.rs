@@ -28,16 +28,21 @@
 //! Numbers that are not finite stay visible: a token with a NaN or an infinity has the scale NaN, and with it
 //! every output of that token is NaN.
 
+mod composed;
 pub mod cpu;
+#[cfg(feature = "gpu")]
+mod cube;
 pub mod fake_quantize;
 pub mod layout;
 mod op;
 pub mod reference;
+mod ways;
 
 pub use op::{
     PackedShape, TernaryOps, fake_quantize_activations, fake_quantize_weight, int8_matmul,
     ternary_linear,
 };
+pub use ways::{Way, ways};
 
 /// What one scale of a ternary weight stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
