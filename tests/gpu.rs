@@ -309,6 +309,41 @@ fn a_run_trains_saves_resumes_and_answers_as_on_the_cpu() {
     assert!(distance(&cpu, &gpu) < 1e-4);
 }
 
+/// The kernels of our own among burn's.
+#[test]
+fn a_ternary_run_trains_and_its_packed_model_answers_as_on_the_cpu() {
+    let bench = bench();
+    let ternary = "\n[quantization]\nweights = \"ternary\"\nactivation_bits = 8\n";
+    fs::write(bench.path("x.toml"), [CONFIG, ternary].concat()).unwrap();
+    train(&bench, "cpu", "cpu", 2);
+    train(&bench, "gpu", "wgpu", 2);
+    same_metrics(&bench, "cpu", "gpu");
+
+    let export = [
+        "export", "--model", "gpu", "--to", "packed", "--out", "packed",
+    ];
+    bench.expect(0, &export);
+    let ask = |verb: &[&str]| {
+        ["cpu", "wgpu"].map(|device| bench.expect(0, &[verb, &["--device", device]].concat()).0)
+    };
+    let prompt = ["--prompt", "the river", "--temperature", "0"];
+    let [cpu, gpu] = ask(&[
+        &["generate", "--model", "packed"],
+        &prompt[..],
+        &["--max-new-tokens", "6"],
+    ]
+    .concat());
+    assert_eq!(cpu, gpu);
+    assert_eq!(cpu.chars().count(), 6, "{cpu}");
+    fs::write(bench.path("val.txt"), "the river is older than its bed").unwrap();
+    let data = ["--data", "val.txt", "--sequence-len", "24", "--json"];
+    let evaluated = ask(&[&["eval", "--model", "packed"], &data[..]].concat());
+    let [cpu, gpu] = evaluated.map(|text| serde_json::from_str::<Value>(&text).unwrap());
+    assert_eq!(cpu["tokens"], gpu["tokens"]);
+    let [cpu, gpu] = [cpu, gpu].map(|found| found["val_loss"].as_f64().unwrap());
+    assert!((cpu - gpu).abs() < 1e-5 * cpu, "{cpu} and {gpu}");
+}
+
 fn logits(path: &Path) -> Vec<f32> {
     let bytes = fs::read(path).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
