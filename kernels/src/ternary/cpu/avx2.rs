@@ -9,6 +9,7 @@
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::*;
+use std::hint::black_box;
 
 use super::kernel::{FloatKernel, FloatLine, IntegerKernel, Line, PackKernel, by_tokens};
 use super::portable;
@@ -441,4 +442,26 @@ fn pack(
     assert!(available());
     // SAFETY: the instructions are there.
     unsafe { vectors(columns, stride, thresholds, words) }
+}
+
+/// Independent `vpdpbusd`, more of them than their latency takes; returns how many operations they were.
+pub(super) fn probe_vnni(rounds: usize) -> usize {
+    const CHAINS: usize = 12;
+    #[target_feature(enable = "avx2,fma,avxvnni")]
+    fn vectors(rounds: usize) {
+        let codes = _mm256_set1_epi32(black_box(0x0102_0100));
+        let q = _mm256_set1_epi32(black_box(0x0305_0709));
+        let mut sums = [_mm256_setzero_si256(); CHAINS];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = _mm256_dpbusd_avx_epi32(*sum, codes, q);
+            }
+        }
+        black_box(sums);
+    }
+    assert!(vnni_available());
+    // SAFETY: the instructions are there.
+    unsafe { vectors(rounds) };
+    // A multiplication and an addition for each byte.
+    rounds * CHAINS * 64
 }
