@@ -9,6 +9,7 @@
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::*;
+use std::array;
 use std::hint::black_box;
 
 use super::kernel::{FloatKernel, FloatLine, IntegerKernel, Line, PackKernel, by_tokens};
@@ -184,9 +185,12 @@ unsafe fn multiply_tile<const T: usize>(
                 }
             }
         }
-        for (i, sum) in tile.iter().flatten().enumerate() {
+        for (token, tile) in tile.into_iter().enumerate() {
             // SAFETY: by the caller's promise.
-            unsafe { add_to(sums.add(8 * i), _mm256_madd_epi16(*sum, ones)) };
+            unsafe {
+                add_to(sums.add(token * BLOCK), _mm256_madd_epi16(tile[0], ones));
+                add_to(sums.add(token * BLOCK + 8), _mm256_madd_epi16(tile[1], ones));
+            }
         }
     }
 }
@@ -215,9 +219,12 @@ unsafe fn multiply_tile_vnni<const T: usize>(
             }
         }
     }
-    for (i, sum) in tile.iter().flatten().enumerate() {
+    for (token, tile) in tile.into_iter().enumerate() {
         // SAFETY: by the caller's promise.
-        unsafe { add_to(sums.add(8 * i), *sum) };
+        unsafe {
+            add_to(sums.add(token * BLOCK), tile[0]);
+            add_to(sums.add(token * BLOCK + 8), tile[1]);
+        }
     }
 }
 
@@ -309,9 +316,12 @@ unsafe fn stream_tile<const T: usize>(
                 }
             }
         }
-        for (i, sum) in tile.iter().flatten().enumerate() {
+        for (token, tile) in tile.into_iter().enumerate() {
             // SAFETY: by the caller's promise.
-            unsafe { add_to(sums.add(8 * i), _mm256_madd_epi16(*sum, ones)) };
+            unsafe {
+                add_to(sums.add(token * BLOCK), _mm256_madd_epi16(tile[0], ones));
+                add_to(sums.add(token * BLOCK + 8), _mm256_madd_epi16(tile[1], ones));
+            }
         }
     }
 }
@@ -349,10 +359,12 @@ unsafe fn stream_tile_vnni<const T: usize, const N: usize>(
             }
         }
     }
-    for (i, parts) in tile.iter().flatten().enumerate() {
-        for part in parts {
-            // SAFETY: by the caller's promise.
-            unsafe { add_to(sums.add(8 * i), *part) };
+    for (token, tile) in tile.into_iter().enumerate() {
+        for (half, parts) in tile.into_iter().enumerate() {
+            for part in parts {
+                // SAFETY: by the caller's promise.
+                unsafe { add_to(sums.add(token * BLOCK + 8 * half), part) };
+            }
         }
     }
 }
@@ -402,12 +414,14 @@ unsafe fn multiply_float_tile<const T: usize>(
     summands: usize,
     sums: *mut f32,
 ) {
-    let mut tile = [[_mm256_setzero_ps(); 2]; T];
+    // SAFETY: by the caller's promise, here and below.
+    let load = |half: usize| unsafe { _mm256_loadu_ps(sums.add(8 * half)) };
+    let mut tile: [[__m256; 2]; T] = array::from_fn(|token| [load(2 * token), load(2 * token + 1)]);
     for summand in 0..summands {
-        // SAFETY: by the caller's promise.
+        // SAFETY: see above.
         unsafe {
-            let lines = panel.add(summand).cast::<f32>();
-            let weights = [_mm256_load_ps(lines), _mm256_load_ps(lines.add(8))];
+            let line = panel.add(summand).cast::<f32>();
+            let weights = [_mm256_load_ps(line), _mm256_load_ps(line.add(8))];
             for (token, sums) in tile.iter_mut().enumerate() {
                 let x = _mm256_set1_ps(*activations.add(summand * T + token));
                 sums[0] = _mm256_fmadd_ps(weights[0], x, sums[0]);
@@ -415,11 +429,12 @@ unsafe fn multiply_float_tile<const T: usize>(
             }
         }
     }
-    for (i, sum) in tile.iter().flatten().enumerate() {
-        // SAFETY: by the caller's promise.
+    for (token, tile) in tile.into_iter().enumerate() {
+        // SAFETY: see above.
         unsafe {
-            let at = sums.add(i * 8);
-            _mm256_storeu_ps(at, _mm256_add_ps(_mm256_loadu_ps(at), *sum));
+            let at = sums.add(token * BLOCK);
+            _mm256_storeu_ps(at, tile[0]);
+            _mm256_storeu_ps(at.add(8), tile[1]);
         }
     }
 }

@@ -301,12 +301,16 @@ unsafe fn multiply_float_tile<const T: usize>(
     summands: usize,
     sums: *mut f32,
 ) {
-    let mut tile = [[_mm512_setzero_ps(); 2]; T];
+    // SAFETY: by the caller's promise, here and below.
+    let load = |token: usize, group: usize| unsafe {
+        _mm512_loadu_ps(sums.add((token * GROUPS + group) * BLOCK))
+    };
+    let mut tile: [[__m512; GROUPS]; T] = array::from_fn(|token| [load(token, 0), load(token, 1)]);
     for summand in 0..summands {
-        // SAFETY: by the caller's promise.
+        // SAFETY: see above.
         unsafe {
             let lines = panel.add(summand * GROUPS).cast::<f32>();
-            let weights = [_mm512_load_ps(lines), _mm512_load_ps(lines.add(16))];
+            let weights = [_mm512_load_ps(lines), _mm512_load_ps(lines.add(BLOCK))];
             for (token, sums) in tile.iter_mut().enumerate() {
                 let x = _mm512_set1_ps(*activations.add(summand * T + token));
                 sums[0] = _mm512_fmadd_ps(weights[0], x, sums[0]);
@@ -314,11 +318,12 @@ unsafe fn multiply_float_tile<const T: usize>(
             }
         }
     }
-    for (i, sum) in tile.iter().flatten().enumerate() {
-        // SAFETY: by the caller's promise.
+    for (token, tile) in tile.into_iter().enumerate() {
+        // SAFETY: see above.
         unsafe {
-            let at = sums.add(i * 16);
-            _mm512_storeu_ps(at, _mm512_add_ps(_mm512_loadu_ps(at), *sum));
+            let at = sums.add(token * GROUPS * BLOCK);
+            _mm512_storeu_ps(at, tile[0]);
+            _mm512_storeu_ps(at.add(BLOCK), tile[1]);
         }
     }
 }
