@@ -132,6 +132,7 @@ fn model(case: &Case) -> Decoder {
             rope_scaling: None,
             sliding_window: None,
             initializer_range: 0.02,
+            ternary: None,
         },
         vocab_size: case.vocab,
         eos_token_id: None,

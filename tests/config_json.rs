@@ -3,7 +3,9 @@
 
 mod support;
 
-use firebrick::config::{Architecture, DecoderSpec, RopeScaling, SaveDtype, SpecError};
+use firebrick::config::{
+    Architecture, DecoderSpec, Granularity, RopeScaling, SaveDtype, SpecError,
+};
 use serde_json::{Value, json};
 use support::variants;
 
@@ -234,8 +236,36 @@ fn m1_what_is_not_supported_is_named_with_its_value() {
         ),
         (
             &all,
-            "quantization_config",
-            json!({"quantization_config": {"bits": 4}}),
+            "quantization_config.quant_method",
+            json!({"quantization_config": {"quant_method": "gptq", "bits": 4}}),
+        ),
+        // Packed by another tool, which is what transformers takes these for where they are silent.
+        (
+            &["llama", "bitnet"],
+            "quantization_config.linear_class",
+            json!({"quantization_config": {"quant_method": "bitnet"}}),
+        ),
+        (
+            &["llama", "bitnet"],
+            "quantization_config.quantization_mode",
+            json!({"quantization_config": {
+                "quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "offline",
+            }}),
+        ),
+        (
+            &["llama", "bitnet"],
+            "quantization_config.modules_to_not_convert",
+            json!({"quantization_config": {
+                "quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online",
+                "modules_to_not_convert": ["q_proj"],
+            }}),
+        ),
+        (
+            &["phi3"],
+            "quantization_config.quant_method",
+            json!({"quantization_config": {
+                "quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online",
+            }}),
         ),
         (&all, "num_experts", json!({"num_experts": 8})),
         (&all, "num_local_experts", json!({"num_local_experts": 8})),
@@ -310,6 +340,33 @@ fn m1_what_is_not_supported_is_named_with_its_value() {
 }
 
 #[test]
+fn t1_a_hub_config_of_bitnet_is_read() {
+    // The fields of microsoft/bitnet-b1.58-2B-4T-bf16.
+    let config = json!({
+        "architectures": ["BitNetForCausalLM"],
+        "auto_map": {"AutoConfig": "configuration_bitnet.BitNetConfig"},
+        "bos_token_id": 128000, "eos_token_id": 128001,
+        "hidden_act": "relu2", "hidden_size": 2560, "initializer_range": 0.02,
+        "intermediate_size": 6912, "max_position_embeddings": 4096, "model_type": "bitnet",
+        "rms_norm_eps": 1e-05, "num_attention_heads": 20, "num_hidden_layers": 30,
+        "num_key_value_heads": 5, "rope_theta": 500000.0, "tie_word_embeddings": true,
+        "torch_dtype": "bfloat16", "use_cache": true, "vocab_size": 128256,
+        "quantization_config": {
+            "quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online",
+        },
+    });
+    let spec = DecoderSpec::from_config_json(&config).unwrap();
+    assert!(spec.shape.is_bitnet_form());
+    let ternary = spec.shape.ternary.unwrap();
+    assert_eq!(ternary.granularity, Granularity::Tensor);
+    assert!(ternary.rounds_activations);
+    assert_eq!(spec.shape.rope_theta, 500_000.0);
+    // 2.4 billion, as published; the embedding counted once.
+    let parameters = spec.shape.parameters(spec.vocab_size);
+    assert_eq!(parameters, 2_412_820_480);
+}
+
+#[test]
 fn m1_what_is_written_reads_back_in_every_number_format() {
     for (name, spec) in variants() {
         for dtype in [SaveDtype::F32, SaveDtype::Bf16, SaveDtype::F16] {
@@ -322,5 +379,5 @@ fn m1_what_is_written_reads_back_in_every_number_format() {
             assert_eq!(config["torch_dtype"], dtype.torch_name());
         }
     }
-    assert_eq!(Architecture::ALL.len(), 6);
+    assert_eq!(Architecture::ALL.len(), 7);
 }

@@ -32,6 +32,12 @@ pub enum CliError {
     /// A completion.
     #[error(transparent)]
     Generate(#[from] GenerateError),
+    /// A folder to write that holds something.
+    #[error("{} is not empty", path.display())]
+    NotEmpty {
+        /// The folder.
+        path: PathBuf,
+    },
     /// A file or stream.
     #[error("{}: {source}", path.display())]
     Io {
@@ -55,7 +61,7 @@ impl CliError {
             Self::Train(error) => error.exit_code(),
             Self::Data(error) => error.exit_code(),
             Self::Model(error) => error.exit_code(),
-            Self::Io { .. } => 1,
+            Self::Io { .. } | Self::NotEmpty { .. } => 1,
             Self::Generate(error) => error.exit_code(),
         }
     }
@@ -78,6 +84,10 @@ impl CliError {
             Self::Device(error) => ("device", Some(error.help())),
             Self::Data(error) => ("data", error.help()),
             Self::Generate(error) => ("generate", error.help()),
+            Self::NotEmpty { .. } => {
+                let help = "an export replaces nothing: name a folder that is absent or empty";
+                ("io", Some(help.to_string()))
+            }
             Self::Io { source, .. } => ("io", durable::help(source).map(str::to_string)),
         };
         Diagnostic {

@@ -4,6 +4,7 @@ mod env;
 mod error;
 mod estimate;
 mod eval;
+mod export;
 mod generate;
 mod init;
 mod logits;
@@ -44,6 +45,8 @@ enum Verb {
     Eval(eval::EvalArgs),
     /// Write a model's logits for some tokens to a file
     Logits(logits::LogitsArgs),
+    /// Write a trained model in another form
+    Export(export::ExportArgs),
     /// Write a commented TOML to start from
     Init(init::InitArgs),
     /// Print the JSON Schema of the TOML
@@ -69,6 +72,7 @@ pub fn run() -> ExitCode {
         Verb::Generate(args) => generate::run(&args),
         Verb::Eval(args) => eval::run(&args),
         Verb::Logits(args) => logits::run(&args),
+        Verb::Export(args) => export::run(&args),
         Verb::Init(args) => init::run(&args),
         Verb::Schema(args) => schema::run(&args),
         Verb::Env(args) => env::run(&args),

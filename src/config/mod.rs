@@ -26,11 +26,12 @@ mod spec;
 mod template;
 
 pub use error::{ConfigError, Issue};
+pub use firebrick_kernels::ternary::Granularity;
 pub use keys::*;
 pub use plan::{Decay, Length, OptimizerPlan, Plan, SchedulePlan, Warmup, load};
 pub use reference::reference_markdown;
 pub use schema::json_schema;
-pub use shape::{ModelShape, RopeScaling};
+pub use shape::{ModelShape, PackedLayout, RopeScaling, Ternary};
 pub use source::{Location, Origin, Sources};
 pub use spec::{CONFIG_JSON, DecoderSpec, SpecError};
 pub use template::{TemplateName, template};

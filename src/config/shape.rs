@@ -1,5 +1,8 @@
 //! A model's shape with every default filled in: what `[model]` resolves to.
 
+use firebrick_kernels::ternary::Granularity;
+use firebrick_kernels::ternary::layout::Layout;
+
 use super::keys::Architecture;
 
 /// Everything that fixes a decoder's parameters except the vocabulary, which the tokenizer brings.
@@ -39,6 +42,46 @@ pub struct ModelShape {
     pub sliding_window: Option<usize>,
     /// Standard deviation of the initial weights.
     pub initializer_range: f64,
+    /// Ternary weights in the linear layers of the blocks.
+    pub ternary: Option<Ternary>,
+}
+
+/// Linear layers with weights of -1, 0 and 1 times a scale (BitNet b1.58).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ternary {
+    /// What one scale stands for.
+    pub granularity: Granularity,
+    /// Whether what goes into a layer is rounded to eight bits, token by token.
+    pub rounds_activations: bool,
+    /// How trits are kept where nothing else is: for inference. None for weights that are rounded as
+    /// they are used, and can be trained.
+    pub packed: Option<PackedLayout>,
+}
+
+/// How files keep packed trits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum PackedLayout {
+    /// Two bits each, as products read them.
+    #[default]
+    Compute,
+    /// Five in a byte, 1.6 bits each: the smallest.
+    Storage,
+}
+
+impl PackedLayout {
+    /// Its name in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            PackedLayout::Compute => Layout::TwoBit16x16.name(),
+            PackedLayout::Storage => Layout::FiveTritsAByte.name(),
+        }
+    }
+
+    /// The layout with this name.
+    pub fn named(name: &str) -> Option<Self> {
+        let all = [PackedLayout::Compute, PackedLayout::Storage];
+        all.into_iter().find(|layout| layout.name() == name)
+    }
 }
 
 /// Rotary frequencies stretched for a longer context.
@@ -68,6 +111,21 @@ impl ModelShape {
     /// rotary positions and SwiGLU.
     pub fn is_gpt2_form(&self) -> bool {
         self.architecture == Architecture::Gpt2
+    }
+
+    /// BitNet b1.58's form: RMSNorms before the projections that write to the residual stream, ReLU²
+    /// in place of SiLU (Ma et al., 2025, "BitNet b1.58 2B4T", section 2).
+    pub fn is_bitnet_form(&self) -> bool {
+        self.architecture == Architecture::Bitnet
+    }
+
+    /// Weights in the linear layers of the blocks: those that are ternary where any are.
+    pub fn ternary_parameters(&self) -> u64 {
+        let hidden = self.hidden_size as u64;
+        let queries = (self.num_attention_heads * self.head_dim) as u64;
+        let keys = (self.num_key_value_heads * self.head_dim) as u64;
+        let block = 2 * hidden * (queries + keys) + 3 * hidden * self.intermediate_size as u64;
+        self.num_hidden_layers as u64 * block
     }
 
     /// Number of trainable parameters with a vocabulary of `vocab_size`, a tied head counted once.
@@ -108,7 +166,12 @@ impl ModelShape {
         } else {
             embedding
         };
-        let block = attention + feed_forward + 2 * norm;
+        let sub_norms = if self.is_bitnet_form() {
+            queries + intermediate
+        } else {
+            0
+        };
+        let block = attention + feed_forward + 2 * norm + sub_norms;
         embedding + positions + self.num_hidden_layers as u64 * block + norm + head
     }
 }

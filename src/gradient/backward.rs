@@ -20,8 +20,8 @@ use crate::model::{Decoder, ModelError};
 /// How a gradient is computed. The default is f32 throughout with every activation kept.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Precision {
-    /// Dtype of the forward and backward pass. Weights are rounded to it once per step from the
-    /// f32 masters; gradients are added up in f32 (Micikevicius et al., 2018).
+    /// Dtype of the forward and backward pass. Weights are rounded to it, and ternary ones to trits,
+    /// once per step from the f32 masters; gradients are added up in f32 (Micikevicius et al., 2018).
     pub dtype: FloatDType,
     /// The loss is multiplied by this before the backward pass and the gradient divided after it,
     /// so that small gradients do not vanish in f16. A power of two changes nothing else.
@@ -109,7 +109,7 @@ pub fn backward_with(
         weight,
         gradient: Gradient::default(),
     };
-    let compute = model.clone().cast(precision.dtype);
+    let compute = model.clone().rounded().cast(precision.dtype);
     let lanes = lanes(&model.device());
     for batch in batches {
         let shares: Vec<(f64, Gradient)> = shares(batch.rows, lanes)

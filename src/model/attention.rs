@@ -9,7 +9,8 @@ use burn::tensor::activation::softmax;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::init::Init;
-use super::layers::{Linear, Norm, residual_std};
+use super::layers::{Norm, residual_std};
+use super::linear::Linear;
 use crate::config::{ModelShape, RopeScaling};
 
 /// Added to the score of a key that must not be seen. Finite, because infinities are not portable
@@ -25,6 +26,8 @@ pub struct Attention {
     pub k_proj: Linear,
     /// `[dim, kv_heads x head_dim]`.
     pub v_proj: Linear,
+    /// `[heads x head_dim]`, bitnet only: over what goes into o_proj.
+    pub attn_sub_norm: Option<Norm>,
     /// `[heads x head_dim, dim]`.
     pub o_proj: Linear,
     /// `[head_dim]`, qwen3 only: over each head's queries, before they are turned.
@@ -45,14 +48,17 @@ impl Attention {
         let queries = shape.num_attention_heads * shape.head_dim;
         let keys = shape.num_key_value_heads * shape.head_dim;
         let linear = |name: &str, dims, bias, std| {
-            Linear::new(init, &format!("{path}.{name}"), dims, bias, std)
+            let path = format!("{path}.{name}");
+            Linear::of_block(init, &path, shape, (dims, bias, std))
         };
         let bias = shape.bias || shape.qkv_bias;
-        let head_norm = || shape.qk_norm.then(|| Norm::of_head(init, shape));
+        let norm = |width| Norm::of_width(init, shape, width);
+        let head_norm = || shape.qk_norm.then(|| norm(shape.head_dim));
         Self {
             q_proj: linear("q_proj", [dim, queries], bias, std),
             k_proj: linear("k_proj", [dim, keys], bias, std),
             v_proj: linear("v_proj", [dim, keys], bias, std),
+            attn_sub_norm: shape.is_bitnet_form().then(|| norm(queries)),
             o_proj: linear("o_proj", [queries, dim], shape.bias, residual_std(shape)),
             q_norm: head_norm(),
             k_norm: head_norm(),
@@ -60,6 +66,16 @@ impl Attention {
             kv_heads: shape.num_key_value_heads,
             head_dim: shape.head_dim,
         }
+    }
+
+    pub(super) fn linears(&mut self) -> impl Iterator<Item = &mut Linear> {
+        let projections = [
+            &mut self.q_proj,
+            &mut self.k_proj,
+            &mut self.v_proj,
+            &mut self.o_proj,
+        ];
+        projections.into_iter()
     }
 
     /// `[batch x seq, dim]` -> `[batch x seq, dim]`. With a cache, the new keys and values are
@@ -72,11 +88,12 @@ impl Attention {
     ) -> Tensor<2> {
         let [batch, seq] = context.dims;
         let group = self.heads / self.kv_heads;
-        let queries = self.normed(&self.q_norm, self.q_proj.forward(x.clone()));
+        let x = self.q_proj.round_input(x);
+        let queries = self.normed(&self.q_norm, self.q_proj.forward_rounded(x.clone()));
         let queries = self.split(queries, context, self.heads);
-        let keys = self.normed(&self.k_norm, self.k_proj.forward(x.clone()));
+        let keys = self.normed(&self.k_norm, self.k_proj.forward_rounded(x.clone()));
         let keys = self.split(keys, context, self.kv_heads);
-        let values = self.split(self.v_proj.forward(x), context, self.kv_heads);
+        let values = self.split(self.v_proj.forward_rounded(x), context, self.kv_heads);
         let (queries, keys) = match &context.rotary {
             Some(rotary) => (rotary.turn(queries), rotary.turn(keys)),
             None => (queries, keys),
@@ -100,6 +117,10 @@ impl Attention {
             .reshape([batch, self.heads, seq, self.head_dim])
             .swap_dims(1, 2)
             .reshape([batch * seq, self.heads * self.head_dim]);
+        let mixed = match &self.attn_sub_norm {
+            Some(norm) => norm.forward(mixed),
+            None => mixed,
+        };
         self.o_proj.forward(mixed)
     }
 

@@ -8,10 +8,11 @@ use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
 use super::ModelError;
 use super::attention::{Attention, Context, LayerCache, Rotary, additive_mask};
 use super::init::Init;
-use super::layers::{Embedding, Linear, Mlp, Norm};
+use super::layers::{Embedding, Mlp, Norm};
+use super::linear::Linear;
 use super::loss::{TokenLoss, cross_entropy, cross_entropy_sum};
 use super::parameters::{MapParameters, map_parameters};
-use crate::config::DecoderSpec;
+use crate::config::{DecoderSpec, PackedLayout};
 use crate::data::Batch;
 
 /// A decoder-only transformer of any supported family. Parameters are named as in Hugging Face's
@@ -127,6 +128,37 @@ impl Decoder {
     /// device its parameters are leaves of their own: gradients do not reach the original.
     pub fn cast(self, dtype: FloatDType) -> Self {
         map_parameters(self, &mut Cast { dtype })
+    }
+
+    /// The same decoder with its ternary weights rounded once, instead of in every forward pass.
+    /// What `self` is rounded from is what an optimizer changes: the gradient of a rounded weight is
+    /// its gradient, straight through.
+    ///
+    /// Before [`cast`](Self::cast): weights are rounded from f32.
+    pub fn rounded(mut self) -> Self {
+        self.block_linears().for_each(Linear::round);
+        self
+    }
+
+    /// The same decoder with its ternary weights in two bits each, for inference: products are of
+    /// integers. It has no gradient with respect to them. `layout` is how files are to keep them.
+    ///
+    /// # Errors
+    /// [`ModelError::NotTernary`] for a decoder of dense weights.
+    pub fn packed(mut self, layout: PackedLayout) -> Result<Self, ModelError> {
+        let Some(ternary) = &mut self.spec.shape.ternary else {
+            return Err(ModelError::NotTernary);
+        };
+        ternary.packed = Some(layout);
+        self.block_linears().for_each(Linear::pack);
+        Ok(self)
+    }
+
+    fn block_linears(&mut self) -> impl Iterator<Item = &mut Linear> {
+        self.layers.iter_mut().flat_map(|block| {
+            let attention = block.self_attn.linears();
+            attention.chain(block.mlp.linears())
+        })
     }
 
     /// Logits `[rows x cols, vocab]`, f32, for every token of a batch.

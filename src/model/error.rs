@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use firebrick_kernels::ternary::layout::LayoutError;
+
 use crate::config::{SaveDtype, SpecError};
 
 /// A model that cannot be built, loaded or saved.
@@ -74,6 +76,17 @@ pub enum ModelError {
         /// The number format.
         dtype: SaveDtype,
     },
+    /// Packed weights that are no weights.
+    #[error("tensor `{name}`: {source}")]
+    PackedWeights {
+        /// The tensor's name in the file.
+        name: String,
+        /// What is wrong with its bytes.
+        source: LayoutError,
+    },
+    /// Packing a model of dense weights.
+    #[error("the model's weights are not ternary: there is nothing to pack")]
+    NotTernary,
     /// A tokenizer of another model.
     #[error("the tokenizer has ids up to {}, the model has embeddings up to {}", ids - 1, rows - 1)]
     TokenizerMismatch {
@@ -102,7 +115,7 @@ impl ModelError {
     /// folder is 1.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::TooLong { .. } | Self::TokenizerMismatch { .. } => 2,
+            Self::TooLong { .. } | Self::TokenizerMismatch { .. } | Self::NotTernary => 2,
             _ => 1,
         }
     }
@@ -119,6 +132,10 @@ impl ModelError {
                     .to_string(),
             ),
             Self::Spec(error) => error.help(),
+            Self::NotTernary => Some(
+                "train it with `[quantization] weights = \"ternary\"`, from scratch or from this model"
+                    .to_string(),
+            ),
             Self::TokenizerMismatch { .. } => {
                 Some("use the tokenizer.json that the model was trained with".to_string())
             }

@@ -4,7 +4,7 @@
 //! device changes a value, and adding a layer leaves the others as they were.
 
 use burn::module::{Param, ParamId};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use rand::SeedableRng;
 use rand::rngs::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
@@ -46,6 +46,17 @@ impl Init {
     /// The same value everywhere.
     pub(super) fn full<const D: usize>(&self, shape: [usize; D], value: f32) -> Param<Tensor<D>> {
         self.lazy(shape, move |device| Tensor::full(shape, value, device))
+    }
+
+    /// Packed weights that are to be loaded: their bytes have no random values of their own.
+    pub(super) fn words(&self, shape: [usize; 2]) -> Param<Tensor<2, Int>> {
+        Param::uninitialized(
+            ParamId::new(),
+            move |device, _| Tensor::zeros(shape, (device, DType::U32)),
+            self.device.clone(),
+            false,
+            shape.into(),
+        )
     }
 
     fn lazy<const D: usize>(

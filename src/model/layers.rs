@@ -5,41 +5,14 @@
 //! softmax are still computed in f32, as the reference implementations do.
 
 use burn::module::{Module, Param};
-use burn::tensor::activation::{gelu, silu};
+use burn::tensor::activation::{gelu, relu, silu};
 use burn::tensor::module::layer_norm;
 use burn::tensor::{DType, Int, Tensor};
 
 use super::init::Init;
+use super::linear::Linear;
 use crate::config::ModelShape;
 use crate::device::is_cpu;
-
-/// y = x W + b. The weight is `[in, out]`, the layout in which the forward product and both
-/// products of the backward pass read and write contiguous rows; files hold `[out, in]`.
-#[derive(Module, Debug)]
-pub struct Linear {
-    /// `[in, out]`.
-    pub weight: Param<Tensor<2>>,
-    /// `[out]`.
-    pub bias: Option<Param<Tensor<1>>>,
-}
-
-impl Linear {
-    pub(super) fn new(init: &Init, path: &str, dims: [usize; 2], bias: bool, std: f64) -> Self {
-        Self {
-            weight: init.normal(&format!("{path}.weight"), dims, std),
-            bias: bias.then(|| init.full([dims[1]], 0.0)),
-        }
-    }
-
-    /// `[rows, in]` -> `[rows, out]`.
-    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let y = x.matmul(self.weight.val());
-        match &self.bias {
-            Some(bias) => y + bias.val().unsqueeze(),
-            None => y,
-        }
-    }
-}
 
 /// A table of vectors, one per id.
 #[derive(Module, Debug)]
@@ -78,23 +51,16 @@ pub struct Norm {
 
 impl Norm {
     pub(super) fn new(init: &Init, shape: &ModelShape) -> Self {
-        let dim = shape.hidden_size;
+        Self::of_width(init, shape, shape.hidden_size)
+    }
+
+    pub(super) fn of_width(init: &Init, shape: &ModelShape, dim: usize) -> Self {
         let centred = shape.is_gpt2_form();
         Self {
             weight: init.full([dim], 1.0),
             bias: (centred && shape.bias).then(|| init.full([dim], 0.0)),
             eps: shape.norm_eps,
             centred,
-        }
-    }
-
-    /// RMSNorm of one head.
-    pub(super) fn of_head(init: &Init, shape: &ModelShape) -> Self {
-        Self {
-            weight: init.full([shape.head_dim], 1.0),
-            bias: None,
-            eps: shape.norm_eps,
-            centred: false,
         }
     }
 
@@ -112,13 +78,16 @@ impl Norm {
     }
 }
 
-/// The feed-forward layer: SwiGLU (Shazeer, 2020); GELU for gpt2.
+/// The feed-forward layer: SwiGLU (Shazeer, 2020); gated by ReLU² (So et al., 2021) for bitnet; GELU
+/// for gpt2.
 #[derive(Module, Debug)]
 pub struct Mlp {
     /// `[dim, ffn]`, all but gpt2.
     pub gate_proj: Option<Linear>,
     /// `[dim, ffn]`.
     pub up_proj: Linear,
+    /// `[ffn]`, bitnet only: over what goes down.
+    pub ffn_sub_norm: Option<Norm>,
     /// `[ffn, dim]`.
     pub down_proj: Linear,
 }
@@ -132,20 +101,32 @@ impl Mlp {
         );
         let gated = !shape.is_gpt2_form();
         let linear = |name: &str, dims, std| {
-            Linear::new(init, &format!("{path}.{name}"), dims, shape.bias, std)
+            let path = format!("{path}.{name}");
+            Linear::of_block(init, &path, shape, (dims, shape.bias, std))
         };
+        let sub_norm = || Norm::of_width(init, shape, ffn);
         Self {
             gate_proj: gated.then(|| linear("gate_proj", [dim, ffn], std)),
             up_proj: linear("up_proj", [dim, ffn], std),
+            ffn_sub_norm: shape.is_bitnet_form().then(sub_norm),
             down_proj: linear("down_proj", [ffn, dim], residual_std(shape)),
         }
     }
 
+    pub(super) fn linears(&mut self) -> impl Iterator<Item = &mut Linear> {
+        let up_and_down = [&mut self.up_proj, &mut self.down_proj];
+        self.gate_proj.iter_mut().chain(up_and_down)
+    }
+
     /// `[rows, dim]` -> `[rows, dim]`.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let hidden = match &self.gate_proj {
-            Some(gate) => silu(gate.forward(x.clone())) * self.up_proj.forward(x),
-            None => exact_gelu(self.up_proj.forward(x)),
+        let x = self.up_proj.round_input(x);
+        let up = self.up_proj.forward_rounded(x.clone());
+        let gate = self.gate_proj.as_ref().map(|gate| gate.forward_rounded(x));
+        let hidden = match (gate, &self.ffn_sub_norm) {
+            (Some(gate), Some(norm)) => norm.forward(relu(gate).square() * up),
+            (Some(gate), None) => silu(gate) * up,
+            (None, _) => exact_gelu(up),
         };
         self.down_proj.forward(hidden)
     }

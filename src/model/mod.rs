@@ -9,6 +9,7 @@ mod error;
 pub mod folder;
 mod init;
 mod layers;
+mod linear;
 mod loss;
 mod parameters;
 mod vocabulary;
@@ -21,7 +22,8 @@ pub(crate) use attention::Context;
 pub(crate) use decoder::logit_chunk;
 pub use decoder::{Block, Decoder, KvCache};
 pub use error::ModelError;
-pub use layers::{Embedding, Linear, Mlp, Norm};
+pub use layers::{Embedding, Mlp, Norm};
+pub use linear::{Linear, PackedWeight, Weight};
 pub use loss::{TokenLoss, cross_entropy, cross_entropy_sum};
 pub use parameters::{
     MapParameters, Tensors, VisitParameters, map_parameters, parameters, visit_parameters,

@@ -7,26 +7,38 @@
 use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Shape, Tensor, TensorData};
 
 use super::ModelError;
 
 /// Host copies of tensors by name.
 pub type Tensors = BTreeMap<String, TensorData>;
 
-/// Looks at every float parameter of a module.
+/// Looks at every parameter of a module.
 pub trait VisitParameters {
-    /// Called once per parameter, in declaration order.
+    /// Called once per float parameter, in declaration order.
     fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>);
+
+    /// Called once per tensor of packed weights.
+    fn visit_packed<const D: usize>(&mut self, _path: &str, _param: &Param<Tensor<D, Int>>) {}
 }
 
-/// Replaces every float parameter of a module.
+/// Replaces parameters of a module.
 pub trait MapParameters {
-    /// Called once per parameter, in declaration order.
+    /// Called once per float parameter, in declaration order.
     fn map<const D: usize>(&mut self, path: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>>;
+
+    /// Called once per tensor of packed weights.
+    fn map_packed<const D: usize>(
+        &mut self,
+        _path: &str,
+        param: Param<Tensor<D, Int>>,
+    ) -> Param<Tensor<D, Int>> {
+        param
+    }
 }
 
-/// Shows every float parameter of `module` to `visitor`.
+/// Shows every parameter of `module` to `visitor`.
 pub fn visit_parameters(module: &impl Module, visitor: &mut impl VisitParameters) {
     module.visit(&mut Walk {
         path: Vec::new(),
@@ -34,7 +46,7 @@ pub fn visit_parameters(module: &impl Module, visitor: &mut impl VisitParameters
     });
 }
 
-/// Passes every float parameter of `module` through `mapper`.
+/// Passes every parameter of `module` through `mapper`.
 pub fn map_parameters<M: Module>(module: M, mapper: &mut impl MapParameters) -> M {
     module.map(&mut Walk {
         path: Vec::new(),
@@ -47,31 +59,63 @@ struct Walk<'a, T> {
     inner: &'a mut T,
 }
 
-impl<T: VisitParameters> ModuleVisitor for Walk<'_, T> {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.path.push(name.to_string());
+impl<T> Walk<'_, T> {
+    fn enter(&mut self, name: &str, container: &str) {
+        // Which variant of an enum a weight is says nothing about whose weight it is.
+        if !is_variant(container) {
+            self.path.push(name.to_string());
+        }
     }
 
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.pop();
+    fn exit(&mut self, container: &str) {
+        if !is_variant(container) {
+            self.path.pop();
+        }
+    }
+
+    fn path(&self) -> String {
+        self.path.join(".")
+    }
+}
+
+/// As burn's derive names the container of an enum's variant.
+fn is_variant(container: &str) -> bool {
+    container.starts_with("Enum:")
+}
+
+impl<T: VisitParameters> ModuleVisitor for Walk<'_, T> {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.enter(name, container);
+    }
+
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        self.exit(container);
+    }
+
+    fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
+        self.inner.visit_packed(&self.path(), param);
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        self.inner.visit(&self.path.join("."), param);
+        self.inner.visit(&self.path(), param);
     }
 }
 
 impl<T: MapParameters> ModuleMapper for Walk<'_, T> {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.path.push(name.to_string());
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.enter(name, container);
     }
 
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.pop();
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        self.exit(container);
+    }
+
+    fn map_int<const D: usize>(&mut self, param: Param<Tensor<D, Int>>) -> Param<Tensor<D, Int>> {
+        self.inner.map_packed(&self.path(), param)
     }
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        self.inner.map(&self.path.join("."), param)
+        self.inner.map(&self.path(), param)
     }
 }
 
@@ -80,6 +124,10 @@ pub fn parameters(module: &impl Module) -> Tensors {
     struct Collect(Tensors);
     impl VisitParameters for Collect {
         fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
+            self.0.insert(path.to_string(), param.val().into_data());
+        }
+
+        fn visit_packed<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D, Int>>) {
             self.0.insert(path.to_string(), param.val().into_data());
         }
     }
@@ -117,36 +165,59 @@ struct Load<'a> {
 }
 
 impl Load<'_> {
-    fn take<const D: usize>(
+    fn take(
         &mut self,
         path: &str,
-        param: &Param<Tensor<D>>,
-    ) -> Result<Tensor<D>, ModelError> {
+        expected: Shape,
+        dtype: DType,
+    ) -> Result<TensorData, ModelError> {
         let data = self
             .tensors
             .remove(path)
             .ok_or_else(|| ModelError::MissingTensor {
                 name: path.to_string(),
             })?;
-        let expected = param.lazy_shape();
-        if *data.shape() != expected {
+        if *data.shape() != expected || data.dtype() != dtype {
             return Err(ModelError::TensorMismatch {
                 name: path.to_string(),
-                expected: format!("{:?}", expected.as_slice()),
-                found: format!("{:?}", data.shape().as_slice()),
+                expected: format!("{dtype:?} {:?}", expected.as_slice()),
+                found: format!("{:?} {:?}", data.dtype(), data.shape().as_slice()),
             });
         }
-        Ok(Tensor::from_data(data, self.device))
+        Ok(data)
     }
 }
 
 impl MapParameters for Load<'_> {
     fn map<const D: usize>(&mut self, path: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        match self.take(path, &param) {
-            Ok(tensor) if self.device.is_autodiff() => {
-                Param::initialized(param.id, tensor.require_grad())
+        match self.take(path, param.lazy_shape(), DType::F32) {
+            Ok(data) => {
+                let tensor = Tensor::from_data(data, self.device);
+                let tracked = self.device.is_autodiff();
+                let tensor = if tracked {
+                    tensor.require_grad()
+                } else {
+                    tensor
+                };
+                Param::initialized(param.id, tensor)
             }
-            Ok(tensor) => Param::initialized(param.id, tensor),
+            Err(problem) => {
+                self.problem.get_or_insert(problem);
+                param
+            }
+        }
+    }
+
+    fn map_packed<const D: usize>(
+        &mut self,
+        path: &str,
+        param: Param<Tensor<D, Int>>,
+    ) -> Param<Tensor<D, Int>> {
+        match self.take(path, param.lazy_shape(), DType::U32) {
+            Ok(data) => {
+                let tensor = Tensor::from_data(data, (self.device, DType::U32));
+                Param::initialized(param.id, tensor)
+            }
             Err(problem) => {
                 self.problem.get_or_insert(problem);
                 param

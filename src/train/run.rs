@@ -263,7 +263,7 @@ impl Trainer {
     /// Measures the validation split and completes the sample prompts.
     fn evaluate(&mut self, model: &Decoder) -> Result<Option<Evaluation>, TrainError> {
         // Off the autodiff device: a tracked forward without a backward keeps its graph for good.
-        let model = model.valid().cast(self.dtype);
+        let model = model.valid().rounded().cast(self.dtype);
         let step = self.progress.step;
         let mut result = None;
         if let Some(val) = &self.corpus.val {

@@ -104,6 +104,44 @@ fn r1_every_contradiction_is_refused() {
             "phi3 has no linear or llama3 rope scaling",
         ),
         (
+            &[
+                "model={architecture=\"bitnet\", hidden_size=8, num_hidden_layers=1, num_attention_heads=2, head_dim=6}",
+            ],
+            "bitnet's heads are as wide together as hidden_size = 8",
+        ),
+        // Ternary weights.
+        (
+            &["quantization.activation_bits=8"],
+            "only with weights = \"ternary\"",
+        ),
+        (
+            &["quantization={weights=\"none\", int8_forward=true}"],
+            "only with weights = \"ternary\"",
+        ),
+        (
+            &["quantization={weights=\"ternary\", activation_bits=4}"],
+            "activation_bits = 4",
+        ),
+        (
+            &["quantization={weights=\"ternary\", activation_bits=0, int8_forward=true}"],
+            "without 8-bit activations",
+        ),
+        (
+            &["quantization={weights=\"ternary\", granularity=24}"],
+            "24 is not a multiple of 16",
+        ),
+        (
+            &["quantization={weights=\"ternary\", granularity=48}"],
+            "groups of 48 do not divide hidden_size = 64",
+        ),
+        (
+            &[
+                "model={architecture=\"gpt2\", hidden_size=8, num_hidden_layers=1, num_attention_heads=2}",
+                "quantization={weights=\"ternary\"}",
+            ],
+            "gpt2 has no ternary form",
+        ),
+        (
             &["model.max_position_embeddings=8"],
             "the model has 8 positions",
         ),

@@ -1,7 +1,7 @@
 //! Small models and batches that the behaviour tests share.
 #![allow(dead_code, missing_docs)]
 
-use firebrick::config::{Architecture, ModelShape, RopeScaling};
+use firebrick::config::{Architecture, Granularity, ModelShape, RopeScaling, Ternary};
 use firebrick::data::Batch;
 use firebrick::model::DecoderSpec;
 
@@ -27,11 +27,38 @@ pub fn tiny(architecture: Architecture) -> DecoderSpec {
             rope_scaling: None,
             sliding_window: None,
             initializer_range: 0.2,
+            ternary: None,
         },
         vocab_size: 13,
         eos_token_id: None,
         bos_token_id: None,
     }
+}
+
+/// Small models with ternary weights: each granularity, with and without rounded activations, in
+/// LLaMA's form and BitNet's. Widths are multiples of 16, and different.
+pub fn ternary() -> Vec<DecoderSpec> {
+    let forms = [
+        (Architecture::Llama, Granularity::Tensor, true),
+        (Architecture::Bitnet, Granularity::Tensor, true),
+        (Architecture::Qwen2, Granularity::Row, true),
+        (Architecture::Llama, Granularity::Row, false),
+        (Architecture::Bitnet, Granularity::Group(16), true),
+        (Architecture::Phi3, Granularity::Group(16), false),
+    ];
+    let specs = forms.map(|(architecture, granularity, rounds_activations)| {
+        let mut spec = tiny(architecture);
+        spec.shape.hidden_size = 32;
+        spec.shape.intermediate_size = 48;
+        spec.shape.head_dim = 8;
+        spec.shape.ternary = Some(Ternary {
+            granularity,
+            rounds_activations,
+            packed: None,
+        });
+        spec
+    });
+    specs.to_vec()
 }
 
 /// Every architecture with every option that changes its parameters.
@@ -47,6 +74,11 @@ pub fn variants() -> Vec<(String, DecoderSpec)> {
         spec.shape.tie_word_embeddings = architecture == Architecture::Qwen2;
         spec.shape.sliding_window = Some(4);
         all.push((format!("{} window=4", architecture.name()), spec));
+    }
+    all.push(("bitnet".to_string(), tiny(Architecture::Bitnet)));
+    for spec in ternary() {
+        let name = spec.shape.architecture.name();
+        all.push((format!("{name} {:?}", spec.shape.ternary), spec));
     }
     let linear = RopeScaling::Linear { factor: 4.0 };
     let llama3 = RopeScaling::Llama3 {

@@ -29,8 +29,15 @@
 //! every output of that token is NaN.
 
 pub mod cpu;
+pub mod fake_quantize;
 pub mod layout;
+mod op;
 pub mod reference;
+
+pub use op::{
+    PackedShape, TernaryOps, fake_quantize_activations, fake_quantize_weight, int8_matmul,
+    ternary_linear,
+};
 
 /// What one scale of a ternary weight stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

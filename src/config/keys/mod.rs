@@ -9,6 +9,7 @@
 
 mod data;
 mod model;
+mod quantization;
 mod run;
 mod train;
 
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 pub use data::*;
 pub use model::*;
+pub use quantization::*;
 pub use run::*;
 pub use train::*;
 
@@ -40,6 +42,9 @@ pub struct Config {
     /// The model's architecture and shape.
     #[schemars(extend("x-aliases" = ["model_args"]))]
     pub model: ModelConfig,
+    /// Linear layers of the blocks in few bits.
+    #[schemars(extend("x-aliases" = ["quant", "quantize"]))]
+    pub quantization: QuantizationConfig,
     /// How text becomes token ids.
     pub tokenizer: TokenizerConfig,
     /// What to train on.
@@ -74,6 +79,7 @@ impl Default for Config {
             output_dir: PathBuf::from("outputs/run"),
             seed: 42,
             model: ModelConfig::default(),
+            quantization: QuantizationConfig::default(),
             tokenizer: TokenizerConfig::default(),
             data: DataConfig::default(),
             train: TrainConfig::default(),

@@ -167,18 +167,22 @@ pub enum Architecture {
     Qwen3,
     /// As mistral; its files fuse queries, keys and values, and gate and up.
     Phi3,
+    /// As llama, with an RMSNorm before the projections that write to the residual stream (SubLN)
+    /// and ReLU² in place of SiLU. Its weights are ternary with `[quantization]` only.
+    Bitnet,
     /// LayerNorm, learned positions, GELU.
     Gpt2,
 }
 
 impl Architecture {
     /// Every family.
-    pub const ALL: [Architecture; 6] = [
+    pub const ALL: [Architecture; 7] = [
         Architecture::Llama,
         Architecture::Mistral,
         Architecture::Qwen2,
         Architecture::Qwen3,
         Architecture::Phi3,
+        Architecture::Bitnet,
         Architecture::Gpt2,
     ];
 
@@ -190,6 +194,7 @@ impl Architecture {
             Architecture::Qwen2 => "qwen2",
             Architecture::Qwen3 => "qwen3",
             Architecture::Phi3 => "phi3",
+            Architecture::Bitnet => "bitnet",
             Architecture::Gpt2 => "gpt2",
         }
     }

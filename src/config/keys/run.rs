@@ -51,7 +51,9 @@ pub struct CheckpointConfig {
 }
 
 /// Number format of weights in a model folder. Rounding is to the nearest, ties to even.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, clap::ValueEnum,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum SaveDtype {
     /// 4 bytes, exact.

@@ -5,6 +5,7 @@
 //! when one was rejected already (with a misspelled `max_step`, "max_steps is missing" is noise).
 
 mod model;
+mod quantization;
 mod update;
 
 use super::document::Document;
@@ -40,7 +41,10 @@ pub(super) fn resolve(
     checks.tokenizer(&mut config);
     checks.data(&mut config);
     checks.evaluation(&config);
-    let shape = checks.model(&mut config);
+    let mut shape = checks.model(&mut config);
+    if let Some((shape, base)) = &mut shape {
+        checks.quantization(&mut config, shape, base.is_some());
+    }
     let optimizer = checks.optimizer(&mut config);
     let schedule = checks.schedule(&mut config, length);
     match (length, shape) {

@@ -186,6 +186,16 @@ impl Checks<'_> {
                 "choose num_attention_heads so that hidden_size / num_attention_heads is even",
             );
         }
+        let queries = heads.saturating_mul(shape.head_dim);
+        if shape.is_bitnet_form() && queries != hidden {
+            self.refuse(
+                &["model.head_dim", given[0], given[1]],
+                format!(
+                    "bitnet's heads are as wide together as hidden_size = {hidden}, not {queries}"
+                ),
+                "remove head_dim",
+            );
+        }
         if is_gpt2 && kv != heads {
             self.refuse(
                 &["model.num_key_value_heads", given[1]],
@@ -222,7 +232,10 @@ impl Checks<'_> {
                 &format!("remove {name}, or use architecture = \"llama\""),
             );
         }
-        let no_window = matches!(shape.architecture, Architecture::Llama | Architecture::Gpt2);
+        let no_window = matches!(
+            shape.architecture,
+            Architecture::Llama | Architecture::Bitnet | Architecture::Gpt2
+        );
         if no_window && written.sliding_window.is_some() {
             self.refuse(
                 &["model.sliding_window", "model.architecture"],
@@ -367,6 +380,7 @@ impl ModelShape {
             rope_scaling: model.rope_scaling.as_ref().map(RopeScaling::of),
             sliding_window: model.sliding_window,
             initializer_range: model.initializer_range.unwrap_or(0.02),
+            ternary: None,
         })
     }
 

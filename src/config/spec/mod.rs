@@ -2,6 +2,7 @@
 
 mod error;
 mod fields;
+mod quantization;
 mod read;
 mod write;
 
@@ -12,6 +13,7 @@ use std::path::Path;
 pub use error::SpecError;
 
 use super::shape::ModelShape;
+use firebrick_kernels::ternary::Granularity;
 
 /// The shape's file name in a model folder.
 pub const CONFIG_JSON: &str = "config.json";
@@ -112,6 +114,22 @@ impl DecoderSpec {
                 "head_dim = {} is odd; rotary positions turn pairs",
                 s.head_dim
             )));
+        }
+        let queries = s.num_attention_heads.saturating_mul(s.head_dim);
+        if s.is_bitnet_form() && queries != s.hidden_size {
+            return Err(SpecError::shape(format!(
+                "num_attention_heads x head_dim = {queries} is not hidden_size = {}, which bitnet's \
+                 attn_sub_norm has",
+                s.hidden_size
+            )));
+        }
+        if let Some(Granularity::Group(size)) = s.ternary.map(|ternary| ternary.granularity) {
+            let widths = [s.hidden_size, queries, s.intermediate_size];
+            if size == 0 || size % 16 != 0 || widths.iter().any(|width| width % size != 0) {
+                return Err(SpecError::shape(format!(
+                    "groups of {size} ternary weights are not a multiple of 16 that divides {widths:?}"
+                )));
+            }
         }
         Ok(())
     }

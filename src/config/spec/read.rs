@@ -21,7 +21,9 @@ struct Family {
     head_dim: Option<usize>,
     positions: usize,
     norm_eps: f64,
+    rope_theta: f64,
     sliding_window: Option<usize>,
+    hidden_act: &'static str,
     bos: Option<u32>,
     eos: Option<u32>,
 }
@@ -33,7 +35,9 @@ const LLAMA: Family = Family {
     head_dim: None,
     positions: 2048,
     norm_eps: 1e-6,
+    rope_theta: 10_000.0,
     sliding_window: None,
+    hidden_act: "silu",
     bos: Some(1),
     eos: Some(2),
 };
@@ -74,6 +78,18 @@ const PHI3: Family = Family {
     ..LLAMA
 };
 
+const BITNET: Family = Family {
+    architecture: Architecture::Bitnet,
+    class: "BitNetForCausalLM",
+    kv_heads: Some(5),
+    norm_eps: 1e-5,
+    rope_theta: 500_000.0,
+    hidden_act: "relu2",
+    bos: Some(128_000),
+    eos: Some(128_001),
+    ..LLAMA
+};
+
 impl DecoderSpec {
     /// Reads a parsed `config.json`.
     ///
@@ -88,6 +104,7 @@ impl DecoderSpec {
             "qwen2" => fields.rotary(&QWEN2)?,
             "qwen3" => fields.rotary(&QWEN3)?,
             "phi3" => fields.rotary(&PHI3)?,
+            "bitnet" => fields.rotary(&BITNET)?,
             "gpt2" => fields.gpt2()?,
             _ => return Err(fields.unsupported("model_type")),
         };
@@ -99,11 +116,11 @@ impl DecoderSpec {
 impl Fields<'_> {
     fn rotary(&self, family: &Family) -> Result<DecoderSpec, SpecError> {
         self.refuse_unsupported(family.class)?;
-        self.require("hidden_act", &json!("silu"))?;
+        self.require("hidden_act", &json!(family.hidden_act))?;
         let hidden_size = self.count("hidden_size")?;
         let heads = self.count("num_attention_heads")?;
         let layers = self.count("num_hidden_layers")?;
-        let (rope_theta, rope_scaling) = self.rope(family.architecture)?;
+        let (rope_theta, rope_scaling) = self.rope(family)?;
         let shape = ModelShape {
             architecture: family.architecture,
             hidden_size,
@@ -127,6 +144,7 @@ impl Fields<'_> {
             rope_scaling,
             sliding_window: self.window(family, layers)?,
             initializer_range: self.positive_or("initializer_range", 0.02)?,
+            ternary: self.ternary(family.architecture)?,
         };
         self.spec(shape, family.bos, family.eos)
     }
@@ -161,6 +179,7 @@ impl Fields<'_> {
             rope_scaling: None,
             sliding_window: None,
             initializer_range: self.positive_or("initializer_range", 0.02)?,
+            ternary: self.ternary(Architecture::Gpt2)?,
         };
         self.spec(shape, Some(50256), Some(50256))
     }
@@ -210,7 +229,11 @@ impl Fields<'_> {
             family.architecture,
             Architecture::Qwen2 | Architecture::Qwen3
         );
-        if family.architecture == Architecture::Llama && window.is_some() {
+        let never = matches!(
+            family.architecture,
+            Architecture::Llama | Architecture::Bitnet
+        );
+        if never && window.is_some() {
             return Err(self.unsupported("sliding_window"));
         }
         if !qwen {
@@ -270,8 +293,8 @@ impl Fields<'_> {
     /// Base and scaling of the rotary frequencies. Since transformers 5 they are in
     /// `rope_parameters`; before, the base was `rope_theta` and the rest in `rope_scaling`, which
     /// still wins where a file has both.
-    fn rope(&self, family: Architecture) -> Result<(f64, Option<RopeScaling>), SpecError> {
-        let theta = self.positive_or("rope_theta", 10_000.0)?;
+    fn rope(&self, family: &Family) -> Result<(f64, Option<RopeScaling>), SpecError> {
+        let theta = self.positive_or("rope_theta", family.rope_theta)?;
         let old = self.inner("rope_scaling", "rope_scaling.")?;
         let rope = match old.filter(|old| !old.is_empty()) {
             Some(old) => old,
@@ -289,7 +312,7 @@ impl Fields<'_> {
         let (known, scaling): (&[&str], _) = match kind {
             "default" => (&[], None),
             // Its class in transformers takes none of the others.
-            _ if family == Architecture::Phi3 => return Err(unsupported()),
+            _ if family.architecture == Architecture::Phi3 => return Err(unsupported()),
             "linear" => {
                 let factor = rope.positive("factor")?;
                 (&["factor"], Some(RopeScaling::Linear { factor }))
@@ -340,7 +363,6 @@ impl Fields<'_> {
 
 /// Fields that only another kind of model has.
 const ABSENT: &[&str] = &[
-    "quantization_config",
     "compression_config",
     "num_experts",
     "num_local_experts",

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::DecoderSpec;
+use super::{DecoderSpec, quantization};
 use crate::config::keys::{Architecture, SaveDtype};
 use crate::config::shape::{ModelShape, RopeScaling};
 
@@ -16,6 +16,9 @@ impl DecoderSpec {
             Architecture::Gpt2 => gpt2(shape),
             _ => rotary(shape),
         });
+        if let Some(quantization) = quantization::write(shape) {
+            config.insert("quantization_config".into(), quantization);
+        }
         config.insert(
             "tie_word_embeddings".into(),
             json!(shape.tie_word_embeddings),
@@ -36,6 +39,7 @@ fn rotary(shape: &ModelShape) -> Map<String, Value> {
         Architecture::Qwen2 => "Qwen2ForCausalLM",
         Architecture::Qwen3 => "Qwen3ForCausalLM",
         Architecture::Phi3 => "Phi3ForCausalLM",
+        Architecture::Bitnet => "BitNetForCausalLM",
         Architecture::Llama | Architecture::Gpt2 => "LlamaForCausalLM",
     };
     let mut config = object(json!({
@@ -47,7 +51,7 @@ fn rotary(shape: &ModelShape) -> Map<String, Value> {
         "num_key_value_heads": shape.num_key_value_heads,
         "head_dim": shape.head_dim,
         "max_position_embeddings": shape.max_position_embeddings,
-        "hidden_act": "silu",
+        "hidden_act": if shape.is_bitnet_form() { "relu2" } else { "silu" },
         "rms_norm_eps": shape.norm_eps,
         "rope_theta": shape.rope_theta,
         "rope_scaling": shape.rope_scaling.map(rope_scaling),
@@ -57,6 +61,7 @@ fn rotary(shape: &ModelShape) -> Map<String, Value> {
     }));
     let more = match shape.architecture {
         Architecture::Llama => json!({"attention_bias": false, "mlp_bias": false}),
+        Architecture::Bitnet => json!({"attention_bias": false}),
         Architecture::Mistral => json!({"sliding_window": shape.sliding_window}),
         Architecture::Phi3 => json!({
             "sliding_window": shape.sliding_window,

@@ -9,8 +9,9 @@ use std::collections::HashSet;
 
 use burn::tensor::TensorData;
 
+use super::packed;
 use super::tensors::floats;
-use crate::config::{Architecture, DecoderSpec, ModelShape};
+use crate::config::{Architecture, DecoderSpec, ModelShape, PackedLayout, Ternary};
 use crate::model::{ModelError, Tensors};
 
 /// One tensor of a model's files.
@@ -34,6 +35,8 @@ enum Layout {
     Columns,
     /// No parameter: zeros.
     Zeros,
+    /// Bytes of packed trits `[out, in]` of so many outputs and inputs.
+    Packed(PackedLayout, [usize; 2]),
 }
 
 /// Where tensors under their file names come from.
@@ -44,7 +47,9 @@ pub(super) trait Source {
     fn names(&self) -> Vec<String>;
     /// The values of a tensor that is there.
     fn values(&self, name: &str) -> Result<Vec<f32>, ModelError>;
-    /// The same, where the tensor is not needed again.
+    /// The bytes of a tensor that is there, and is bytes.
+    fn bytes(&self, name: &str) -> Result<Vec<u8>, ModelError>;
+    /// The values, where the tensor is not needed again.
     fn take(&mut self, name: &str) -> Result<Vec<f32>, ModelError> {
         self.values(name)
     }
@@ -62,6 +67,16 @@ impl Source for Tensors {
     fn values(&self, name: &str) -> Result<Vec<f32>, ModelError> {
         let data = self.get(name).cloned();
         data.map(floats).ok_or_else(|| missing(name))
+    }
+
+    fn bytes(&self, name: &str) -> Result<Vec<u8>, ModelError> {
+        let data = self.get(name).ok_or_else(|| missing(name))?;
+        let bytes = data.as_slice::<u8>().map(<[u8]>::to_vec);
+        bytes.map_err(|_| ModelError::TensorMismatch {
+            name: name.to_string(),
+            expected: "U8".to_string(),
+            found: format!("{:?}", data.dtype()),
+        })
     }
 
     fn take(&mut self, name: &str) -> Result<Vec<f32>, ModelError> {
@@ -96,6 +111,12 @@ pub(super) fn own_tensors(
     let mut own = Tensors::new();
     for tensor in table(spec) {
         if tensor.layout == Layout::Zeros && source.shape(&tensor.name).is_none() {
+            continue;
+        }
+        if let Layout::Packed(layout, dims) = tensor.layout {
+            let bytes = source.bytes(&tensor.name)?;
+            let words = packed::read(&tensor.name, bytes, layout, dims)?;
+            own.insert(tensor.path(), words);
             continue;
         }
         let values = source.take(&tensor.name)?;
@@ -218,17 +239,30 @@ fn rotary_layer(shape: &ModelShape, layer: usize) -> Vec<FileTensor> {
     let mut table = vec![
         vector("input_layernorm", "weight", dim),
         vector("post_attention_layernorm", "weight", dim),
-        matrix("self_attn.o_proj", queries, &out),
-        matrix("mlp.down_proj", ffn, &down),
     ];
-    if shape.architecture == Architecture::Phi3 {
-        table.push(matrix("self_attn.qkv_proj", dim, &qkv));
-        table.push(matrix("mlp.gate_up_proj", dim, &gate_up));
-    } else {
-        for part in qkv.iter().chain(&gate_up) {
-            let module = part.0.trim_end_matches(".weight");
-            table.push(matrix(module, dim, &[*part]));
+    if let Some(ternary) = shape.ternary.filter(|ternary| ternary.packed.is_some()) {
+        // Every matrix has scales of its own: none are fused.
+        let of_dim = qkv.iter().chain(&gate_up).map(|part| (part, dim));
+        let all = of_dim.chain([(&out[0], queries), (&down[0], ffn)]);
+        for ((path, outputs), inputs) in all {
+            table.extend(packed_matrix(&ours, path, [*outputs, inputs], ternary));
         }
+    } else {
+        table.push(matrix("self_attn.o_proj", queries, &out));
+        table.push(matrix("mlp.down_proj", ffn, &down));
+        if shape.architecture == Architecture::Phi3 {
+            table.push(matrix("self_attn.qkv_proj", dim, &qkv));
+            table.push(matrix("mlp.gate_up_proj", dim, &gate_up));
+        } else {
+            for part in qkv.iter().chain(&gate_up) {
+                let module = part.0.trim_end_matches(".weight");
+                table.push(matrix(module, dim, &[*part]));
+            }
+        }
+    }
+    if shape.is_bitnet_form() {
+        table.push(vector("self_attn.attn_sub_norm", "weight", queries));
+        table.push(vector("mlp.ffn_sub_norm", "weight", ffn));
     }
     if shape.qkv_bias {
         for (path, width) in qkv {
@@ -285,6 +319,36 @@ fn gpt2_bias(shape: &ModelShape, module: &str, parts: &[(&str, usize)]) -> FileT
     tensor
 }
 
+/// The trits and the scales of a matrix `[out, in]`.
+fn packed_matrix(prefix: &str, path: &str, dims: [usize; 2], ternary: Ternary) -> [FileTensor; 2] {
+    let layout = ternary.packed.unwrap_or_default();
+    let [outputs, inputs] = dims;
+    let name = format!("model.{prefix}{path}");
+    let path = format!("{prefix}{path}");
+    let scales = ternary.granularity.scales(outputs, inputs);
+    let scale = same(
+        &format!("{name}{SCALE}"),
+        &format!("{path}.scales"),
+        &[scales],
+    );
+    let trits = FileTensor {
+        name,
+        shape: packed::file_shape(layout, dims),
+        layout: Layout::Packed(layout, dims),
+        parts: vec![(format!("{path}.words"), outputs)],
+    };
+    [trits, scale]
+}
+
+/// Ends the name of a packed matrix's scales, as in transformers' own packed form.
+const SCALE: &str = "_scale";
+
+/// Whether a tensor is f32 in files whatever the other weights are rounded to.
+pub(super) fn is_exact(spec: &DecoderSpec, name: &str) -> bool {
+    let packed = spec.shape.ternary.and_then(|ternary| ternary.packed);
+    packed.is_some() && name.ends_with(SCALE)
+}
+
 fn same(name: &str, path: &str, shape: &[usize]) -> FileTensor {
     FileTensor {
         name: name.to_string(),
@@ -327,6 +391,13 @@ fn columns(name: String, input: usize, parts: &[(&str, usize)], leaf: &str) -> F
 }
 
 impl FileTensor {
+    /// Of its first part.
+    fn path(&self) -> String {
+        self.parts
+            .first()
+            .map_or_else(String::new, |(path, _)| path.clone())
+    }
+
     /// Its values as parameters of ours. `values` has as many elements as `shape`.
     fn unpack(self, values: Vec<f32>, own: &mut Tensors) -> Result<(), ModelError> {
         let total = self.shape.last().copied().unwrap_or(1);
@@ -336,7 +407,7 @@ impl FileTensor {
                 // Absent in our sense: a file may hold zeros, anything else would be lost.
                 return Err(ModelError::UnexpectedTensor { name: self.name });
             }
-            Layout::Zeros => {}
+            Layout::Zeros | Layout::Packed(..) => {}
             Layout::Same => {
                 if let [(path, _)] = self.parts.as_slice() {
                     own.insert(path.clone(), TensorData::new(values, self.shape));
@@ -371,13 +442,20 @@ impl FileTensor {
 
     /// Takes its parameters out of ours. A module has every parameter in its table.
     fn pack(&self, own: &mut Tensors) -> TensorData {
+        if let Layout::Packed(layout, dims) = self.layout {
+            let path = self.path();
+            let words = own.remove(&path);
+            let words =
+                words.unwrap_or_else(|| unreachable!("{path} is not a parameter of this model"));
+            return packed::write(words, layout, dims);
+        }
         let mut part = |path: &String| {
             let data = own.remove(path);
             floats(data.unwrap_or_else(|| unreachable!("{path} is not a parameter of this model")))
         };
         let count = self.shape.iter().product();
         let values = match self.layout {
-            Layout::Zeros => vec![0.0; count],
+            Layout::Zeros | Layout::Packed(..) => vec![0.0; count],
             Layout::Same => self.parts.iter().flat_map(|(path, _)| part(path)).collect(),
             Layout::Transposed => {
                 let input = self.shape[1];

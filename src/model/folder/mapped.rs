@@ -123,11 +123,20 @@ impl Source for WeightFiles {
         self.tensors.keys().cloned().collect()
     }
 
+    fn bytes(&self, name: &str) -> Result<Vec<u8>, ModelError> {
+        let place = self.tensors.get(name).ok_or_else(|| is_missing(name))?;
+        if place.dtype != Dtype::U8 {
+            return Err(ModelError::TensorMismatch {
+                name: name.to_string(),
+                expected: "U8".to_string(),
+                found: format!("{:?}", place.dtype),
+            });
+        }
+        Ok(self.files[place.file].1[place.start..place.end].to_vec())
+    }
+
     fn values(&self, name: &str) -> Result<Vec<f32>, ModelError> {
-        let place = self.tensors.get(name);
-        let place = place.ok_or_else(|| ModelError::MissingTensor {
-            name: name.to_string(),
-        })?;
+        let place = self.tensors.get(name).ok_or_else(|| is_missing(name))?;
         let bytes = &self.files[place.file].1[place.start..place.end];
         let pairs = || {
             bytes
@@ -152,6 +161,12 @@ impl Source for WeightFiles {
                 });
             }
         })
+    }
+}
+
+fn is_missing(name: &str) -> ModelError {
+    ModelError::MissingTensor {
+        name: name.to_string(),
     }
 }
 

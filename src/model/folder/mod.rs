@@ -7,6 +7,7 @@
 
 mod layout;
 mod mapped;
+mod packed;
 mod tensors;
 mod write;
 

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use burn::tensor::{DType, TensorData};
 use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorInfo};
+use serde_json::Value;
 
 use crate::durable;
 use crate::model::{ModelError, Tensors};
@@ -85,7 +86,7 @@ pub fn tensors_header(path: &Path, tensors: &Tensors) -> Result<Vec<u8>, ModelEr
         let shape = data.shape().as_slice().to_vec();
         (name.clone(), Dtype::F32, shape, data.as_bytes().len())
     });
-    header(path, infos)
+    header(path, None, infos)
 }
 
 /// Writes a file of f32 tensors after its [`header`](tensors_header), tensor by tensor: nothing is
@@ -106,9 +107,10 @@ pub fn stream_tensors(
 
 /// The length of the header and the header: names, types, shapes and bytes of tensors that follow
 /// one another in this order. `safetensors` itself would want all of them at once, or leave a file
-/// that only its owner can read.
+/// that only its owner can read. `note` is a name and its value in `__metadata__`.
 pub(super) fn header(
     path: &Path,
+    note: Option<(&str, &str)>,
     tensors: impl Iterator<Item = (String, Dtype, Vec<usize>, usize)>,
 ) -> Result<Vec<u8>, ModelError> {
     let mut offset = 0;
@@ -123,13 +125,24 @@ pub(super) fn header(
         };
         (name, info)
     });
-    let format = HashMap::from([("format".to_string(), "pt".to_string())]);
-    let metadata = Metadata::new(Some(format), infos.collect()).map_err(malformed(path))?;
-    let json = serde_json::to_string(&metadata).map_err(std::io::Error::from);
+    let notes = [("format", "pt")].into_iter().chain(note);
+    let notes = notes.map(|(name, value)| (name.to_string(), value.to_string()));
+    let notes: HashMap<String, String> = notes.collect();
+    let metadata = Metadata::new(Some(notes), infos.collect()).map_err(malformed(path))?;
+    let json = ordered_json(&metadata).map_err(std::io::Error::from);
     let mut json = json.map_err(ModelError::io(path))?.into_bytes();
     // Tensors begin at a multiple of eight.
     json.resize(json.len().next_multiple_of(8), b' ');
     Ok([&(json.len() as u64).to_le_bytes()[..], &json].concat())
+}
+
+/// The same file has the same bytes: `__metadata__` is in no order of its own.
+fn ordered_json(metadata: &Metadata) -> serde_json::Result<String> {
+    let mut json = serde_json::to_value(metadata)?;
+    if let Some(Value::Object(notes)) = json.get_mut("__metadata__") {
+        notes.sort_keys();
+    }
+    serde_json::to_string(&json)
 }
 
 #[cfg(test)]

@@ -5,13 +5,13 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 
-use burn::tensor::TensorData;
+use burn::tensor::{DType, TensorData};
 use half::{bf16, f16};
 use safetensors::tensor::Dtype;
 use serde_json::json;
 
 use super::tensors::header;
-use super::{CONFIG, INDEX, WEIGHTS};
+use super::{CONFIG, INDEX, WEIGHTS, layout};
 use crate::config::{DecoderSpec, SaveDtype};
 use crate::durable;
 use crate::model::{ModelError, Tensors};
@@ -47,8 +47,9 @@ pub fn save(
     tensors: &Tensors,
     options: &SaveOptions,
 ) -> Result<(), ModelError> {
-    check_range(tensors, options.dtype)?;
-    let shards = shards(tensors, options);
+    let tensors = formatted(spec, tensors, options.dtype);
+    check_range(&tensors)?;
+    let shards = shards(&tensors, options);
     let names = shard_names(shards.len());
     let config_path = folder.join(CONFIG);
     // One file in the place of one file is replaced at once. Anything else takes several changes,
@@ -58,11 +59,11 @@ pub fn save(
         durable::remove_file(&config_path).map_err(ModelError::io(&config_path))?;
     }
     for (name, shard) in names.iter().zip(&shards) {
-        write_file(&folder.join(name), shard, options.dtype)?;
+        write_file(&folder.join(name), shard, spec)?;
     }
     let mut kept = names.clone();
     if shards.len() > 1 {
-        let index = index(&names, &shards, options.dtype);
+        let index = index(&names, &shards);
         let path = folder.join(INDEX);
         durable::replace_with(&path, format!("{index:#}\n")).map_err(ModelError::io(&path))?;
         kept.push(INDEX.to_string());
@@ -72,14 +73,63 @@ pub fn save(
     durable::replace_with(&config_path, config).map_err(ModelError::io(&config_path))
 }
 
-type Shard<'a> = Vec<(&'a String, &'a TensorData)>;
+/// A tensor and how it is written.
+struct Formatted<'a> {
+    name: &'a String,
+    data: &'a TensorData,
+    format: Format,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Format {
+    /// Numbers.
+    Floats(SaveDtype),
+    /// Bytes as they are: packed weights.
+    Bytes,
+}
+
+impl Formatted<'_> {
+    fn bytes(&self) -> usize {
+        let each = match self.format {
+            Format::Floats(SaveDtype::F32) => 4,
+            Format::Floats(SaveDtype::Bf16 | SaveDtype::F16) => 2,
+            Format::Bytes => 1,
+        };
+        self.data.num_elements() * each
+    }
+
+    fn kind(&self) -> Dtype {
+        match self.format {
+            Format::Floats(SaveDtype::F32) => Dtype::F32,
+            Format::Floats(SaveDtype::Bf16) => Dtype::BF16,
+            Format::Floats(SaveDtype::F16) => Dtype::F16,
+            Format::Bytes => Dtype::U8,
+        }
+    }
+}
+
+fn formatted<'a>(spec: &DecoderSpec, tensors: &'a Tensors, dtype: SaveDtype) -> Vec<Formatted<'a>> {
+    let format = |name: &str, data: &TensorData| match data.dtype() {
+        DType::U8 => Format::Bytes,
+        _ if layout::is_exact(spec, name) => Format::Floats(SaveDtype::F32),
+        _ => Format::Floats(dtype),
+    };
+    let tensors = tensors.iter().map(|(name, data)| Formatted {
+        name,
+        data,
+        format: format(name, data),
+    });
+    tensors.collect()
+}
+
+type Shard<'a> = Vec<&'a Formatted<'a>>;
 
 /// In the order of names, as many as fit.
-fn shards<'a>(tensors: &'a Tensors, options: &SaveOptions) -> Vec<Shard<'a>> {
+fn shards<'a>(tensors: &'a [Formatted<'a>], options: &SaveOptions) -> Vec<Shard<'a>> {
     let mut shards: Vec<Shard> = vec![Vec::new()];
     let mut filled = 0;
     for tensor in tensors {
-        let bytes = bytes_of(tensor.1, options.dtype) as u64;
+        let bytes = tensor.bytes() as u64;
         let last = shards.len() - 1;
         if filled + bytes > options.max_shard_bytes && !shards[last].is_empty() {
             shards.push(vec![tensor]);
@@ -100,45 +150,41 @@ fn shard_names(count: usize) -> Vec<String> {
     names.collect()
 }
 
-fn index(names: &[String], shards: &[Shard], dtype: SaveDtype) -> serde_json::Value {
+fn index(names: &[String], shards: &[Shard]) -> serde_json::Value {
     let all = || names.iter().zip(shards);
     let total: usize = all()
-        .flat_map(|(_, shard)| shard.iter().map(|(_, data)| bytes_of(data, dtype)))
+        .flat_map(|(_, shard)| shard.iter().map(|tensor| tensor.bytes()))
         .sum();
     let weight_map: BTreeMap<&String, &String> = all()
-        .flat_map(|(file, shard)| shard.iter().map(move |(name, _)| (*name, file)))
+        .flat_map(|(file, shard)| shard.iter().map(move |tensor| (tensor.name, file)))
         .collect();
     json!({ "metadata": { "total_size": total }, "weight_map": weight_map })
 }
 
 /// One safetensors file, converted and written piece by piece.
-fn write_file(path: &Path, shard: &Shard, dtype: SaveDtype) -> Result<(), ModelError> {
-    let kind = match dtype {
-        SaveDtype::F32 => Dtype::F32,
-        SaveDtype::Bf16 => Dtype::BF16,
-        SaveDtype::F16 => Dtype::F16,
-    };
-    let tensors = shard.iter().map(|(name, data)| {
-        let shape = data.shape().as_slice().to_vec();
-        ((*name).clone(), kind, shape, bytes_of(data, dtype))
+fn write_file(path: &Path, shard: &Shard, spec: &DecoderSpec) -> Result<(), ModelError> {
+    let tensors = shard.iter().map(|tensor| {
+        let shape = tensor.data.shape().as_slice().to_vec();
+        (tensor.name.clone(), tensor.kind(), shape, tensor.bytes())
     });
-    let header = header(path, tensors)?;
+    let packed = spec.shape.ternary.and_then(|ternary| ternary.packed);
+    let header = header(
+        path,
+        packed.map(|layout| (PACKED_LAYOUT, layout.name())),
+        tensors,
+    )?;
     let written = durable::replace(path, |file| {
         file.write_all(&header)?;
-        shard
-            .iter()
-            .try_for_each(|(_, data)| write_values(file, data, dtype))
+        shard.iter().try_for_each(|tensor| match tensor.format {
+            Format::Floats(dtype) => write_values(file, tensor.data, dtype),
+            Format::Bytes => file.write_all(tensor.data.as_bytes()),
+        })
     });
     written.map_err(ModelError::io(path))
 }
 
-fn bytes_of(data: &TensorData, dtype: SaveDtype) -> usize {
-    let each = match dtype {
-        SaveDtype::F32 => 4,
-        SaveDtype::Bf16 | SaveDtype::F16 => 2,
-    };
-    data.num_elements() * each
-}
+/// Names the layout of packed weights in the header of their file.
+const PACKED_LAYOUT: &str = "packed_layout";
 
 fn write_values(file: &mut dyn Write, data: &TensorData, dtype: SaveDtype) -> std::io::Result<()> {
     let mut values = data.iter::<f32>();
@@ -164,20 +210,21 @@ fn write_values(file: &mut dyn Write, data: &TensorData, dtype: SaveDtype) -> st
 const PIECE: usize = 1 << 14;
 
 /// A finite weight must not become infinite.
-fn check_range(tensors: &Tensors, dtype: SaveDtype) -> Result<(), ModelError> {
-    let fits = |value: f32| match dtype {
-        SaveDtype::F32 => true,
-        SaveDtype::Bf16 => bf16::from_f32(value).is_finite(),
-        SaveDtype::F16 => f16::from_f32(value).is_finite(),
-    };
-    if dtype == SaveDtype::F32 {
-        return Ok(());
-    }
-    for (name, data) in tensors {
+fn check_range(tensors: &[Formatted]) -> Result<(), ModelError> {
+    for Formatted { name, data, format } in tensors {
+        let (dtype, fits): (_, fn(f32) -> bool) = match format {
+            Format::Bytes | Format::Floats(SaveDtype::F32) => continue,
+            Format::Floats(SaveDtype::Bf16) => {
+                (SaveDtype::Bf16, |value| bf16::from_f32(value).is_finite())
+            }
+            Format::Floats(SaveDtype::F16) => {
+                (SaveDtype::F16, |value| f16::from_f32(value).is_finite())
+            }
+        };
         let mut values = data.iter::<f32>();
         if let Some(value) = values.find(|&value| value.is_finite() && !fits(value)) {
             return Err(ModelError::OutOfRange {
-                name: name.clone(),
+                name: (*name).clone(),
                 value,
                 dtype,
             });

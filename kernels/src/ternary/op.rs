@@ -1,0 +1,542 @@
+//! The burn extension: what a backend has to offer, its gradient, and which device runs what.
+
+use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, binary, unary};
+use burn::backend::ops::FloatTensorOps;
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::{Autodiff, Backend, Dispatch, Flex, TensorMetadata, backend_extension};
+use burn::tensor::{DType, FloatDType, Int, Tensor, TensorData};
+
+use super::cpu::{self, CpuError};
+use super::layout::PackedView;
+use super::{Granularity, fake_quantize};
+
+/// Operations on ternary weights. A backend without a kernel of its own composes them.
+#[backend_extension(
+    Flex,
+    Cube: cfg(feature = "gpu"),
+    Autodiff,
+    Fusion: cfg(feature = "gpu"),
+)]
+pub trait TernaryOps: Backend {
+    /// W' of W `[inputs, outputs]`. Its gradient goes straight through.
+    #[fusion(dtype = weight, shape = weight)]
+    fn ternary_fake_quantize_weight(
+        weight: FloatTensor<Self>,
+        granularity: Granularity,
+    ) -> FloatTensor<Self> {
+        composed::weight::<Self>(weight, granularity)
+    }
+
+    /// x' of x `[tokens, inputs]`. Its gradient goes straight through.
+    #[fusion(dtype = x, shape = x)]
+    fn ternary_fake_quantize_activations(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        composed::activations::<Self>(x)
+    }
+
+    /// x' w' of fake-quantised x' `[tokens, inputs]` and w' `[inputs, outputs]`: as integers where
+    /// there is a kernel for that, which is the same up to rounding.
+    #[fusion(dtype = x, shape = burn::tensor::Shape::new([x[0], weight[1]]))]
+    fn ternary_int8_matmul(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        _granularity: Granularity,
+    ) -> FloatTensor<Self> {
+        Self::float_matmul(x, weight)
+    }
+
+    /// y `[tokens, rows]` of x `[tokens, cols]` and packed weights.
+    #[fusion(dtype = x, shape = burn::tensor::Shape::new([x[0], shape.rows]))]
+    fn ternary_linear(
+        x: FloatTensor<Self>,
+        words: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        shape: PackedShape,
+    ) -> FloatTensor<Self> {
+        composed::linear::<Self>(x, words, scales, shape)
+    }
+
+    /// dx `[tokens, cols]` of dy `[tokens, rows]` and packed weights.
+    #[fusion(dtype = dy, shape = burn::tensor::Shape::new([dy[0], shape.cols]))]
+    fn ternary_linear_dx(
+        dy: FloatTensor<Self>,
+        words: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        shape: PackedShape,
+    ) -> FloatTensor<Self> {
+        composed::linear_dx::<Self>(dy, words, scales, shape)
+    }
+}
+
+/// A packed matrix beside its words and scales.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PackedShape {
+    /// Outputs.
+    pub rows: usize,
+    /// Inputs.
+    pub cols: usize,
+    /// What one scale stands for.
+    pub granularity: Granularity,
+    /// Whether what goes in is rounded to eight bits, token by token.
+    pub rounds_activations: bool,
+}
+
+/// W' = g T, the ternary matrix that stands for a latent weight `[inputs, outputs]` of any float
+/// dtype: g = max(mean |W|, 1e-5) and T = clamp(round(W / g), -1, 1) (Ma et al., 2024, section 2).
+///
+/// The gradient of W' is taken for that of W (Bengio et al., 2013: straight through), since rounding
+/// has none.
+///
+/// # Panics
+/// With [`Granularity::Group`] of a size that does not divide the inputs.
+pub fn fake_quantize_weight(weight: Tensor<2>, granularity: Granularity) -> Tensor<2> {
+    let [inputs, _] = weight.dims();
+    if let Granularity::Group(size) = granularity {
+        assert!(
+            size > 0 && inputs % size == 0,
+            "groups of {size} do not divide {inputs} inputs"
+        );
+    }
+    Tensor::from_dispatch(Dispatch::ternary_fake_quantize_weight(
+        weight.into_dispatch(),
+        granularity,
+    ))
+}
+
+/// x' = s q, what eight bits keep of activations `[tokens, inputs]` of any float dtype:
+/// s = max(max |x|, 1e-5) / 127 of each token, q = clamp(round(x / s), -128, 127).
+///
+/// The gradient goes straight through.
+pub fn fake_quantize_activations(x: Tensor<2>) -> Tensor<2> {
+    Tensor::from_dispatch(Dispatch::ternary_fake_quantize_activations(
+        x.into_dispatch(),
+    ))
+}
+
+/// x' w' of [`fake_quantize_activations`]' x' `[tokens, inputs]` and [`fake_quantize_weight`]'s w'
+/// `[inputs, outputs]`, multiplied as integers on the CPU. Gradients are those of the product.
+pub fn int8_matmul(x: Tensor<2>, weight: Tensor<2>, granularity: Granularity) -> Tensor<2> {
+    let [x, weight] = [x, weight].map(Tensor::into_dispatch);
+    Tensor::from_dispatch(Dispatch::ternary_int8_matmul(x, weight, granularity))
+}
+
+/// y `[tokens, rows]` = x W'ᵀ of x `[tokens, cols]` and packed weights: words
+/// `[groups of 16 rows, words of a group]` u32 as [`compute`](super::layout::compute) lays them out,
+/// and scales `[scales]`. Where `shape` says so, x is rounded to eight bits and the sums are of
+/// integers. It has a gradient with respect to x alone, straight through the rounding.
+///
+/// # Panics
+/// Words or scales of other lengths than `shape` has.
+pub fn ternary_linear(
+    x: Tensor<2>,
+    words: Tensor<2, Int>,
+    scales: Tensor<1>,
+    shape: PackedShape,
+) -> Tensor<2> {
+    Tensor::from_dispatch(Dispatch::ternary_linear(
+        x.into_dispatch(),
+        words.into_dispatch(),
+        scales.into_dispatch(),
+        shape,
+    ))
+}
+
+impl TernaryOps for Flex {
+    fn ternary_fake_quantize_weight(
+        weight: FloatTensor<Self>,
+        granularity: Granularity,
+    ) -> FloatTensor<Self> {
+        let outputs = weight.shape()[1];
+        in_f32(weight, |values| {
+            fake_quantize::weight(values, outputs, granularity)
+        })
+    }
+
+    fn ternary_fake_quantize_activations(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        let width = x.shape()[1];
+        in_f32(x, |values| fake_quantize::activations(values, width))
+    }
+
+    fn ternary_int8_matmul(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        granularity: Granularity,
+    ) -> FloatTensor<Self> {
+        let ([m, k], n) = (dims(&x), weight.shape()[1]);
+        let weight = contiguous_f32(weight);
+        map_f32(x, [m, n], |x, y| {
+            cpu::int8_matmul(x, m, k, floats(&weight), n, granularity, y)
+        })
+    }
+
+    fn ternary_linear(
+        x: FloatTensor<Self>,
+        words: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        shape: PackedShape,
+    ) -> FloatTensor<Self> {
+        let tokens = x.shape()[0];
+        with_packed(words, scales, shape, |weights| {
+            map_f32(x, [tokens, shape.rows], |x, y| {
+                if shape.rounds_activations {
+                    cpu::packed_linear(x, tokens, weights, y)
+                } else {
+                    cpu::packed_linear_f32(x, tokens, weights, y)
+                }
+            })
+        })
+    }
+
+    fn ternary_linear_dx(
+        dy: FloatTensor<Self>,
+        words: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        shape: PackedShape,
+    ) -> FloatTensor<Self> {
+        let tokens = dy.shape()[0];
+        with_packed(words, scales, shape, |weights| {
+            map_f32(dy, [tokens, shape.cols], |dy, dx| {
+                cpu::packed_linear_dx(dy, tokens, weights, dx)
+            })
+        })
+    }
+}
+
+fn dims(x: &FloatTensor<Flex>) -> [usize; 2] {
+    [x.shape()[0], x.shape()[1]]
+}
+
+fn contiguous_f32(x: FloatTensor<Flex>) -> FloatTensor<Flex> {
+    if x.dtype() == DType::F32 {
+        x.to_contiguous()
+    } else {
+        Flex::float_cast(x, FloatDType::F32).to_contiguous()
+    }
+}
+
+/// Of a tensor that is contiguous and f32.
+fn floats(x: &FloatTensor<Flex>) -> &[f32] {
+    x.as_slice().expect("contiguous f32")
+}
+
+/// A tensor of `dims` that `fill` makes of the values of `x`, in x's dtype.
+fn map_f32(
+    x: FloatTensor<Flex>,
+    dims: [usize; 2],
+    fill: impl FnOnce(&[f32], &mut [f32]) -> Result<(), CpuError>,
+) -> FloatTensor<Flex> {
+    let dtype = x.dtype();
+    let x = contiguous_f32(x);
+    let mut y = vec![0.0; dims[0] * dims[1]];
+    let filled = fill(floats(&x), &mut y);
+    // The lengths are those of tensors with these shapes.
+    filled.unwrap_or_else(|error| panic!("{error}"));
+    let y = FloatTensor::<Flex>::from_data(TensorData::new(y, dims));
+    if dtype == DType::F32 {
+        y
+    } else {
+        Flex::float_cast(y, dtype.into())
+    }
+}
+
+fn with_packed<R>(
+    words: IntTensor<Flex>,
+    scales: FloatTensor<Flex>,
+    shape: PackedShape,
+    use_it: impl FnOnce(&PackedView) -> R,
+) -> R {
+    let words = words.to_contiguous();
+    let scales = contiguous_f32(scales);
+    let PackedShape { rows, cols, .. } = shape;
+    let codes = words.as_slice::<u32>().expect("packed words are u32");
+    match PackedView::new(codes, rows, cols, floats(&scales), shape.granularity) {
+        Ok(weights) => use_it(&weights),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// The values of `x` changed in place where nothing else holds them, else those of a copy.
+fn in_f32(x: FloatTensor<Flex>, change: impl FnOnce(&mut [f32])) -> FloatTensor<Flex> {
+    let dtype = x.dtype();
+    if dtype != DType::F32 {
+        let x = in_f32(Flex::float_cast(x, FloatDType::F32), change);
+        return Flex::float_cast(x, dtype.into());
+    }
+    let mut x = x.to_contiguous();
+    let count = x.shape().num_elements();
+    // A contiguous view of something larger would change what lies around it.
+    if x.storage::<f32>().len() != count {
+        let values = x.as_slice::<f32>().map(<[f32]>::to_vec);
+        // It is contiguous, and of that dtype.
+        let values = values.expect("contiguous f32");
+        x = FloatTensor::<Flex>::from_data(TensorData::new(values, x.shape()));
+    }
+    change(x.storage_mut::<f32>());
+    x
+}
+
+#[cfg(feature = "gpu")]
+impl TernaryOps for burn_cubecl::CubeBackend {}
+
+impl<B: Backend + TernaryOps, C: CheckpointStrategy> TernaryOps for Autodiff<B, C> {
+    fn ternary_fake_quantize_weight(
+        weight: FloatTensor<Self>,
+        granularity: Granularity,
+    ) -> FloatTensor<Self> {
+        straight_through::<B, C>(weight, |weight| {
+            B::ternary_fake_quantize_weight(weight, granularity)
+        })
+    }
+
+    fn ternary_fake_quantize_activations(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        straight_through::<B, C>(x, B::ternary_fake_quantize_activations)
+    }
+
+    fn ternary_int8_matmul(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        granularity: Granularity,
+    ) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct Product;
+
+        impl<B: Backend> Backward<B, 2> for Product {
+            type State = [FloatTensor<B>; 2];
+
+            fn backward(
+                self,
+                ops: Ops<Self::State, 2>,
+                grads: &mut Gradients,
+                _: &mut Checkpointer,
+            ) {
+                let [x, weight] = ops.state;
+                let dx = |dy| B::float_matmul(dy, B::float_transpose(weight));
+                let dw = |dy| B::float_matmul(B::float_transpose(x), dy);
+                binary::<B, _, _>(ops.parents, ops.node, grads, dx, dw);
+            }
+        }
+
+        let prepared = Product
+            .prepare::<C>([x.node(), weight.node()])
+            .compute_bound();
+        let (x, weight) = (x.into_primitive(), weight.into_primitive());
+        let y = B::ternary_int8_matmul(x.clone(), weight.clone(), granularity);
+        match prepared.stateful() {
+            OpsKind::Tracked(prepared) => prepared.finish([x, weight], y),
+            OpsKind::UnTracked(prepared) => prepared.finish(y),
+        }
+    }
+
+    fn ternary_linear(
+        x: FloatTensor<Self>,
+        words: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        shape: PackedShape,
+    ) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct Linear;
+
+        impl<B: Backend + TernaryOps> Backward<B, 1> for Linear {
+            type State = (IntTensor<B>, FloatTensor<B>, PackedShape);
+
+            fn backward(
+                self,
+                ops: Ops<Self::State, 1>,
+                grads: &mut Gradients,
+                _: &mut Checkpointer,
+            ) {
+                let (words, scales, shape) = ops.state;
+                unary::<B, _>(ops.parents, ops.node, grads, |dy| {
+                    B::ternary_linear_dx(dy, words, scales, shape)
+                });
+            }
+        }
+
+        let prepared = Linear.prepare::<C>([x.node()]).compute_bound();
+        let scales = scales.into_primitive();
+        let y = B::ternary_linear(x.into_primitive(), words.clone(), scales.clone(), shape);
+        match prepared.stateful() {
+            OpsKind::Tracked(prepared) => prepared.finish((words, scales, shape), y),
+            OpsKind::UnTracked(prepared) => prepared.finish(y),
+        }
+    }
+
+    /// The gradient of the gradient is that of a linear layer without rounding.
+    fn ternary_linear_dx(
+        dy: FloatTensor<Self>,
+        words: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        shape: PackedShape,
+    ) -> FloatTensor<Self> {
+        #[derive(Debug)]
+        struct Transposed;
+
+        impl<B: Backend + TernaryOps> Backward<B, 1> for Transposed {
+            type State = (IntTensor<B>, FloatTensor<B>, PackedShape);
+
+            fn backward(
+                self,
+                ops: Ops<Self::State, 1>,
+                grads: &mut Gradients,
+                _: &mut Checkpointer,
+            ) {
+                let (words, scales, shape) = ops.state;
+                let shape = PackedShape {
+                    rounds_activations: false,
+                    ..shape
+                };
+                unary::<B, _>(ops.parents, ops.node, grads, |g| {
+                    B::ternary_linear(g, words, scales, shape)
+                });
+            }
+        }
+
+        let prepared = Transposed.prepare::<C>([dy.node()]).compute_bound();
+        let scales = scales.into_primitive();
+        let dx = B::ternary_linear_dx(dy.into_primitive(), words.clone(), scales.clone(), shape);
+        match prepared.stateful() {
+            OpsKind::Tracked(prepared) => prepared.finish((words, scales, shape), dx),
+            OpsKind::UnTracked(prepared) => prepared.finish(dx),
+        }
+    }
+}
+
+/// `quantize`, with the identity for its derivative.
+fn straight_through<B: Backend, C: CheckpointStrategy>(
+    x: FloatTensor<Autodiff<B, C>>,
+    quantize: impl FnOnce(FloatTensor<B>) -> FloatTensor<B>,
+) -> FloatTensor<Autodiff<B, C>> {
+    #[derive(Debug)]
+    struct StraightThrough;
+
+    impl<B: Backend> Backward<B, 1> for StraightThrough {
+        type State = ();
+
+        fn backward(self, ops: Ops<(), 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+            unary::<B, _>(ops.parents, ops.node, grads, |gradient| gradient);
+        }
+    }
+
+    let prepared = StraightThrough.prepare::<C>([x.node()]).compute_bound();
+    prepared.stateless(quantize(x.into_primitive()))
+}
+
+/// The same by operations that every backend has.
+mod composed {
+    use burn::backend::Backend;
+    use burn::backend::TensorMetadata;
+    use burn::backend::tensor::{FloatTensor, IntTensor};
+    use burn::tensor::{FloatDType, Shape, Slice};
+
+    use crate::ternary::layout::compute;
+    use crate::ternary::op::{PackedShape, TernaryOps};
+    use crate::ternary::{Granularity, SMALLEST_ACTIVATION, SMALLEST_MEAN};
+
+    pub fn weight<B: Backend>(weight: FloatTensor<B>, granularity: Granularity) -> FloatTensor<B> {
+        in_f32::<B>(weight, |weight| {
+            let shape = weight.shape();
+            let (inputs, outputs) = (shape[0], shape[1]);
+            // [groups, weights of a group, outputs]: the mean is over the second.
+            let grouped = match granularity {
+                Granularity::Tensor => Shape::new([1, inputs * outputs, 1]),
+                Granularity::Row => Shape::new([1, inputs, outputs]),
+                Granularity::Group(size) => Shape::new([inputs / size, size, outputs]),
+            };
+            let weight = B::float_reshape(weight, grouped);
+            let mean = B::float_mean_dim(B::float_abs(weight.clone()), 1);
+            let scale = B::float_clamp_min(mean, SMALLEST_MEAN.into());
+            let scale = B::float_expand(scale, weight.shape());
+            let trits = B::float_round(B::float_div(weight, scale.clone()));
+            let trits = B::float_clamp(trits, (-1.0).into(), 1.0.into());
+            B::float_reshape(B::float_mul(trits, scale), shape)
+        })
+    }
+
+    pub fn activations<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+        in_f32::<B>(x, |x| {
+            let shape = x.shape();
+            let max = B::float_clamp_min(
+                B::float_max_abs_dim(x.clone(), 1),
+                SMALLEST_ACTIVATION.into(),
+            );
+            let scale = B::float_div_scalar(max, 127.0.into());
+            let scale = B::float_expand(scale, shape);
+            let codes = B::float_round(B::float_div(x, scale.clone()));
+            let codes = B::float_clamp(codes, (-128.0).into(), 127.0.into());
+            B::float_mul(codes, scale)
+        })
+    }
+
+    pub fn linear<B: Backend + TernaryOps>(
+        x: FloatTensor<B>,
+        words: IntTensor<B>,
+        scales: FloatTensor<B>,
+        shape: PackedShape,
+    ) -> FloatTensor<B> {
+        let x = if shape.rounds_activations {
+            B::ternary_fake_quantize_activations(x)
+        } else {
+            x
+        };
+        let weight = unpacked::<B>(words, scales, shape);
+        in_f32::<B>(x, |x| B::float_matmul(x, B::float_transpose(weight)))
+    }
+
+    pub fn linear_dx<B: Backend>(
+        dy: FloatTensor<B>,
+        words: IntTensor<B>,
+        scales: FloatTensor<B>,
+        shape: PackedShape,
+    ) -> FloatTensor<B> {
+        let weight = unpacked::<B>(words, scales, shape);
+        in_f32::<B>(dy, |dy| B::float_matmul(dy, weight))
+    }
+
+    /// W' `[rows, cols]` in f32: the price of having no kernel.
+    fn unpacked<B: Backend>(
+        words: IntTensor<B>,
+        scales: FloatTensor<B>,
+        shape: PackedShape,
+    ) -> FloatTensor<B> {
+        const BLOCK: usize = compute::BLOCK;
+        let PackedShape { rows, cols, .. } = shape;
+        let (groups, blocks) = (rows.div_ceil(BLOCK), cols.div_ceil(BLOCK));
+        // [groups, blocks, rows of a group], and a last dimension of the columns of a block.
+        let words = B::int_reshape(words, Shape::new([groups, blocks, BLOCK, 1]));
+        let codes = (0..BLOCK).map(|col| {
+            let shift = compute::shift(col);
+            let code = B::bitwise_right_shift_scalar(words.clone(), (shift as i64).into());
+            B::bitwise_and_scalar(code, 3.into())
+        });
+        let codes = B::int_cat(codes.collect(), 3);
+        let trits = B::int_into_float(codes, FloatDType::F32);
+        let trits = B::float_sub_scalar(trits, 1.0.into());
+        let trits = B::float_swap_dims(trits, 1, 2);
+        let trits = B::float_reshape(trits, Shape::new([groups * BLOCK, blocks * BLOCK]));
+        let trits = B::float_slice(trits, &[Slice::from(0..rows), Slice::from(0..cols)]);
+        // A scale for each run of columns.
+        let (scales_dims, run) = match shape.granularity {
+            Granularity::Tensor => ([1, 1], cols),
+            Granularity::Row => ([rows, 1], cols),
+            Granularity::Group(size) => ([rows, cols / size], size),
+        };
+        let runs = Shape::new([rows, cols / run, run]);
+        let scales = B::float_reshape(
+            B::float_cast(scales, FloatDType::F32),
+            Shape::new([scales_dims[0], scales_dims[1], 1]),
+        );
+        let scales = B::float_expand(scales, runs.clone());
+        let weight = B::float_mul(B::float_reshape(trits, runs), scales);
+        B::float_reshape(weight, Shape::new([rows, cols]))
+    }
+
+    fn in_f32<B: Backend>(
+        x: FloatTensor<B>,
+        change: impl FnOnce(FloatTensor<B>) -> FloatTensor<B>,
+    ) -> FloatTensor<B> {
+        let dtype = x.dtype();
+        let x = change(B::float_cast(x, FloatDType::F32));
+        B::float_cast(x, dtype.into())
+    }
+}

@@ -1,0 +1,107 @@
+//! `runner export`: a trained model in another form.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Device;
+use clap::{Args, ValueEnum};
+
+use super::CliError;
+use crate::config::{DecoderSpec, PackedLayout, SaveDtype};
+use crate::durable;
+use crate::model::Tensors;
+use crate::model::folder::{self, SaveOptions};
+use crate::readable::{bytes, grouped};
+
+/// Arguments of `runner export`.
+#[derive(Debug, Args)]
+pub(super) struct ExportArgs {
+    /// A run folder or a Hugging Face model folder
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// The form to export to
+    #[arg(long, value_name = "FORMAT")]
+    to: Target,
+    /// The folder to write: absent or empty
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// How packed weights lie in the file: 2 bits each, as products read them, or 1.6
+    #[arg(long, value_name = "LAYOUT", default_value = "compute")]
+    layout: PackedLayout,
+    /// Number format of the other weights
+    #[arg(long, value_name = "DTYPE", default_value = "f32")]
+    dtype: SaveDtype,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Target {
+    /// Ternary weights in 2 or 1.6 bits each, for inference
+    Packed,
+}
+
+/// What lies beside the weights and belongs to the model too.
+const BESIDE: [&str; 5] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+];
+
+pub(super) fn run(args: &ExportArgs) -> Result<(), CliError> {
+    let Target::Packed = args.to;
+    let latent = folder::load(&args.model, &Device::flex())?;
+    check_empty(&args.out)?;
+    let model = latent.packed(args.layout)?;
+    let tensors = folder::hf_tensors(&model);
+    fs::create_dir_all(&args.out).map_err(CliError::io(&args.out))?;
+    for name in BESIDE {
+        let source = args.model.join(name);
+        if source.exists() {
+            let copy = fs::read(&source).map_err(CliError::io(&source))?;
+            let path = args.out.join(name);
+            durable::replace_with(&path, copy).map_err(CliError::io(path))?;
+        }
+    }
+    let options = SaveOptions {
+        dtype: args.dtype,
+        ..SaveOptions::default()
+    };
+    folder::save(&args.out, model.spec(), &tensors, &options)?;
+    summarise(args, model.spec(), &tensors)
+}
+
+/// An export replaces nothing.
+fn check_empty(path: &Path) -> Result<(), CliError> {
+    match fs::read_dir(path).map(|mut entries| entries.next().is_some()) {
+        Ok(true) => Err(CliError::NotEmpty {
+            path: path.to_path_buf(),
+        }),
+        Ok(false) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(CliError::io(path)(error)),
+    }
+}
+
+fn summarise(args: &ExportArgs, spec: &DecoderSpec, tensors: &Tensors) -> Result<(), CliError> {
+    let weights = spec.shape.ternary_parameters();
+    let packed = tensors
+        .values()
+        .filter(|data| data.dtype() == burn::tensor::DType::U8);
+    let packed: usize = packed.map(|data| data.num_elements()).sum();
+    let size = |folder: &Path| -> u64 {
+        let files = folder::files(folder).unwrap_or_default();
+        let sizes = files.iter().filter_map(|file| fs::metadata(file).ok());
+        sizes.map(|file| file.len()).sum()
+    };
+    super::print_line(&format!(
+        "packed   {} ternary weights in {} ({:.2} bits each, {})\nmodel    {} -> {}\nwritten  {}",
+        grouped(weights),
+        bytes(packed as u64),
+        8.0 * packed as f64 / weights as f64,
+        args.layout.name(),
+        bytes(size(&args.model)),
+        bytes(size(&args.out)),
+        args.out.display(),
+    ))
+}
