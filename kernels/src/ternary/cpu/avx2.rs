@@ -189,7 +189,10 @@ unsafe fn multiply_tile<const T: usize>(
             // SAFETY: by the caller's promise.
             unsafe {
                 add_to(sums.add(token * BLOCK), _mm256_madd_epi16(tile[0], ones));
-                add_to(sums.add(token * BLOCK + 8), _mm256_madd_epi16(tile[1], ones));
+                add_to(
+                    sums.add(token * BLOCK + 8),
+                    _mm256_madd_epi16(tile[1], ones),
+                );
             }
         }
     }
@@ -320,7 +323,10 @@ unsafe fn stream_tile<const T: usize>(
             // SAFETY: by the caller's promise.
             unsafe {
                 add_to(sums.add(token * BLOCK), _mm256_madd_epi16(tile[0], ones));
-                add_to(sums.add(token * BLOCK + 8), _mm256_madd_epi16(tile[1], ones));
+                add_to(
+                    sums.add(token * BLOCK + 8),
+                    _mm256_madd_epi16(tile[1], ones),
+                );
             }
         }
     }
