@@ -4,6 +4,8 @@
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::*;
+use std::array;
+use std::hint::black_box;
 
 use super::kernel::{FloatKernel, FloatLine, IntegerKernel, Line, PackKernel, by_tokens};
 use crate::ternary::layout::compute::BLOCK;
@@ -157,9 +159,14 @@ unsafe fn multiply_tile<const T: usize>(
     quads: usize,
     sums: *mut i32,
 ) {
-    let mut tile = [[_mm512_setzero_si512(); GROUPS]; T];
+    // SAFETY: by the caller's promise, here and below.
+    let load = |token: usize, group: usize| unsafe {
+        _mm512_loadu_si512(sums.add((token * GROUPS + group) * BLOCK).cast())
+    };
+    // Element by element: passed through memory, they cost as much as some twenty quads.
+    let mut tile: [[__m512i; GROUPS]; T] = array::from_fn(|token| [load(token, 0), load(token, 1)]);
     for quad in 0..quads {
-        // SAFETY: by the caller's promise.
+        // SAFETY: see above.
         unsafe {
             let lines = panel.add(quad * GROUPS).cast::<__m512i>();
             let weights = [_mm512_load_si512(lines), _mm512_load_si512(lines.add(1))];
@@ -170,11 +177,12 @@ unsafe fn multiply_tile<const T: usize>(
             }
         }
     }
-    for (i, sum) in tile.iter().flatten().enumerate() {
-        // SAFETY: by the caller's promise.
+    for (token, tile) in tile.into_iter().enumerate() {
+        // SAFETY: see above.
         unsafe {
-            let at = sums.add(i * BLOCK).cast();
-            _mm512_storeu_si512(at, _mm512_add_epi32(_mm512_loadu_si512(at), *sum));
+            let at = sums.add(token * GROUPS * BLOCK);
+            _mm512_storeu_si512(at.cast(), tile[0]);
+            _mm512_storeu_si512(at.add(BLOCK).cast(), tile[1]);
         }
     }
 }
@@ -293,12 +301,16 @@ unsafe fn multiply_float_tile<const T: usize>(
     summands: usize,
     sums: *mut f32,
 ) {
-    let mut tile = [[_mm512_setzero_ps(); 2]; T];
+    // SAFETY: by the caller's promise, here and below.
+    let load = |token: usize, group: usize| unsafe {
+        _mm512_loadu_ps(sums.add((token * GROUPS + group) * BLOCK))
+    };
+    let mut tile: [[__m512; GROUPS]; T] = array::from_fn(|token| [load(token, 0), load(token, 1)]);
     for summand in 0..summands {
-        // SAFETY: by the caller's promise.
+        // SAFETY: see above.
         unsafe {
             let lines = panel.add(summand * GROUPS).cast::<f32>();
-            let weights = [_mm512_load_ps(lines), _mm512_load_ps(lines.add(16))];
+            let weights = [_mm512_load_ps(lines), _mm512_load_ps(lines.add(BLOCK))];
             for (token, sums) in tile.iter_mut().enumerate() {
                 let x = _mm512_set1_ps(*activations.add(summand * T + token));
                 sums[0] = _mm512_fmadd_ps(weights[0], x, sums[0]);
@@ -306,11 +318,12 @@ unsafe fn multiply_float_tile<const T: usize>(
             }
         }
     }
-    for (i, sum) in tile.iter().flatten().enumerate() {
-        // SAFETY: by the caller's promise.
+    for (token, tile) in tile.into_iter().enumerate() {
+        // SAFETY: see above.
         unsafe {
-            let at = sums.add(i * 16);
-            _mm512_storeu_ps(at, _mm512_add_ps(_mm512_loadu_ps(at), *sum));
+            let at = sums.add(token * GROUPS * BLOCK);
+            _mm512_storeu_ps(at, tile[0]);
+            _mm512_storeu_ps(at.add(BLOCK), tile[1]);
         }
     }
 }
@@ -333,4 +346,26 @@ fn pack(
     assert!(available());
     // SAFETY: the instructions are there.
     unsafe { vectors(columns, stride, thresholds, words) }
+}
+
+/// Independent `vpdpbusd`, more of them than their latency takes; returns how many operations they were.
+pub(super) fn probe(rounds: usize) -> usize {
+    const CHAINS: usize = 12;
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    fn vectors(rounds: usize) {
+        let codes = _mm512_set1_epi32(black_box(0x0102_0100));
+        let q = _mm512_set1_epi32(black_box(0x0305_0709));
+        let mut sums = [_mm512_setzero_si512(); CHAINS];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = _mm512_dpbusd_epi32(*sum, codes, q);
+            }
+        }
+        black_box(sums);
+    }
+    assert!(available());
+    // SAFETY: the instructions are there.
+    unsafe { vectors(rounds) };
+    // A multiplication and an addition for each byte.
+    rounds * CHAINS * 128
 }
