@@ -242,7 +242,18 @@ fn the_small_verbs_answer() {
     let (stdout, _) = bench.expect(0, &["env", "--json"]);
     let environment: Value = serde_json::from_str(&stdout).unwrap();
     assert_eq!(environment["devices"][0]["backend"], "cpu");
-    assert!(bench.expect(0, &["env"]).0.contains("threads"));
+    let operations = environment["operations"].as_array().unwrap();
+    let linear = operations
+        .iter()
+        .find(|found| found["operation"] == "ternary_linear" && found["backend"] == "cpu");
+    assert_eq!(linear.unwrap()["way"], "simd");
+    let said = bench.expect(0, &["env"]).0;
+    assert!(said.contains("threads"), "{said}");
+    let mut lines = said.lines();
+    assert!(
+        lines.any(|line| line.contains("ternary_linear ") && line.contains("cpu: SIMD (")),
+        "{said}"
+    );
     let schema: Value = serde_json::from_str(&bench.expect(0, &["schema"]).0).unwrap();
     assert!(schema["properties"]["train"].is_object());
     bench.expect(0, &["init", "-o", "new.toml"]);

@@ -13,6 +13,17 @@ use super::{Granularity, SMALLEST_ACTIVATION};
 /// Elements that one task takes: 128 KiB of f32 stay in the cache of a core.
 const PIECE: usize = 1 << 15;
 
+/// The name of the instructions that passes use here, for records.
+pub fn instructions() -> &'static str {
+    match Arch::new() {
+        #[cfg(target_arch = "x86_64")]
+        Arch::V4(_) => "avx512",
+        #[cfg(target_arch = "x86_64")]
+        Arch::V3(_) => "avx2",
+        _ => "portable",
+    }
+}
+
 /// W' = g T in place of W, `[inputs, outputs]` row by row.
 ///
 /// `round` in T = clamp(round(W / g), -1, 1) is halves to even, so that T is not 0 exactly where

@@ -29,16 +29,21 @@
 //! every output of that token is NaN; weights that share a scale with one that is not finite have the scale NaN, and
 //! the trit 0, so that their outputs are NaN.
 
+mod composed;
 pub mod cpu;
+#[cfg(feature = "gpu")]
+mod cube;
 pub mod fake_quantize;
 pub mod layout;
 mod op;
 pub mod reference;
+mod ways;
 
 pub use op::{
     PackedShape, TernaryOps, fake_quantize_activations, fake_quantize_weight, int8_matmul,
     ternary_linear,
 };
+pub use ways::{Way, ways};
 
 /// What one scale of a ternary weight stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

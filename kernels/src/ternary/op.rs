@@ -10,7 +10,8 @@ use burn::tensor::{DType, FloatDType, Int, Tensor, TensorData};
 
 use super::cpu::{self, CpuError};
 use super::layout::PackedView;
-use super::{Granularity, fake_quantize};
+use super::ways::{Way, answer};
+use super::{Granularity, composed, fake_quantize};
 
 /// Operations on ternary weights. A backend without a kernel of its own composes them.
 #[backend_extension(
@@ -43,7 +44,7 @@ pub trait TernaryOps: Backend {
         weight: FloatTensor<Self>,
         _granularity: Granularity,
     ) -> FloatTensor<Self> {
-        Self::float_matmul(x, weight)
+        composed::int8_matmul::<Self>(x, weight)
     }
 
     /// y `[tokens, rows]` of x `[tokens, cols]` and packed weights.
@@ -147,6 +148,7 @@ impl TernaryOps for Flex {
         weight: FloatTensor<Self>,
         granularity: Granularity,
     ) -> FloatTensor<Self> {
+        answer::<Self>("ternary_fake_quantize_weight", elementwise);
         let outputs = weight.shape()[1];
         in_f32(weight, |values| {
             fake_quantize::weight(values, outputs, granularity)
@@ -154,6 +156,7 @@ impl TernaryOps for Flex {
     }
 
     fn ternary_fake_quantize_activations(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        answer::<Self>("ternary_fake_quantize_activations", elementwise);
         let width = x.shape()[1];
         in_f32(x, |values| fake_quantize::activations(values, width))
     }
@@ -163,6 +166,7 @@ impl TernaryOps for Flex {
         weight: FloatTensor<Self>,
         granularity: Granularity,
     ) -> FloatTensor<Self> {
+        answer::<Self>("ternary_int8_matmul", product);
         let ([m, k], n) = (dims(&x), weight.shape()[1]);
         let weight = contiguous_f32(weight);
         map_f32(x, [m, n], |x, y| {
@@ -176,6 +180,7 @@ impl TernaryOps for Flex {
         scales: FloatTensor<Self>,
         shape: PackedShape,
     ) -> FloatTensor<Self> {
+        answer::<Self>("ternary_linear", product);
         let tokens = x.shape()[0];
         with_packed(words, scales, shape, |weights| {
             map_f32(x, [tokens, shape.rows], |x, y| {
@@ -194,6 +199,7 @@ impl TernaryOps for Flex {
         scales: FloatTensor<Self>,
         shape: PackedShape,
     ) -> FloatTensor<Self> {
+        answer::<Self>("ternary_linear_dx", product);
         let tokens = dy.shape()[0];
         with_packed(words, scales, shape, |weights| {
             map_f32(dy, [tokens, shape.cols], |dy, dx| {
@@ -201,6 +207,14 @@ impl TernaryOps for Flex {
             })
         })
     }
+}
+
+fn elementwise() -> Way {
+    Way::Simd(fake_quantize::instructions())
+}
+
+fn product() -> Way {
+    Way::Simd(cpu::Path::detect().name())
 }
 
 fn dims(x: &FloatTensor<Flex>) -> [usize; 2] {
@@ -275,9 +289,6 @@ fn in_f32(x: FloatTensor<Flex>, change: impl FnOnce(&mut [f32])) -> FloatTensor<
     change(x.storage_mut::<f32>());
     x
 }
-
-#[cfg(feature = "gpu")]
-impl TernaryOps for burn_cubecl::CubeBackend {}
 
 impl<B: Backend + TernaryOps, C: CheckpointStrategy> TernaryOps for Autodiff<B, C> {
     fn ternary_fake_quantize_weight(
@@ -420,123 +431,4 @@ fn straight_through<B: Backend, C: CheckpointStrategy>(
 
     let prepared = StraightThrough.prepare::<C>([x.node()]).compute_bound();
     prepared.stateless(quantize(x.into_primitive()))
-}
-
-/// The same by operations that every backend has.
-mod composed {
-    use burn::backend::Backend;
-    use burn::backend::TensorMetadata;
-    use burn::backend::tensor::{FloatTensor, IntTensor};
-    use burn::tensor::{FloatDType, Shape, Slice};
-
-    use crate::ternary::layout::compute;
-    use crate::ternary::op::{PackedShape, TernaryOps};
-    use crate::ternary::{Granularity, SMALLEST_ACTIVATION, SMALLEST_MEAN};
-
-    pub fn weight<B: Backend>(weight: FloatTensor<B>, granularity: Granularity) -> FloatTensor<B> {
-        in_f32::<B>(weight, |weight| {
-            let shape = weight.shape();
-            let (inputs, outputs) = (shape[0], shape[1]);
-            // [groups, weights of a group, outputs]: the mean is over the second.
-            let grouped = match granularity {
-                Granularity::Tensor => Shape::new([1, inputs * outputs, 1]),
-                Granularity::Row => Shape::new([1, inputs, outputs]),
-                Granularity::Group(size) => Shape::new([inputs / size, size, outputs]),
-            };
-            let weight = B::float_reshape(weight, grouped);
-            let mean = B::float_mean_dim(B::float_abs(weight.clone()), 1);
-            let scale = B::float_clamp_min(mean, SMALLEST_MEAN.into());
-            let scale = B::float_expand(scale, weight.shape());
-            let trits = B::float_round(B::float_div(weight, scale.clone()));
-            let trits = B::float_clamp(trits, (-1.0).into(), 1.0.into());
-            B::float_reshape(B::float_mul(trits, scale), shape)
-        })
-    }
-
-    pub fn activations<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
-        in_f32::<B>(x, |x| {
-            let shape = x.shape();
-            let max = B::float_clamp_min(
-                B::float_max_abs_dim(x.clone(), 1),
-                SMALLEST_ACTIVATION.into(),
-            );
-            let scale = B::float_div_scalar(max, 127.0.into());
-            let scale = B::float_expand(scale, shape);
-            let codes = B::float_round(B::float_div(x, scale.clone()));
-            let codes = B::float_clamp(codes, (-128.0).into(), 127.0.into());
-            B::float_mul(codes, scale)
-        })
-    }
-
-    pub fn linear<B: Backend + TernaryOps>(
-        x: FloatTensor<B>,
-        words: IntTensor<B>,
-        scales: FloatTensor<B>,
-        shape: PackedShape,
-    ) -> FloatTensor<B> {
-        let x = if shape.rounds_activations {
-            B::ternary_fake_quantize_activations(x)
-        } else {
-            x
-        };
-        let weight = unpacked::<B>(words, scales, shape);
-        in_f32::<B>(x, |x| B::float_matmul(x, B::float_transpose(weight)))
-    }
-
-    pub fn linear_dx<B: Backend>(
-        dy: FloatTensor<B>,
-        words: IntTensor<B>,
-        scales: FloatTensor<B>,
-        shape: PackedShape,
-    ) -> FloatTensor<B> {
-        let weight = unpacked::<B>(words, scales, shape);
-        in_f32::<B>(dy, |dy| B::float_matmul(dy, weight))
-    }
-
-    /// W' `[rows, cols]` in f32: the price of having no kernel.
-    fn unpacked<B: Backend>(
-        words: IntTensor<B>,
-        scales: FloatTensor<B>,
-        shape: PackedShape,
-    ) -> FloatTensor<B> {
-        const BLOCK: usize = compute::BLOCK;
-        let PackedShape { rows, cols, .. } = shape;
-        let (groups, blocks) = (rows.div_ceil(BLOCK), cols.div_ceil(BLOCK));
-        // [groups, blocks, rows of a group], and a last dimension of the columns of a block.
-        let words = B::int_reshape(words, Shape::new([groups, blocks, BLOCK, 1]));
-        let codes = (0..BLOCK).map(|col| {
-            let shift = compute::shift(col);
-            let code = B::bitwise_right_shift_scalar(words.clone(), (shift as i64).into());
-            B::bitwise_and_scalar(code, 3.into())
-        });
-        let codes = B::int_cat(codes.collect(), 3);
-        let trits = B::int_into_float(codes, FloatDType::F32);
-        let trits = B::float_sub_scalar(trits, 1.0.into());
-        let trits = B::float_swap_dims(trits, 1, 2);
-        let trits = B::float_reshape(trits, Shape::new([groups * BLOCK, blocks * BLOCK]));
-        let trits = B::float_slice(trits, &[Slice::from(0..rows), Slice::from(0..cols)]);
-        // A scale for each run of columns.
-        let (scales_dims, run) = match shape.granularity {
-            Granularity::Tensor => ([1, 1], cols),
-            Granularity::Row => ([rows, 1], cols),
-            Granularity::Group(size) => ([rows, cols / size], size),
-        };
-        let runs = Shape::new([rows, cols / run, run]);
-        let scales = B::float_reshape(
-            B::float_cast(scales, FloatDType::F32),
-            Shape::new([scales_dims[0], scales_dims[1], 1]),
-        );
-        let scales = B::float_expand(scales, runs.clone());
-        let weight = B::float_mul(B::float_reshape(trits, runs), scales);
-        B::float_reshape(weight, Shape::new([rows, cols]))
-    }
-
-    fn in_f32<B: Backend>(
-        x: FloatTensor<B>,
-        change: impl FnOnce(FloatTensor<B>) -> FloatTensor<B>,
-    ) -> FloatTensor<B> {
-        let dtype = x.dtype();
-        let x = change(B::float_cast(x, FloatDType::F32));
-        B::float_cast(x, dtype.into())
-    }
 }

@@ -137,6 +137,9 @@ pub fn packed_linear_on(
     let kernel = kernel::integer(path).ok_or(CpuError::Unavailable(path))?;
     check("x", x.len(), tokens * weights.cols())?;
     check("y", y.len(), tokens * weights.rows())?;
+    if y.is_empty() {
+        return Ok(());
+    }
     let activations =
         panels::Quantised::new(kernel, x, tokens, weights.cols(), weights.granularity());
     integer::multiply(kernel, &activations, weights, y);
