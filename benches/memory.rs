@@ -11,14 +11,31 @@ use std::process::Command;
 use serde_json::Value;
 
 /// A config, and what is set on top of it.
-const SHAPES: [(&str, &str, &[&str]); 4] = [
+const SHAPES: [(&str, &str, &[&str]); 6] = [
     ("quickstart", "configs/quickstart.toml", &[]),
     ("llama-char", "configs/llama-char.toml", &[]),
     ("nanogpt-char", "configs/nanogpt-char.toml", &[]),
+    ("ternary-char", "configs/ternary-char.toml", &[]),
     (
         "30M at 512",
         "configs/quickstart.toml",
         &[
+            "model.hidden_size=512",
+            "model.intermediate_size=1376",
+            "model.num_hidden_layers=9",
+            "model.num_attention_heads=8",
+            "model.num_key_value_heads=8",
+            "tokenizer.vocab_size=4096",
+            "data.sequence_len=512",
+            "train.micro_batch_size=4",
+        ],
+    ),
+    (
+        "30M bitnet",
+        "configs/quickstart.toml",
+        &[
+            "model.architecture=\"bitnet\"",
+            "quantization.weights=\"ternary\"",
             "model.hidden_size=512",
             "model.intermediate_size=1376",
             "model.num_hidden_layers=9",

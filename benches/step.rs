@@ -5,16 +5,19 @@
 //! The limit is what this machine's matrix products reach on all cores, probed in the same process
 //! on 1024 x 1024 x 1024 in f32; the share of it that a whole step reaches counts the FLOPs of the
 //! model's matrix products alone: 6 per parameter and token, plus attention. Random data, medians.
+//!
+//! Then what ternary weights cost: steps of the dense model, the ternary one, and the ternary one with
+//! integer products in the forward pass, in turn.
 
 use std::hint::black_box;
 use std::time::Instant;
 
 use burn::module::Module;
 use burn::tensor::{Device, Distribution, Tensor};
-use firebrick::config::{Architecture, ModelShape, OptimizerPlan};
+use firebrick::config::{Architecture, Granularity, ModelShape, OptimizerPlan, Ternary};
 use firebrick::data::Batch;
 use firebrick::environment::Environment;
-use firebrick::gradient::backward;
+use firebrick::gradient::{Precision, backward_with};
 use firebrick::model::{Decoder, DecoderSpec};
 use firebrick::optimizer::Optimizer;
 
@@ -58,6 +61,29 @@ const CASES: [Case; 3] = [
     },
 ];
 
+/// Widths at which matrix products take most of the time.
+const WIDE: [Case; 2] = [
+    Case {
+        name: "width 512",
+        architecture: Architecture::Llama,
+        rows: 4,
+        cols: 256,
+        vocab: 1024,
+        shape: [512, 1376, 4, 8, 8],
+    },
+    Case {
+        name: "width 1024",
+        architecture: Architecture::Llama,
+        rows: 2,
+        cols: 256,
+        vocab: 1024,
+        shape: [1024, 2752, 2, 16, 16],
+    },
+];
+
+/// Rounds of the ternary table; the first is not counted.
+const ROUNDS: usize = 16;
+
 fn main() {
     let environment = Environment::detect();
     println!("{}, {} threads", environment.cpu, environment.threads);
@@ -77,12 +103,27 @@ fn main() {
         println!(
             "{:<14} {:>9} {:>9.1} {:>9.1} {:>9.1} {:>11.0} {:>8.0}%",
             case.name,
-            model(case).num_params(),
+            model(case, None).num_params(),
             1e3 * seconds,
             1e3 * backward,
             1e3 * update,
             tokens / seconds,
             100.0 * flops(case) / seconds / peak,
+        );
+    }
+    println!(
+        "\n{:<14} {:>9} {:>9} {:>9} {:>14}",
+        "ternary step", "tokens", "dense ms", "ternary", "int8 forward"
+    );
+    for case in CASES.iter().skip(1).chain(&WIDE) {
+        let [dense, ternary, integer] = ternary_seconds(case);
+        println!(
+            "{:<14} {:>9} {:>9.1} {:>8.3}x {:>13.3}x",
+            case.name,
+            case.rows * case.cols,
+            1e3 * dense,
+            ternary,
+            integer,
         );
     }
 }
@@ -105,7 +146,7 @@ fn matmul_peak() -> f64 {
     2.0 * 1024f64.powi(3) / median(seconds.collect())
 }
 
-fn model(case: &Case) -> Decoder {
+fn model(case: &Case, ternary: Option<Ternary>) -> Decoder {
     let [
         hidden_size,
         intermediate_size,
@@ -132,7 +173,7 @@ fn model(case: &Case) -> Decoder {
             rope_scaling: None,
             sliding_window: None,
             initializer_range: 0.02,
-            ternary: None,
+            ternary,
         },
         vocab_size: case.vocab,
         eos_token_id: None,
@@ -152,41 +193,95 @@ fn flops(case: &Case) -> f64 {
         0
     };
     let norms = (2 * layers + 1) * hidden;
-    let weights = (model(case).num_params() - positions - norms) as f64;
+    let weights = (model(case, None).num_params() - positions - norms) as f64;
     let scores = (layers * heads * case.cols * (hidden / heads)) as f64;
     6.0 * tokens * weights + 12.0 * tokens * scores
 }
 
-/// Median seconds of backward (loss, gradient, norm, clip) and of the update.
+/// A model in training.
+struct Training {
+    model: Decoder,
+    optimizer: Optimizer,
+    batch: Batch,
+    precision: Precision,
+}
+
+impl Training {
+    fn new(case: &Case, ternary: Option<Ternary>, int8_forward: bool) -> Self {
+        let cells = case.rows * case.cols;
+        // Arbitrary tokens: a linear congruential sequence.
+        let token = |i: usize| ((i * 1_103_515_245 + 12_345) / 65_536 % case.vocab) as u32;
+        Self {
+            model: model(case, ternary),
+            optimizer: Optimizer::new(&OptimizerPlan::AdamW {
+                betas: [0.9, 0.95],
+                eps: 1e-8,
+                weight_decay: 0.1,
+            }),
+            batch: Batch {
+                rows: case.rows,
+                cols: case.cols,
+                tokens: (0..cells).map(token).collect(),
+                targets: (1..=cells).map(token).collect(),
+                weights: vec![1.0; cells],
+                segment_ids: vec![0; cells],
+                positions: (0..cells).map(|i| (i % case.cols) as u32).collect(),
+            },
+            precision: Precision {
+                int8_forward,
+                ..Precision::default()
+            },
+        }
+    }
+
+    /// Seconds of backward (loss, gradient, norm, clip) and of the update.
+    fn step(&mut self) -> [f64; 2] {
+        let started = Instant::now();
+        let batches = std::slice::from_ref(&self.batch);
+        let result =
+            backward_with(&self.model, batches, self.precision).expect("positions suffice");
+        let norm = result.gradient.norm(&self.model);
+        let gradient = result.gradient.clip(norm, 1.0, &self.model);
+        let backward = started.elapsed().as_secs_f64();
+        let started = Instant::now();
+        self.model = self.optimizer.step(self.model.clone(), gradient, 1e-3);
+        [backward, started.elapsed().as_secs_f64()]
+    }
+}
+
+/// Median seconds of backward and of the update.
 fn step_seconds(case: &Case) -> [f64; 2] {
-    let mut model = model(case);
-    let mut optimizer = Optimizer::new(&OptimizerPlan::AdamW {
-        betas: [0.9, 0.95],
-        eps: 1e-8,
-        weight_decay: 0.1,
-    });
-    let cells = case.rows * case.cols;
-    // Arbitrary tokens: a linear congruential sequence.
-    let token = |i: usize| ((i * 1_103_515_245 + 12_345) / 65_536 % case.vocab) as u32;
-    let batch = Batch {
-        rows: case.rows,
-        cols: case.cols,
-        tokens: (0..cells).map(token).collect(),
-        targets: (1..=cells).map(token).collect(),
-        weights: vec![1.0; cells],
-        segment_ids: vec![0; cells],
-        positions: (0..cells).map(|i| (i % case.cols) as u32).collect(),
-    };
+    let mut training = Training::new(case, None, false);
     let mut times = [Vec::new(), Vec::new()];
     for _ in 0..40 {
-        let started = Instant::now();
-        let result = backward(&model, std::slice::from_ref(&batch)).expect("positions suffice");
-        let norm = result.gradient.norm(&model);
-        let gradient = result.gradient.clip(norm, 1.0, &model);
-        times[0].push(started.elapsed().as_secs_f64());
-        let started = Instant::now();
-        model = optimizer.step(model, gradient, 1e-3);
-        times[1].push(started.elapsed().as_secs_f64());
+        let [backward, update] = training.step();
+        times[0].push(backward);
+        times[1].push(update);
+    }
+    times.map(median)
+}
+
+/// Steps of a dense model, of the same with ternary weights, and of that with its forward products in integers, in
+/// turn: medians of the dense step's seconds and of the others' ratios to the dense step before them.
+fn ternary_seconds(case: &Case) -> [f64; 3] {
+    let ternary = Ternary {
+        granularity: Granularity::Tensor,
+        rounds_activations: true,
+        packed: None,
+    };
+    let mut trainings = [(None, false), (Some(ternary), false), (Some(ternary), true)]
+        .map(|(ternary, int8_forward)| Training::new(case, ternary, int8_forward));
+    let mut times = [Vec::new(), Vec::new(), Vec::new()];
+    for round in 0..ROUNDS {
+        let seconds = trainings
+            .each_mut()
+            .map(|training| training.step().iter().sum::<f64>());
+        // The first allocates.
+        if round > 0 {
+            times[0].push(seconds[0]);
+            times[1].push(seconds[1] / seconds[0]);
+            times[2].push(seconds[2] / seconds[0]);
+        }
     }
     times.map(median)
 }

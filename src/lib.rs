@@ -23,6 +23,9 @@
 //! | [`train`] | the loop (`train/run.rs`), the run folder, resume, metrics, the terminal |
 //! | [`cli`] | one file per verb; `main.rs` only calls it |
 //!
+//! Operations of our own, and the number formats they compute in, are a crate that knows nothing of
+//! the rest: [`firebrick_kernels`], in `kernels/`.
+//!
 //! Every part works on its own: `examples/custom_loop.rs` is a training loop in one file.
 
 pub mod checkpoint;

@@ -54,6 +54,7 @@ fn with(dtype: FloatDType, loss_scale: f64, gradient_checkpointing: bool) -> Pre
         dtype,
         loss_scale,
         gradient_checkpointing,
+        ..Precision::default()
     }
 }
 

@@ -1,4 +1,4 @@
-//! M1: every supported family against transformers 5.23 in f32. The seven folders in
+//! M1: every supported family against transformers 5.23 in f32. The nine folders in
 //! tests/data/reference are tiny random models; reference.safetensors in each holds tokens, logits,
 //! loss, gradients by name, and the greedy continuation of the first eight tokens.
 #![allow(missing_docs)]
@@ -21,10 +21,12 @@ use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
 use support::distance;
 
-const FOLDERS: [&str; 7] = [
+const FOLDERS: [&str; 9] = [
+    "bitnet",
     "llama",
     "llama-rope-linear",
     "llama-rope-llama3",
+    "llama-ternary",
     "mistral-window",
     "phi3",
     "qwen2",

@@ -1,20 +1,20 @@
-"""llama.cpp's TQ2_0 matrix products, for benches/ternary.rs to be held against.
+"""llama.cpp's TQ2_0 matrix products, for benches/ternary to be held against in one run.
 
     pip install llama-cpp-python numpy      (builds ggml for this machine)
-    python benches/peers/ternary_tq2.py [--threads 1 2] [--sizes 2048 5120 12800] [--tokens 1 16 64 512]
+    cargo bench --bench ternary -- --peer "python benches/peers/ternary_tq2.py"
 
-One ggml graph with one mul_mat node: TQ2_0 weights [size, size] times f32 activations, which ggml quantises
-to Q8_K itself. One JSON object a line, the keys of `cargo bench --bench ternary -- --json`. `hot` multiplies with
-one matrix again and again; `rotating` with 1 GiB of them in turn. Medians.
+Answers requests, one JSON object a line: {"size", "tokens", "threads", "matrices", "calls"} in, {"seconds": [...]} out,
+one value for each call. A call computes one ggml graph with one mul_mat node: TQ2_0 weights [size, size]
+times f32 activations, which ggml quantises to Q8_K itself. With `matrices` more than one, calls go through so many
+different ones in turn, and go on where the last request ended.
 """
 
-import argparse
 import ctypes
 import glob
 import importlib.util
 import json
 import os
-import statistics
+import sys
 import time
 
 import numpy as np
@@ -77,71 +77,67 @@ def random_blocks(rng, blocks):
     return np.concatenate([packed, scales], axis=1).reshape(-1)
 
 
-class Matrices:
-    """As many different matrices as fill 1 GiB, at most 1,024."""
+class Products:
+    """Weights of one size, as many as were asked for, and the graphs of one number of tokens and threads."""
 
-    def __init__(self, ggml, size, rng):
-        self.ggml, self.size = ggml, size
-        self.bytes = size * size // BLOCK * BLOCK_BYTES
-        count = min(1024, -(-(1 << 30) // self.bytes))
-        self.context = ggml.ggml_init(InitParams(count * (self.bytes + 4096), None, False))
-        data = random_blocks(rng, size * size // BLOCK)
-        self.tensors = []
-        for copy in range(count):
-            tensor = ggml.ggml_new_tensor_2d(self.context, TQ2_0, size, size)
-            array(ggml, tensor, np.uint8, self.bytes)[:] = np.roll(data, copy * BLOCK_BYTES)
-            self.tensors.append(tensor)
+    def __init__(self, ggml):
+        self.ggml, self.rng = ggml, np.random.default_rng(1)
+        self.weights, self.graphs, self.contexts = (None, []), (None, []), [None, None]
+        self.next = 0
 
-    def seconds(self, tokens, threads, rng):
-        """Seconds of one product: with one matrix, and with all in turn."""
-        ggml, size = self.ggml, self.size
-        # Each graph has an output of its own: with many tokens, fewer graphs.
-        tensors = self.tensors if tokens == 1 else self.tensors[:8]
-        per_graph = size * tokens * 4 + 65536
-        context = ggml.ggml_init(InitParams(len(tensors) * per_graph + size * tokens * 4 + 65536, None, False))
+    def context(self, index, size):
+        if self.contexts[index] is not None:
+            self.ggml.ggml_free(self.contexts[index])
+        self.contexts[index] = self.ggml.ggml_init(InitParams(size, None, False))
+        return self.contexts[index]
+
+    def tensors(self, size, count):
+        if self.weights[0] != size or len(self.weights[1]) < count:
+            self.graphs = (None, [])
+            length = size * size // BLOCK * BLOCK_BYTES
+            context = self.context(0, count * (length + 4096))
+            data = random_blocks(self.rng, size * size // BLOCK)
+            made = [self.ggml.ggml_new_tensor_2d(context, TQ2_0, size, size) for _ in range(count)]
+            for copy, tensor in enumerate(made):
+                array(self.ggml, tensor, np.uint8, length)[:] = np.roll(data, copy * BLOCK_BYTES)
+            self.weights = (size, made)
+        return self.weights[1]
+
+    def prepare(self, size, tokens, threads, count):
+        ggml, tensors = self.ggml, self.tensors(size, count)[:count]
+        if self.graphs[0] == (size, tokens, threads, count):
+            return self.graphs[1]
+        # Each graph has an output of its own.
+        context = self.context(1, count * (size * tokens * 4 + 65536) + size * tokens * 4 + 65536)
         x = ggml.ggml_new_tensor_2d(context, F32, size, tokens)
-        array(ggml, x, np.float32, size * tokens)[:] = rng.standard_normal(size * tokens)
-        runs = []
+        array(ggml, x, np.float32, size * tokens)[:] = self.rng.standard_normal(size * tokens)
+        graphs = []
         for tensor in tensors:
             graph = ggml.ggml_new_graph_custom(context, 8, False)
             ggml.ggml_build_forward_expand(graph, ggml.ggml_mul_mat(context, tensor, x))
             plan = ggml.ggml_graph_plan(graph, threads, None)
             work = ctypes.create_string_buffer(max(1, plan.work_size))
             plan.work_data = ctypes.cast(work, ctypes.c_void_p)
-            runs.append((graph, plan, work))
+            graphs.append((graph, plan, work))
+        self.graphs = ((size, tokens, threads, count), graphs)
+        return graphs
 
-        def median(count, run):
-            times = []
-            for i in range(count):
-                graph, plan, _ = runs[run(i)]
-                started = time.perf_counter()
-                ggml.ggml_graph_compute(graph, ctypes.byref(plan))
-                times.append(time.perf_counter() - started)
-            return statistics.median(times)
-
-        count = int(min(300, max(5, 4e10 / (2 * tokens * size * size))))
-        median(2, lambda i: 0)
-        hot = median(count, lambda i: 0)
-        rotating = median(min(count, len(runs)), lambda i: i % len(runs))
-        ggml.ggml_free(context)
-        return {"hot": hot, "rotating": rotating}
+    def seconds(self, size, tokens, threads, matrices, calls):
+        graphs = self.prepare(size, tokens, threads, matrices)
+        times = []
+        for _ in range(calls):
+            graph, plan, _ = graphs[self.next % len(graphs)]
+            self.next += 1
+            started = time.perf_counter()
+            self.ggml.ggml_graph_compute(graph, ctypes.byref(plan))
+            times.append(time.perf_counter() - started)
+        return times
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[2048, 5120, 12800])
-    parser.add_argument("--tokens", type=int, nargs="+", default=[1, 16, 64, 512])
-    arguments = parser.parse_args()
-    ggml, rng = load(), np.random.default_rng(1)
-    for size in arguments.sizes:
-        matrices = Matrices(ggml, size, rng)
-        for tokens in arguments.tokens:
-            for threads in arguments.threads:
-                for cache, seconds in matrices.seconds(tokens, threads, rng).items():
-                    row = {"who": "ggml-tq2_0", "size": size, "tokens": tokens, "threads": threads, "cache": cache}
-                    print(json.dumps(row | {"seconds": seconds}), flush=True)
-        ggml.ggml_free(matrices.context)
+    products = Products(load())
+    for line in sys.stdin:
+        print(json.dumps({"seconds": products.seconds(**json.loads(line))}), flush=True)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ pub(super) fn run(args: &EvalArgs) -> Result<(), CliError> {
     let text = EvalText::load(&args.data, &tokenizer)?;
     warn(&tokenizer, &text);
 
-    let model = folder::load_as(&spec, &args.model, &args.device.open()?)?.rounded();
+    let model = folder::load_as(&spec, &args.model, &args.device.open()?)?.for_inference();
     // A short text needs no long rows.
     let cols = sequence_len.min(text.tokens.len() - 1);
     let rows = (TOKENS_AT_A_TIME / cols).max(1);

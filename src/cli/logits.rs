@@ -52,7 +52,7 @@ pub(super) fn run(args: &LogitsArgs) -> Result<(), CliError> {
     };
     let tokens = check_prompt(&spec, &asked)?;
     let model = folder::load_as(&spec, &args.model, &args.device.open()?)?;
-    let logits = logits(&model, &tokens)?;
+    let logits = logits(&model.for_inference(), &tokens)?;
     write(&args.out, &tokens, &logits)?;
     super::print_line(&format!(
         "{}: tokens [{seq}] i64, logits [{seq}, {}] f32",

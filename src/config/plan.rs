@@ -295,6 +295,11 @@ impl Plan {
         }
     }
 
+    /// Whether the forward pass of training multiplies ternary weights as integers.
+    pub fn multiplies_integers(&self) -> bool {
+        self.config.quantization.int8_forward == Some(true)
+    }
+
     /// The resolved configuration as TOML: the contents of `resolved.toml`.
     pub fn to_toml(&self) -> String {
         // Every plan was read from TOML, so all its numbers, strings and paths fit into it.

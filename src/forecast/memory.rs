@@ -10,6 +10,10 @@
 //! | queries, keys, values, and what attention gives | (2 q + 2 k) e |
 //! | scores before and after the exponential, in f32, and the attention weights | h s (8 + e) |
 //! | SwiGLU: gate, its sigmoid, their product, up, what goes down (GELU: before and after) | 5 f e (2 f e) |
+//! | BitNet's norms in front of the two projections back: input in f32, what is scaled | (q + f) (4 + e) |
+//!
+//! Rounding to ternary weights and 8-bit activations adds nothing: x' takes the place of x. BitNet's ReLU² keeps as
+//! many tensors as SwiGLU.
 //!
 //! With gradient checkpointing that is kept for one block at a time, and of the others their input,
 //! d e.
@@ -17,7 +21,7 @@
 use serde::Serialize;
 
 use super::{Conditions, element_bytes};
-use crate::config::{DecoderSpec, Plan};
+use crate::config::{DecoderSpec, ModelShape, Plan};
 use crate::model::logit_chunk;
 use crate::readable::grouped;
 
@@ -119,6 +123,8 @@ struct Sizes {
     parameters: u64,
     optimizer_state: u64,
     optimizer: String,
+    /// Bytes of the weights that are rounded once a step, to the compute dtype or to trits.
+    rounded: Term,
     /// Bytes of an element of the compute dtype.
     element: u64,
     lanes: u64,
@@ -154,6 +160,7 @@ impl Sizes {
             parameters,
             optimizer_state,
             optimizer: format!("{:?}", config.optimizer.name).to_lowercase(),
+            rounded: rounded(shape, parameters, element),
             element,
             lanes,
             tokens,
@@ -171,18 +178,13 @@ impl Sizes {
     /// Weights, moments, and what stays from one micro-batch to the next.
     fn always(&self) -> Vec<Term> {
         let p = self.parameters;
-        let half = if self.element < 4 { self.element } else { 0 };
         vec![
             term(
                 "weights",
                 product([4, p]),
                 format!("4 bytes x {}", grouped(p)),
             ),
-            term(
-                "rounded weights",
-                product([half, p]),
-                format!("{half} bytes x {}", grouped(p)),
-            ),
+            self.rounded.clone(),
             term(
                 "optimizer",
                 self.optimizer_state,
@@ -338,6 +340,20 @@ const ALLOCATOR_BASE: u64 = 9_000_000;
 const ALLOCATOR_PER_LANE: u64 = 17_000_000;
 const ALLOCATOR_SHARE: u64 = 33;
 
+/// All weights in half precision, ternary ones in f32 (their masters and the others are used as they are).
+fn rounded(shape: &ModelShape, parameters: u64, element: u64) -> Term {
+    let count = match (element, shape.ternary) {
+        (4, Some(_)) => shape.ternary_parameters(),
+        (4, None) => 0,
+        _ => parameters,
+    };
+    term(
+        "rounded weights",
+        product([element, count]),
+        format!("{element} bytes x {}", grouped(count)),
+    )
+}
+
 /// Bytes that a block keeps of each token for the backward pass: the table above.
 fn kept_by_block(spec: &DecoderSpec, sequence_len: u64, element: u64) -> u64 {
     let shape = &spec.shape;
@@ -356,7 +372,12 @@ fn kept_by_block(spec: &DecoderSpec, sequence_len: u64, element: u64) -> u64 {
     let projections = (2 * queries + 2 * keys) * element;
     let scores = product([heads, sequence_len, 8 + element]);
     let feed_forward = if shape.is_gpt2_form() { 2 } else { 5 } * ffn * element;
-    scores.saturating_add(norms + head_norms + projections + feed_forward)
+    let sub_norms = if shape.is_bitnet_form() {
+        (queries + ffn) * (4 + element)
+    } else {
+        0
+    };
+    scores.saturating_add(norms + head_norms + sub_norms + projections + feed_forward)
 }
 
 /// More than any machine has is as good as infinite.

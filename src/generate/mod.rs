@@ -151,7 +151,7 @@ pub fn generate(
     mut on_token: impl FnMut(u32) -> ControlFlow<()>,
 ) -> Result<Completion, GenerateError> {
     // Once, not for every token.
-    let model = &model.clone().rounded();
+    let model = &model.clone().for_inference();
     let prompt = check_prompt(model.spec(), &request.prompt)?;
     let limit = model.spec().position_limit().unwrap_or(usize::MAX);
     let wanted = prompt.len().saturating_add(request.max_new_tokens);

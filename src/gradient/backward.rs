@@ -28,6 +28,9 @@ pub struct Precision {
     pub loss_scale: f64,
     /// Keep only what goes into each block and compute the rest again in the backward pass.
     pub gradient_checkpointing: bool,
+    /// Multiply ternary weights and eight-bit activations as integers in the forward pass: the same
+    /// up to rounding. Nothing changes for a model without both.
+    pub int8_forward: bool,
 }
 
 impl Default for Precision {
@@ -36,6 +39,7 @@ impl Default for Precision {
             dtype: FloatDType::F32,
             loss_scale: 1.0,
             gradient_checkpointing: false,
+            int8_forward: false,
         }
     }
 }
@@ -109,7 +113,11 @@ pub fn backward_with(
         weight,
         gradient: Gradient::default(),
     };
-    let compute = model.clone().rounded().cast(precision.dtype);
+    let mut compute = model.clone().rounded();
+    if precision.int8_forward {
+        compute = compute.with_integer_products();
+    }
+    let compute = compute.cast(precision.dtype);
     let lanes = lanes(&model.device());
     for batch in batches {
         let shares: Vec<(f64, Gradient)> = shares(batch.rows, lanes)

@@ -14,6 +14,7 @@ use super::loss::{TokenLoss, cross_entropy, cross_entropy_sum};
 use super::parameters::{MapParameters, map_parameters};
 use crate::config::{DecoderSpec, PackedLayout};
 use crate::data::Batch;
+use crate::device::is_cpu;
 
 /// A decoder-only transformer of any supported family. Parameters are named as in Hugging Face's
 /// LLaMA without the `model.` prefix: `layers.0.self_attn.q_proj.weight`.
@@ -140,6 +141,13 @@ impl Decoder {
         self
     }
 
+    /// The same decoder with products of ternary weights and eight-bit activations computed as
+    /// integers, where the device has a kernel for that.
+    pub(crate) fn with_integer_products(mut self) -> Self {
+        self.block_linears().for_each(Linear::multiply_integers);
+        self
+    }
+
     /// The same decoder with its ternary weights in two bits each, for inference: products are of
     /// integers. It has no gradient with respect to them. `layout` is how files are to keep them.
     ///
@@ -152,6 +160,16 @@ impl Decoder {
         ternary.packed = Some(layout);
         self.block_linears().for_each(Linear::pack);
         Ok(self)
+    }
+
+    /// The same decoder as inference computes it: ternary weights packed on the CPU, where that is the
+    /// fastest, and rounded once elsewhere. A folder of latent weights and its packed export so give
+    /// the same text.
+    pub fn for_inference(mut self) -> Self {
+        let is_cpu = is_cpu(&self.device());
+        let in_place = if is_cpu { Linear::pack } else { Linear::round };
+        self.block_linears().for_each(in_place);
+        self
     }
 
     fn block_linears(&mut self) -> impl Iterator<Item = &mut Linear> {

@@ -6,7 +6,7 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use firebrick_kernels::ternary::cpu::latent::{Order, pack_quantised};
 use firebrick_kernels::ternary::layout::compute;
 use firebrick_kernels::ternary::{
-    PackedShape, fake_quantize_activations, fake_quantize_weight, ternary_linear,
+    PackedShape, fake_quantize_activations, fake_quantize_weight, int8_matmul, ternary_linear,
 };
 
 use super::init::Init;
@@ -26,6 +26,8 @@ pub struct Linear {
     /// Whether `weight` is W' already: what it was rounded from is elsewhere then.
     #[module(skip)]
     is_rounded: bool,
+    #[module(skip)]
+    multiplies_integers: bool,
 }
 
 /// What a linear layer multiplies by.
@@ -58,6 +60,7 @@ impl Linear {
             bias: bias.then(|| init.full([dims[1]], 0.0)),
             ternary: None,
             is_rounded: false,
+            multiplies_integers: false,
         }
     }
 
@@ -96,15 +99,28 @@ impl Linear {
     pub(super) fn forward_rounded(&self, x: Tensor<2>) -> Tensor<2> {
         let y = match (&self.weight, self.ternary) {
             (Weight::Packed(weight), _) => weight.product(x),
-            (Weight::Dense(weight), Some(ternary)) if !self.is_rounded => {
-                x.matmul(fake_quantize_weight(weight.val(), ternary.granularity))
+            (Weight::Dense(weight), Some(ternary)) => {
+                let weight = if self.is_rounded {
+                    weight.val()
+                } else {
+                    fake_quantize_weight(weight.val(), ternary.granularity)
+                };
+                if self.multiplies_integers {
+                    int8_matmul(x, weight, ternary.granularity)
+                } else {
+                    x.matmul(weight)
+                }
             }
-            (Weight::Dense(weight), _) => x.matmul(weight.val()),
+            (Weight::Dense(weight), None) => x.matmul(weight.val()),
         };
         match &self.bias {
             Some(bias) => y + bias.val().unsqueeze(),
             None => y,
         }
+    }
+
+    pub(super) fn multiply_integers(&mut self) {
+        self.multiplies_integers = self.ternary.is_some_and(|t| t.rounds_activations);
     }
 
     /// Puts W' in the place of W: rounded once and not in every forward pass. The gradient of W' is

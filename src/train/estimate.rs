@@ -89,6 +89,7 @@ impl Run {
                 _ => 1.0,
             },
             gradient_checkpointing: train.gradient_checkpointing,
+            int8_forward: plan.multiplies_integers(),
         };
         let batch = || parts.sampler.batch(0, train.micro_batch_size);
         let seconds = timed

@@ -189,6 +189,7 @@ impl Trainer {
             dtype: self.dtype,
             loss_scale: self.progress.loss_scale.map_or(1.0, |scale| scale.scale),
             gradient_checkpointing: self.plan.config.train.gradient_checkpointing,
+            int8_forward: self.plan.multiplies_integers(),
         }
     }
 
@@ -263,7 +264,7 @@ impl Trainer {
     /// Measures the validation split and completes the sample prompts.
     fn evaluate(&mut self, model: &Decoder) -> Result<Option<Evaluation>, TrainError> {
         // Off the autodiff device: a tracked forward without a backward keeps its graph for good.
-        let model = model.valid().rounded().cast(self.dtype);
+        let model = model.valid().for_inference().cast(self.dtype);
         let step = self.progress.step;
         let mut result = None;
         if let Some(val) = &self.corpus.val {

@@ -5,6 +5,7 @@ mod bad_input;
 mod bench;
 mod early_stopping;
 mod estimate;
+mod export;
 #[cfg(unix)]
 mod kills;
 mod learning;

@@ -7,6 +7,7 @@
 mod config;
 mod fuzz;
 mod index;
+mod packed;
 #[path = "../support/mod.rs"]
 mod support;
 mod tokenizer;
@@ -19,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use burn::tensor::Device;
-use firebrick::config::{Architecture, SaveDtype};
+use firebrick::config::{Architecture, SaveDtype, Ternary};
 use firebrick::model::folder::{self, SaveOptions};
 use firebrick::model::{Decoder, DecoderSpec, ModelError};
 use support::tiny;
@@ -108,15 +109,34 @@ impl Model {
     }
 
     fn sharded(architecture: Architecture, max_shard_bytes: u64) -> Self {
-        let spec = tiny(architecture);
-        let folder = tempfile::tempdir().unwrap();
+        let model = Decoder::new(&tiny(architecture), 5, &Device::flex()).unwrap();
+        Self::of(&model, max_shard_bytes)
+    }
+
+    /// A LLaMA with packed ternary weights.
+    fn packed(ternary: Ternary) -> Self {
+        let mut spec = tiny(Architecture::Llama);
+        spec.shape.ternary = Some(Ternary {
+            packed: None,
+            ..ternary
+        });
         let model = Decoder::new(&spec, 5, &Device::flex()).unwrap();
+        let packed = model.packed(ternary.packed.unwrap()).unwrap();
+        Self::of(&packed, u64::MAX)
+    }
+
+    fn of(model: &Decoder, max_shard_bytes: u64) -> Self {
+        let folder = tempfile::tempdir().unwrap();
         let options = SaveOptions {
             dtype: SaveDtype::F32,
             max_shard_bytes,
         };
-        folder::save(folder.path(), &spec, &folder::hf_tensors(&model), &options).unwrap();
-        Self { folder, spec }
+        let tensors = folder::hf_tensors(model);
+        folder::save(folder.path(), model.spec(), &tensors, &options).unwrap();
+        Self {
+            folder,
+            spec: model.spec().clone(),
+        }
     }
 
     fn path(&self, name: &str) -> PathBuf {

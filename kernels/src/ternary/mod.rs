@@ -26,7 +26,8 @@
 //! ```
 //!
 //! Numbers that are not finite stay visible: a token with a NaN or an infinity has the scale NaN, and with it
-//! every output of that token is NaN.
+//! every output of that token is NaN; weights that share a scale with one that is not finite have the scale NaN, and
+//! the trit 0, so that their outputs are NaN.
 
 mod composed;
 pub mod cpu;

@@ -10,7 +10,18 @@ const CHUNK: usize = 1 << 16;
 /// Sums kept side by side, so that the additions do not wait for each other.
 const LANES: usize = 16;
 
-/// g of some weights: their mean magnitude, at least [`SMALLEST_MEAN`]; NaN if one of them is.
+/// g of so many weights whose magnitudes add up to `sum`: at least [`SMALLEST_MEAN`]; NaN if the sum is not finite.
+pub(super) fn mean_scale(sum: f64, count: usize) -> f32 {
+    let mean = (sum / count as f64) as f32;
+    match mean {
+        // An infinite scale would round every weight to 0, and nothing would show.
+        _ if !mean.is_finite() => f32::NAN,
+        _ if mean < SMALLEST_MEAN => SMALLEST_MEAN,
+        _ => mean,
+    }
+}
+
+/// g of some weights: their mean magnitude, at least [`SMALLEST_MEAN`]; NaN if one of them is not finite.
 ///
 /// Summed in f64 in an order that depends on the number of weights alone.
 pub fn absmean(weights: &[f32]) -> f32 {
@@ -22,13 +33,7 @@ pub fn absmean(weights: &[f32]) -> f32 {
     } else {
         weights.par_chunks(CHUNK).map(magnitudes).collect()
     };
-    let mean = (sums.iter().sum::<f64>() / weights.len() as f64) as f32;
-    // `max` would drop a NaN.
-    if mean < SMALLEST_MEAN {
-        SMALLEST_MEAN
-    } else {
-        mean
-    }
+    mean_scale(sums.iter().sum(), weights.len())
 }
 
 fn magnitudes(weights: &[f32]) -> f64 {
@@ -228,6 +233,7 @@ mod tests {
     #[test]
     fn what_is_not_finite_shows() {
         assert!(absmean(&[1.0, f32::NAN]).is_nan());
+        assert!(absmean(&[1.0, f32::INFINITY]).is_nan());
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let y = linear(
                 &[1.0, bad],

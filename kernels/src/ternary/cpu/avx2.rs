@@ -9,6 +9,8 @@
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::*;
+use std::array;
+use std::hint::black_box;
 
 use super::kernel::{FloatKernel, FloatLine, IntegerKernel, Line, PackKernel, by_tokens};
 use super::portable;
@@ -183,9 +185,15 @@ unsafe fn multiply_tile<const T: usize>(
                 }
             }
         }
-        for (i, sum) in tile.iter().flatten().enumerate() {
+        for (token, tile) in tile.into_iter().enumerate() {
             // SAFETY: by the caller's promise.
-            unsafe { add_to(sums.add(8 * i), _mm256_madd_epi16(*sum, ones)) };
+            unsafe {
+                add_to(sums.add(token * BLOCK), _mm256_madd_epi16(tile[0], ones));
+                add_to(
+                    sums.add(token * BLOCK + 8),
+                    _mm256_madd_epi16(tile[1], ones),
+                );
+            }
         }
     }
 }
@@ -214,9 +222,12 @@ unsafe fn multiply_tile_vnni<const T: usize>(
             }
         }
     }
-    for (i, sum) in tile.iter().flatten().enumerate() {
+    for (token, tile) in tile.into_iter().enumerate() {
         // SAFETY: by the caller's promise.
-        unsafe { add_to(sums.add(8 * i), *sum) };
+        unsafe {
+            add_to(sums.add(token * BLOCK), tile[0]);
+            add_to(sums.add(token * BLOCK + 8), tile[1]);
+        }
     }
 }
 
@@ -308,9 +319,15 @@ unsafe fn stream_tile<const T: usize>(
                 }
             }
         }
-        for (i, sum) in tile.iter().flatten().enumerate() {
+        for (token, tile) in tile.into_iter().enumerate() {
             // SAFETY: by the caller's promise.
-            unsafe { add_to(sums.add(8 * i), _mm256_madd_epi16(*sum, ones)) };
+            unsafe {
+                add_to(sums.add(token * BLOCK), _mm256_madd_epi16(tile[0], ones));
+                add_to(
+                    sums.add(token * BLOCK + 8),
+                    _mm256_madd_epi16(tile[1], ones),
+                );
+            }
         }
     }
 }
@@ -348,10 +365,12 @@ unsafe fn stream_tile_vnni<const T: usize, const N: usize>(
             }
         }
     }
-    for (i, parts) in tile.iter().flatten().enumerate() {
-        for part in parts {
-            // SAFETY: by the caller's promise.
-            unsafe { add_to(sums.add(8 * i), *part) };
+    for (token, tile) in tile.into_iter().enumerate() {
+        for (half, parts) in tile.into_iter().enumerate() {
+            for part in parts {
+                // SAFETY: by the caller's promise.
+                unsafe { add_to(sums.add(token * BLOCK + 8 * half), part) };
+            }
         }
     }
 }
@@ -401,12 +420,14 @@ unsafe fn multiply_float_tile<const T: usize>(
     summands: usize,
     sums: *mut f32,
 ) {
-    let mut tile = [[_mm256_setzero_ps(); 2]; T];
+    // SAFETY: by the caller's promise, here and below.
+    let load = |half: usize| unsafe { _mm256_loadu_ps(sums.add(8 * half)) };
+    let mut tile: [[__m256; 2]; T] = array::from_fn(|token| [load(2 * token), load(2 * token + 1)]);
     for summand in 0..summands {
-        // SAFETY: by the caller's promise.
+        // SAFETY: see above.
         unsafe {
-            let lines = panel.add(summand).cast::<f32>();
-            let weights = [_mm256_load_ps(lines), _mm256_load_ps(lines.add(8))];
+            let line = panel.add(summand).cast::<f32>();
+            let weights = [_mm256_load_ps(line), _mm256_load_ps(line.add(8))];
             for (token, sums) in tile.iter_mut().enumerate() {
                 let x = _mm256_set1_ps(*activations.add(summand * T + token));
                 sums[0] = _mm256_fmadd_ps(weights[0], x, sums[0]);
@@ -414,11 +435,12 @@ unsafe fn multiply_float_tile<const T: usize>(
             }
         }
     }
-    for (i, sum) in tile.iter().flatten().enumerate() {
-        // SAFETY: by the caller's promise.
+    for (token, tile) in tile.into_iter().enumerate() {
+        // SAFETY: see above.
         unsafe {
-            let at = sums.add(i * 8);
-            _mm256_storeu_ps(at, _mm256_add_ps(_mm256_loadu_ps(at), *sum));
+            let at = sums.add(token * BLOCK);
+            _mm256_storeu_ps(at, tile[0]);
+            _mm256_storeu_ps(at.add(8), tile[1]);
         }
     }
 }
@@ -441,4 +463,26 @@ fn pack(
     assert!(available());
     // SAFETY: the instructions are there.
     unsafe { vectors(columns, stride, thresholds, words) }
+}
+
+/// Independent `vpdpbusd`, more of them than their latency takes; returns how many operations they were.
+pub(super) fn probe_vnni(rounds: usize) -> usize {
+    const CHAINS: usize = 12;
+    #[target_feature(enable = "avx2,fma,avxvnni")]
+    fn vectors(rounds: usize) {
+        let codes = _mm256_set1_epi32(black_box(0x0102_0100));
+        let q = _mm256_set1_epi32(black_box(0x0305_0709));
+        let mut sums = [_mm256_setzero_si256(); CHAINS];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = _mm256_dpbusd_avx_epi32(*sum, codes, q);
+            }
+        }
+        black_box(sums);
+    }
+    assert!(vnni_available());
+    // SAFETY: the instructions are there.
+    unsafe { vectors(rounds) };
+    // A multiplication and an addition for each byte.
+    rounds * CHAINS * 64
 }

@@ -5,14 +5,10 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::kernel::{IntegerKernel, Line};
-use super::panels::{BLOCK_QUADS, QUAD, Quantised, Tile};
+use super::panels::{BLOCK_QUADS, QUAD, Quantised, Tile, UNPACKED_QUADS, blocks};
 use crate::ternary::Granularity;
 use crate::ternary::layout::PackedView;
 use crate::ternary::layout::compute::BLOCK;
-
-/// Quads that are unpacked at a time: 16 KiB of a panel of two row groups, and as much again for a tile of
-/// activations and its sums, stay in a first-level cache of 32 KiB.
-const UNPACKED_QUADS: usize = 128;
 
 /// Bytes of quantised activations that a panel is multiplied with before the next is unpacked. They are read again
 /// for every panel, from the second-level cache.
@@ -44,11 +40,18 @@ pub(super) fn multiply(
     let multiplications = tokens * weights.rows() * weights.cols();
     let ranges = shares(weights.row_groups(), multiplications, unit);
     let outputs = split(y, weights.rows(), &ranges);
+    let grouped = matches!(weights.granularity(), Granularity::Group(_));
+    let product = Product {
+        kernel,
+        activations,
+        weights,
+        grouped,
+    };
     let run = |(range, mut y): (Range<usize>, Vec<&mut [f32]>)| {
         if stream {
-            streamed(kernel, activations, weights, range, &mut y);
+            product.stream(range, &mut y);
         } else {
-            unpacked(kernel, activations, weights, range, &mut y);
+            product.unpack(range, &mut y);
         }
     };
     if ranges.len() == 1 {
@@ -88,124 +91,31 @@ pub(super) fn split<'y>(
     parts
 }
 
-/// g of the 16 rows of a row group, in one segment. Rows that pad the group have 0.
-fn group_scales(
-    weights: &PackedView,
-    group: usize,
-    segment: usize,
-    segments: usize,
-) -> [f32; BLOCK] {
-    let mut scales = [0.0; BLOCK];
-    let valid = (weights.rows() - group * BLOCK).min(BLOCK);
-    for (lane, scale) in scales[..valid].iter_mut().enumerate() {
-        *scale = match weights.granularity() {
-            Granularity::Tensor => weights.scales()[0],
-            Granularity::Row => weights.scales()[group * BLOCK + lane],
-            Granularity::Group(_) => weights.scales()[(group * BLOCK + lane) * segments + segment],
-        };
-    }
-    scales
-}
-
 /// Outputs of 16 rows at most, where one scale is for all of a row.
-fn store(sums: &[i32], token_scale: f32, scales: &[f32; BLOCK], y: &mut [f32]) {
-    for ((y, &sum), &scale) in y.iter_mut().zip(sums).zip(scales) {
-        *y = sum as f32 * (token_scale * scale);
+fn store(sums: &[i32; BLOCK], token_scale: f32, scales: &[f32; BLOCK], y: &mut [f32]) {
+    let output = |lane: usize| sums[lane] as f32 * (token_scale * scales[lane]);
+    match y.as_mut_array::<BLOCK>() {
+        // A loop of known length, for the compiler to vectorise.
+        Some(y) => (0..BLOCK).for_each(|lane| y[lane] = output(lane)),
+        None => y
+            .iter_mut()
+            .enumerate()
+            .for_each(|(lane, y)| *y = output(lane)),
     }
 }
 
 /// Adds one segment's share to the totals of 16 rows.
-fn accumulate(sums: &[i32], scales: &[f32; BLOCK], totals: &mut [f32]) {
-    for ((total, &sum), &scale) in totals.iter_mut().zip(sums).zip(scales) {
-        *total += sum as f32 * scale;
+fn accumulate(sums: &[i32; BLOCK], scales: &[f32; BLOCK], totals: &mut [f32; BLOCK]) {
+    for lane in 0..BLOCK {
+        totals[lane] += sums[lane] as f32 * scales[lane];
     }
 }
 
-/// Few tokens: each word is read once, in the order of memory.
-fn streamed(
-    kernel: &IntegerKernel,
-    activations: &Quantised,
-    weights: &PackedView,
-    range: Range<usize>,
-    y: &mut [&mut [f32]],
-) {
-    let tile = activations.tiles[0];
-    let tokens = tile.tokens;
-    let stride = weights.blocks() * BLOCK;
-    let row = tokens * BLOCK;
-    let grouped = matches!(weights.granularity(), Granularity::Group(_));
-    let mut sums = vec![0i32; STREAMED_GROUPS * row];
-    let mut totals = vec![0f32; row];
-    for first in range.clone().step_by(STREAMED_GROUPS) {
-        let groups = first..range.end.min(first + STREAMED_GROUPS);
-        if !grouped {
-            let sums = &mut sums[..groups.len() * row];
-            for sums in sums.chunks_mut(row) {
-                subtract_sums(activations, &tile, 0, sums);
-            }
-            let words = &weights.words()[first * stride..groups.end * stride];
-            let quads = activations.tile(&tile, 0, activations.quads);
-            (kernel.stream)(words, stride, quads, tokens, sums);
-        }
-        for (i, group) in groups.enumerate() {
-            let y_at = (group - range.start) * BLOCK;
-            if grouped {
-                totals.fill(0.0);
-                stream_group(
-                    kernel,
-                    activations,
-                    weights,
-                    group,
-                    &mut sums[..row],
-                    &mut totals,
-                );
-            }
-            for (token, y) in y.iter_mut().enumerate() {
-                let end = y.len().min(y_at + BLOCK);
-                let y = &mut y[y_at..end];
-                let s = activations.scales[token];
-                if grouped {
-                    let totals = &totals[token * BLOCK..];
-                    y.iter_mut()
-                        .zip(totals)
-                        .for_each(|(y, total)| *y = total * s);
-                } else {
-                    let sums = &sums[i * row + token * BLOCK..][..BLOCK];
-                    store(sums, s, &group_scales(weights, group, 0, 1), y);
-                }
-            }
-        }
-    }
-}
-
-/// One row group whose columns have scales of their own, `totals` `[token][16 rows]`.
-fn stream_group(
-    kernel: &IntegerKernel,
-    activations: &Quantised,
-    weights: &PackedView,
-    group: usize,
-    sums: &mut [i32],
-    totals: &mut [f32],
-) {
-    let tile = activations.tiles[0];
-    let words = weights.row_group(group);
-    for segment in 0..activations.segments {
-        let first = segment * activations.segment;
-        let quads = activations.segment.min(activations.quads - first);
-        subtract_sums(activations, &tile, segment, sums);
-        let words = &words[first / BLOCK_QUADS * BLOCK..][..quads * QUAD];
-        (kernel.stream)(
-            words,
-            0,
-            activations.tile(&tile, first, quads),
-            tile.tokens,
-            sums,
-        );
-        let scales = group_scales(weights, group, segment, activations.segments);
-        for (sums, totals) in sums.chunks(BLOCK).zip(totals.chunks_mut(BLOCK)) {
-            accumulate(sums, &scales, totals);
-        }
-    }
+/// Outputs of 16 rows at most, where groups of columns have scales.
+fn store_totals(totals: &[f32; BLOCK], token_scale: f32, y: &mut [f32]) {
+    y.iter_mut()
+        .zip(totals)
+        .for_each(|(y, total)| *y = total * token_scale);
 }
 
 /// Starts the sums of a tile, `[token][row]`, at -Σ q: weights are multiplied as T + 1.
@@ -216,135 +126,205 @@ fn subtract_sums(activations: &Quantised, tile: &Tile, segment: usize, sums: &mu
     }
 }
 
-/// Many tokens: a panel is unpacked block by block, and multiplied with one tile after another.
-fn unpacked(
-    kernel: &IntegerKernel,
-    activations: &Quantised,
-    weights: &PackedView,
-    range: Range<usize>,
-    y: &mut [&mut [f32]],
-) {
-    let tokens_at_once = ACTIVATION_BYTES / (activations.quads * QUAD).max(1);
-    let tiles_at_once = (tokens_at_once / kernel.tile).max(1);
-    let lanes = kernel.groups * BLOCK;
-    let mut panel = vec![Line::ZERO; UNPACKED_QUADS * kernel.groups];
-    for tiles in activations.tiles.chunks(tiles_at_once) {
-        let tokens: usize = tiles.iter().map(|tile| tile.tokens).sum();
-        let mut sums = vec![0i32; tokens * lanes];
-        let mut totals = vec![0f32; tokens * lanes];
-        for group in range.clone().step_by(kernel.groups) {
-            totals.fill(0.0);
-            for segment in 0..activations.segments {
-                sum_segment(
-                    kernel,
-                    activations,
-                    weights,
-                    [group, segment],
-                    tiles,
-                    &mut panel,
-                    &mut sums,
-                );
-                if matches!(weights.granularity(), Granularity::Group(_)) {
-                    for part in 0..kernel.groups.min(weights.row_groups() - group) {
-                        let scales =
-                            group_scales(weights, group + part, segment, activations.segments);
-                        let sums = sums.chunks(BLOCK).skip(part).step_by(kernel.groups);
-                        let totals = totals.chunks_mut(BLOCK).skip(part).step_by(kernel.groups);
-                        sums.zip(totals)
-                            .for_each(|(s, t)| accumulate(s, &scales, t));
+/// The operands of a product.
+struct Product<'a> {
+    kernel: &'a IntegerKernel,
+    activations: &'a Quantised,
+    weights: &'a PackedView<'a>,
+    /// Whether groups of columns have scales of their own.
+    grouped: bool,
+}
+
+/// What a share of a product writes to before there are outputs.
+struct Buffers {
+    panel: Vec<Line>,
+    /// Of one segment, `[token][row of the panel]`.
+    sums: Vec<i32>,
+    /// Of the segments before, scaled; empty where rows have one segment.
+    totals: Vec<f32>,
+}
+
+impl Product<'_> {
+    /// g of the 16 rows of a row group, in one segment. Rows that pad the group have 0.
+    fn scales(&self, group: usize, segment: usize) -> [f32; BLOCK] {
+        let segments = self.activations.segments;
+        let mut scales = [0.0; BLOCK];
+        let first = group * BLOCK;
+        let valid = (self.weights.rows() - first).min(BLOCK);
+        let all = self.weights.scales();
+        match self.weights.granularity() {
+            Granularity::Tensor => scales[..valid].fill(all[0]),
+            Granularity::Row => scales[..valid].copy_from_slice(&all[first..first + valid]),
+            Granularity::Group(_) => {
+                let column = all[first * segments + segment..].iter().step_by(segments);
+                scales[..valid]
+                    .iter_mut()
+                    .zip(column)
+                    .for_each(|(scale, g)| *scale = *g);
+            }
+        }
+        scales
+    }
+
+    /// Few tokens: each word is read once, in the order of memory.
+    fn stream(&self, range: Range<usize>, y: &mut [&mut [f32]]) {
+        let tile = self.activations.tiles[0];
+        let row = tile.tokens * BLOCK;
+        let mut sums = vec![0i32; STREAMED_GROUPS * row];
+        let mut totals = vec![0f32; row];
+        for first in range.clone().step_by(STREAMED_GROUPS) {
+            let groups = first..range.end.min(first + STREAMED_GROUPS);
+            if !self.grouped {
+                self.stream_rows(groups.clone(), &mut sums[..groups.len() * row]);
+            }
+            for (i, group) in groups.enumerate() {
+                let y_at = (group - range.start) * BLOCK;
+                if self.grouped {
+                    totals.fill(0.0);
+                    self.stream_segments(group, &mut sums[..row], &mut totals);
+                }
+                let scales = self.scales(group, 0);
+                for (token, y) in y.iter_mut().enumerate() {
+                    let end = y.len().min(y_at + BLOCK);
+                    let y = &mut y[y_at..end];
+                    let s = self.activations.scales[token];
+                    if self.grouped {
+                        store_totals(&totals.as_chunks().0[token], s, y);
+                    } else {
+                        store(&sums.as_chunks().0[i * tile.tokens + token], s, &scales, y);
                     }
                 }
             }
-            write(
-                kernel,
-                activations,
-                weights,
-                tiles,
-                [group, range.start],
-                &sums,
-                &totals,
-                y,
-            );
         }
     }
-}
 
-/// Σ q T of a panel and some tiles, in one segment.
-fn sum_segment(
-    kernel: &IntegerKernel,
-    activations: &Quantised,
-    weights: &PackedView,
-    [group, segment]: [usize; 2],
-    tiles: &[Tile],
-    panel: &mut [Line],
-    sums: &mut [i32],
-) {
-    let lanes = kernel.groups * BLOCK;
-    let mut rest = &mut *sums;
-    for tile in tiles {
-        let sums = rest
-            .split_off_mut(..tile.tokens * lanes)
-            .unwrap_or_default();
-        subtract_sums(activations, tile, segment, sums);
-    }
-    let first = segment * activations.segment;
-    let end = activations.quads.min(first + activations.segment);
-    for first in (first..end).step_by(UNPACKED_QUADS) {
-        let quads = UNPACKED_QUADS.min(end - first);
-        let panel = &mut panel[..quads * kernel.groups];
-        for part in 0..kernel.groups {
-            // Where the matrix ends within the panel, its last row group fills the rest: any numbers do.
-            let group = (group + part).min(weights.row_groups() - 1);
-            let words = &weights.row_group(group)[first / BLOCK_QUADS * BLOCK..][..quads * QUAD];
-            (kernel.unpack)(words, &mut panel[part..], kernel.groups);
+    /// Σ q T of some row groups, `[row group][token][16 rows]`.
+    fn stream_rows(&self, groups: Range<usize>, sums: &mut [i32]) {
+        let tile = self.activations.tiles[0];
+        for sums in sums.chunks_mut(tile.tokens * BLOCK) {
+            subtract_sums(self.activations, &tile, 0, sums);
         }
-        let mut rest = &mut *sums;
+        let stride = self.weights.blocks() * BLOCK;
+        let words = &self.weights.words()[groups.start * stride..groups.end * stride];
+        let quads = self.activations.tile(&tile, 0, self.activations.quads);
+        (self.kernel.stream)(words, stride, quads, tile.tokens, sums);
+    }
+
+    /// One row group whose columns have scales of their own, `totals` `[token][16 rows]`.
+    fn stream_segments(&self, group: usize, sums: &mut [i32], totals: &mut [f32]) {
+        let tile = self.activations.tiles[0];
+        let words = self.weights.row_group(group);
+        for segment in 0..self.activations.segments {
+            let Range { start: first, end } = self.activations.segment(segment);
+            let quads = end - first;
+            subtract_sums(self.activations, &tile, segment, sums);
+            let words = &words[first / BLOCK_QUADS * BLOCK..][..quads * QUAD];
+            let quads = self.activations.tile(&tile, first, quads);
+            (self.kernel.stream)(words, 0, quads, tile.tokens, sums);
+            let scales = self.scales(group, segment);
+            let totals = totals.as_chunks_mut().0;
+            for (sums, totals) in sums.as_chunks().0.iter().zip(totals) {
+                accumulate(sums, &scales, totals);
+            }
+        }
+    }
+
+    /// Many tokens: a panel is unpacked block by block, and multiplied with one tile after another.
+    fn unpack(&self, range: Range<usize>, y: &mut [&mut [f32]]) {
+        let kernel = self.kernel;
+        let tokens_at_once = ACTIVATION_BYTES / (self.activations.quads * QUAD);
+        let tiles_at_once = (tokens_at_once / kernel.tile).max(1);
+        let lanes = kernel.groups * BLOCK;
+        let most = (tiles_at_once * kernel.tile).min(self.activations.scales.len());
+        let mut buffers = Buffers {
+            panel: vec![Line::ZERO; UNPACKED_QUADS * kernel.groups],
+            sums: vec![0; most * lanes],
+            totals: vec![0.0; if self.grouped { most * lanes } else { 0 }],
+        };
+        for tiles in self.activations.tiles.chunks(tiles_at_once) {
+            for group in range.clone().step_by(kernel.groups) {
+                buffers.totals.fill(0.0);
+                for segment in 0..self.activations.segments {
+                    self.sum_segment(group, segment, tiles, &mut buffers);
+                    if self.grouped {
+                        self.scale_segment(group, segment, &mut buffers);
+                    }
+                }
+                self.write(group, tiles, &buffers, (group - range.start) * BLOCK, y);
+            }
+        }
+    }
+
+    /// Σ q T of a panel and some tiles, in one segment.
+    fn sum_segment(&self, group: usize, segment: usize, tiles: &[Tile], buffers: &mut Buffers) {
+        let (kernel, activations) = (self.kernel, self.activations);
+        let lanes = kernel.groups * BLOCK;
+        let mut rest = &mut buffers.sums[..];
         for tile in tiles {
             let sums = rest
                 .split_off_mut(..tile.tokens * lanes)
                 .unwrap_or_default();
-            (kernel.multiply)(
-                panel,
-                activations.tile(tile, first, quads),
-                tile.tokens,
-                sums,
-            );
+            subtract_sums(activations, tile, segment, sums);
+        }
+        for (first, quads) in blocks(activations.segment(segment)) {
+            let panel = &mut buffers.panel[..quads * kernel.groups];
+            for part in 0..kernel.groups {
+                // Where the matrix ends within the panel, its last row group fills the rest: any numbers do.
+                let words = self
+                    .weights
+                    .row_group((group + part).min(self.weights.row_groups() - 1));
+                let words = &words[first / BLOCK_QUADS * BLOCK..][..quads * QUAD];
+                (kernel.unpack)(words, &mut panel[part..], kernel.groups);
+            }
+            let mut rest = &mut buffers.sums[..];
+            for tile in tiles {
+                let sums = rest
+                    .split_off_mut(..tile.tokens * lanes)
+                    .unwrap_or_default();
+                let quads = activations.tile(tile, first, quads);
+                (kernel.multiply)(panel, quads, tile.tokens, sums);
+            }
         }
     }
-}
 
-/// The outputs of a panel and some tiles.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "one call, all of it state of the caller's loop"
-)]
-fn write(
-    kernel: &IntegerKernel,
-    activations: &Quantised,
-    weights: &PackedView,
-    tiles: &[Tile],
-    [group, range_start]: [usize; 2],
-    sums: &[i32],
-    totals: &[f32],
-    y: &mut [&mut [f32]],
-) {
-    let grouped = matches!(weights.granularity(), Granularity::Group(_));
-    let first_token = tiles[0].first;
-    for part in 0..kernel.groups.min(weights.row_groups() - group) {
-        let scales = group_scales(weights, group + part, 0, activations.segments);
-        let y_at = (group + part - range_start) * BLOCK;
-        let lines = sums.chunks(BLOCK).zip(totals.chunks(BLOCK));
-        for (token, (sums, totals)) in lines.skip(part).step_by(kernel.groups).enumerate() {
-            let s = activations.scales[first_token + token];
-            let y = &mut y[first_token + token];
-            let end = y.len().min(y_at + BLOCK);
-            let y = &mut y[y_at..end];
-            if grouped {
-                y.iter_mut()
-                    .zip(totals)
-                    .for_each(|(y, total)| *y = total * s);
-            } else {
-                store(sums, s, &scales, y);
+    /// Adds one segment's share to the totals of a panel.
+    fn scale_segment(&self, group: usize, segment: usize, buffers: &mut Buffers) {
+        let groups = self.kernel.groups;
+        for part in 0..groups.min(self.weights.row_groups() - group) {
+            let scales = self.scales(group + part, segment);
+            let sums = buffers.sums.as_chunks().0[part..].iter().step_by(groups);
+            let totals = buffers.totals.as_chunks_mut().0[part..]
+                .iter_mut()
+                .step_by(groups);
+            sums.zip(totals)
+                .for_each(|(sums, totals)| accumulate(sums, &scales, totals));
+        }
+    }
+
+    /// The outputs of a panel and some tiles, at `y_at` of each token's.
+    fn write(
+        &self,
+        group: usize,
+        tiles: &[Tile],
+        buffers: &Buffers,
+        y_at: usize,
+        y: &mut [&mut [f32]],
+    ) {
+        let groups = self.kernel.groups;
+        let tokens = tiles[0].first..tiles[tiles.len() - 1].first + tiles[tiles.len() - 1].tokens;
+        for part in 0..groups.min(self.weights.row_groups() - group) {
+            let scales = self.scales(group + part, 0);
+            let y_at = y_at + part * BLOCK;
+            for (i, token) in tokens.clone().enumerate() {
+                let end = y[token].len().min(y_at + BLOCK);
+                let y = &mut y[token][y_at..end];
+                let s = self.activations.scales[token];
+                let at = i * groups + part;
+                if self.grouped {
+                    store_totals(&buffers.totals.as_chunks().0[at], s, y);
+                } else {
+                    store(&buffers.sums.as_chunks().0[at], s, &scales, y);
+                }
             }
         }
     }

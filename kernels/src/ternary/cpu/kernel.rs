@@ -111,6 +111,17 @@ pub(super) fn pack(path: Path) -> &'static PackKernel {
     }
 }
 
+/// A loop of a path's integer multiplications alone, so many rounds: how many operations it did.
+pub(super) fn probe(path: Path) -> Option<fn(usize) -> usize> {
+    match path {
+        #[cfg(target_arch = "x86_64")]
+        Path::Avx512Vnni if path.available() => Some(super::avx512::probe),
+        #[cfg(target_arch = "x86_64")]
+        Path::AvxVnni if path.available() => Some(super::avx2::probe_vnni),
+        _ => None,
+    }
+}
+
 /// Calls the function whose constant is the number of tokens.
 macro_rules! by_tokens {
     ($tokens:expr, $call:ident $arguments:tt, $($count:literal)*) => {

@@ -262,7 +262,7 @@ fn transposed_means(
         let valid = (rows - row).min(BLOCK);
         for index in 0..per_row {
             let range = index * segment..cols.min((index + 1) * segment);
-            let count = range.len() as f64;
+            let count = range.len();
             let mut total = [0f64; BLOCK];
             for first in range.clone().step_by(CHUNK) {
                 let mut lanes = [[0f64; BLOCK]; 16];
@@ -278,14 +278,7 @@ fn transposed_means(
                 }
             }
             for (lane, total) in total[..valid].iter().enumerate() {
-                let mean = (total / count) as f32;
-                // `max` would drop a NaN.
-                let mean = if mean < SMALLEST_MEAN {
-                    SMALLEST_MEAN
-                } else {
-                    mean
-                };
-                scales[lane * per_row + index] = mean;
+                scales[lane * per_row + index] = reference::mean_scale(*total, count);
             }
         }
     });

@@ -15,6 +15,7 @@ mod kernel;
 pub mod latent;
 mod panels;
 mod portable;
+pub mod probe;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;

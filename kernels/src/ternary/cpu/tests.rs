@@ -385,3 +385,36 @@ fn a_nan_among_weights_reaches_its_outputs() {
         }
     }
 }
+
+/// Quotients at and next to the halves where codes round, for scales all over f32's range.
+#[test]
+fn codes_round_as_a_division_does() {
+    let mut seed = 1u32;
+    let mut next = || {
+        seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        seed
+    };
+    for round in 0..2_000 {
+        let exponent = (next() % 140) as i32 - 16;
+        let largest = (1.0 + (next() >> 9) as f32 / (1 << 23) as f32) * 2f32.powi(exponent);
+        let s = largest / 127.0;
+        let mut x = vec![largest];
+        for half in 0..127 {
+            let near = (half as f32 + 0.5) * s;
+            let around =
+                (-4i32..=4).map(|by| f32::from_bits(near.to_bits().wrapping_add_signed(by)));
+            x.extend(around.filter(|x| *x <= largest).flat_map(|x| [x, -x]));
+        }
+        let (expected, scale) = reference::quantise_token(&x);
+        for path in paths() {
+            let kernel = kernel::integer(path).unwrap();
+            let mut words = vec![0u32; x.len().div_ceil(16) * 4];
+            let sum = (kernel.quantise)(&x, scale, &mut words, 1);
+            let codes = words.iter().flat_map(|word| word.to_le_bytes());
+            for ((code, &expected), x) in codes.zip(&expected).zip(&x) {
+                assert_eq!(code as i8, expected, "{path:?} {round}: {x} / {scale}");
+            }
+            assert_eq!(sum, expected.iter().map(|&q| i32::from(q)).sum::<i32>());
+        }
+    }
+}
