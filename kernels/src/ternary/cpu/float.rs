@@ -55,7 +55,7 @@ pub(super) fn multiply(
         Direction::Forward => (weights.rows(), weights.cols()),
         Direction::Backward => (weights.cols(), weights.rows()),
     };
-    if summands == 0 || outputs == 0 {
+    if summands == 0 || y.is_empty() {
         y.fill(0.0);
         return;
     }
