@@ -321,7 +321,7 @@ fn product(x: CubeTensor, packed: Packed, arithmetic: Arithmetic, few: bool) -> 
         );
     } else {
         // A stage of whole groups, and of sixteen factors where bytes leave only four of a block.
-        let whole = !grouped || packed.blocks_per_scale() % 4 == 0;
+        let whole = !grouped || packed.blocks_per_scale().is_multiple_of(4);
         let stage = match arithmetic {
             Arithmetic::Bytes if whole => 4,
             _ => 1,

@@ -277,6 +277,8 @@ fn epilogue(
 /// know.
 #[cube(launch, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
+// What is known when the kernel is compiled has an `if` of its own, and kernels have no is_multiple_of.
+#[allow(clippy::collapsible_if, clippy::manual_is_multiple_of)]
 pub fn product_tiled<S: Numeric, F: Float>(
     activations: &[u32],
     token_scales: &[f32],
