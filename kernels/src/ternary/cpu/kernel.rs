@@ -92,13 +92,11 @@ pub(super) fn float(path: Path) -> Option<&'static FloatKernel> {
 /// The part of packing: 16 columns of 16 rows of f32 weights, each column a `stride` after the last, to the words of
 /// a block. A weight beyond the threshold of its row is 1 or -1. Returns the bits of each row's largest magnitude.
 pub(super) struct PackKernel {
-    pub pack: fn(
-        columns: &[f32],
-        stride: usize,
-        thresholds: &[f32; BLOCK],
-        words: &mut [u32],
-    ) -> [u32; BLOCK],
+    pub pack: Pack,
 }
+
+/// Columns, their stride, thresholds of the rows, and words to be filled.
+type Pack = fn(&[f32], usize, &[f32; BLOCK], &mut [u32]) -> [u32; BLOCK];
 
 /// The kernel of a path for packing: the portable one if the processor cannot run it.
 pub(super) fn pack(path: Path) -> &'static PackKernel {

@@ -46,7 +46,7 @@ impl BlockType {
     /// If rows are not of whole blocks.
     pub fn bytes(self, rows: usize, cols: usize) -> Result<usize, LayoutError> {
         check_shape(rows, cols, Granularity::Tensor)?;
-        if cols % BLOCK != 0 {
+        if !cols.is_multiple_of(BLOCK) {
             return Err(LayoutError::PartialBlock { cols });
         }
         Ok(rows * (cols / BLOCK) * self.block_bytes())
@@ -201,7 +201,7 @@ fn read_tq1_0(codes: &[u8], trits: &mut [i8; BLOCK]) -> bool {
         for (byte, &code) in codes.by_ref().take(count).enumerate() {
             let mut rest = code;
             for n in 0..digits {
-                trits[first + byte + n * count] = (u16::from(rest) * 3 >> 8) as i8 - 1;
+                trits[first + byte + n * count] = ((u16::from(rest) * 3) >> 8) as i8 - 1;
                 rest = rest.wrapping_mul(3);
             }
         }

@@ -63,7 +63,7 @@ proptest! {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             // Now and then what is valid, so that more than the first check is reached.
             let byte = (state >> 56) as u8;
-            if seed.is_multiple_of(2) { byte % 243 & 0x55 } else { byte }
+            if seed.is_multiple_of(2) { (byte % 243) & 0x55 } else { byte }
         };
         let length = |wanted: usize| if exact { wanted } else { length };
         let words: Vec<u32> = (0..length(compute::words(rows, cols)))
