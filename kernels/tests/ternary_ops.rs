@@ -12,6 +12,10 @@ use firebrick_kernels::ternary::{
 
 /// The CPU, and a GPU for each feature: one that is compiled in has to be there.
 fn devices() -> Vec<(&'static str, Device)> {
+    #[cfg_attr(
+        not(any(feature = "wgpu", feature = "cuda")),
+        expect(unused_mut, reason = "the CPU alone")
+    )]
     let mut devices = vec![("flex", Device::flex())];
     #[cfg(feature = "wgpu")]
     {

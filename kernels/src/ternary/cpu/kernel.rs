@@ -95,12 +95,8 @@ pub(super) struct PackKernel {
     pub pack: Pack,
 }
 
-type Pack = fn(
-    columns: &[f32],
-    stride: usize,
-    thresholds: &[f32; BLOCK],
-    words: &mut [u32],
-) -> [u32; BLOCK];
+/// Columns, their stride, thresholds of the rows, and words to be filled.
+type Pack = fn(&[f32], usize, &[f32; BLOCK], &mut [u32]) -> [u32; BLOCK];
 
 /// The kernel of a path for packing: the portable one if the processor cannot run it.
 pub(super) fn pack(path: Path) -> &'static PackKernel {
