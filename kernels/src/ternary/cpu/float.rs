@@ -36,7 +36,7 @@ struct Product<'a> {
     weights: &'a PackedView<'a>,
     direction: Direction,
     tiles: Vec<Tile>,
-    /// Block by block of [`UNPACKED`], and in each tile by tile, `[summand][token]`.
+    /// Tile by tile, `[summand][token]`.
     activations: Vec<f32>,
     /// Summands, padding to whole blocks included.
     depth: usize,
@@ -63,13 +63,10 @@ pub(super) fn multiply(
     let depth = summands.next_multiple_of(BLOCK);
     let tiles = tiles(tokens, kernel.tile);
     let mut activations = vec![0f32; tokens * depth];
-    // Gradients are multiplied by g of their row, where a row has one; outputs are, later.
-    let scale = |summand: usize| match (direction, weights.granularity()) {
-        (Direction::Backward, Granularity::Tensor) => weights.scales()[0],
-        (Direction::Backward, Granularity::Row) => weights.scales()[summand],
-        _ => 1.0,
-    };
-    arrange(x, summands, &tiles, scale, &mut activations);
+    arrange(x, summands, &tiles, depth, &mut activations);
+    if direction == Direction::Backward {
+        scale_rows(weights, &tiles, depth, &mut activations);
+    }
     let product = Product {
         kernel,
         weights,
@@ -91,36 +88,41 @@ pub(super) fn multiply(
         .for_each(|(range, mut y)| product.share(range, &mut y));
 }
 
-/// Blocks of [`UNPACKED`] summands at most: the first of each, and how many.
-fn blocks(depth: usize) -> impl Iterator<Item = (usize, usize)> {
-    (0..depth)
-        .step_by(UNPACKED)
-        .map(move |first| (first, UNPACKED.min(depth - first)))
-}
-
-/// x `[tokens, summands]` in blocks and tiles `[summand][token]`, times a scale for each summand.
-fn arrange(
-    x: &[f32],
-    summands: usize,
-    tiles: &[Tile],
-    scale: impl Fn(usize) -> f32 + Sync,
-    out: &mut [f32],
-) {
-    let tokens = x.len() / summands;
-    let blocks = out.par_chunks_mut(UNPACKED * tokens).enumerate();
-    blocks.for_each(|(block, mut out)| {
-        let depth = out.len() / tokens;
-        let range = block * UNPACKED..summands.min(block * UNPACKED + depth);
-        for tile in tiles {
-            let out = out.split_off_mut(..tile.tokens * depth).unwrap_or_default();
-            for token in 0..tile.tokens {
-                let x = &x[(tile.first + token) * summands..][range.clone()];
-                let out = out[token..].iter_mut().step_by(tile.tokens);
-                let scaled = x.iter().zip(range.clone()).map(|(x, i)| x * scale(i));
-                out.zip(scaled).for_each(|(out, x)| *out = x);
-            }
+/// x `[tokens, summands]` in tiles `[summand][token]`.
+fn arrange(x: &[f32], summands: usize, tiles: &[Tile], depth: usize, mut out: &mut [f32]) {
+    let mut work = Vec::with_capacity(tiles.len());
+    for tile in tiles {
+        work.push((
+            tile,
+            out.split_off_mut(..tile.tokens * depth).unwrap_or_default(),
+        ));
+    }
+    work.into_par_iter().for_each(|(tile, out)| {
+        for token in 0..tile.tokens {
+            let x = &x[(tile.first + token) * summands..][..summands];
+            let out = out[token..].iter_mut().step_by(tile.tokens);
+            out.zip(x).for_each(|(out, x)| *out = *x);
         }
     });
+}
+
+/// Gradients times g of their row, where a row has one.
+fn scale_rows(weights: &PackedView, tiles: &[Tile], depth: usize, mut activations: &mut [f32]) {
+    let scale = |row: usize| match weights.granularity() {
+        Granularity::Tensor => weights.scales()[0],
+        Granularity::Row => weights.scales()[row],
+        Granularity::Group(_) => 1.0,
+    };
+    for tile in tiles {
+        let tile_of = activations
+            .split_off_mut(..tile.tokens * depth)
+            .unwrap_or_default();
+        let rows = tile_of
+            .chunks_mut(tile.tokens)
+            .take(weights.rows())
+            .enumerate();
+        rows.for_each(|(row, values)| values.iter_mut().for_each(|value| *value *= scale(row)));
+    }
 }
 
 impl Product<'_> {
@@ -128,7 +130,6 @@ impl Product<'_> {
     fn share(&self, range: Range<usize>, y: &mut [&mut [f32]]) {
         let groups = self.kernel.groups;
         let lanes = groups * BLOCK;
-        let all_tokens = y.len();
         let tokens_at_once = ACTIVATION_BYTES / (4 * self.depth).max(1);
         let tiles_at_once = (tokens_at_once / self.kernel.tile).max(1);
         let mut panel = vec![FloatLine::ZERO; UNPACKED * groups];
@@ -137,7 +138,8 @@ impl Product<'_> {
             let mut sums = vec![0f32; tokens * lanes];
             for group in range.clone().step_by(groups) {
                 sums.fill(0.0);
-                for (first, count) in blocks(self.depth) {
+                for first in (0..self.depth).step_by(UNPACKED) {
+                    let count = UNPACKED.min(self.depth - first);
                     let panel = &mut panel[..count * groups];
                     for part in 0..groups {
                         // Where the matrix ends within the panel, its last group fills the rest.
@@ -149,7 +151,7 @@ impl Product<'_> {
                         let sums = rest
                             .split_off_mut(..tile.tokens * lanes)
                             .unwrap_or_default();
-                        let x = &self.activations[first * all_tokens + tile.first * count..];
+                        let x = &self.activations[tile.first * self.depth + first * tile.tokens..];
                         let x = &x[..count * tile.tokens];
                         (self.kernel.multiply)(panel, x, tile.tokens, sums);
                     }

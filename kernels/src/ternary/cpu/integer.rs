@@ -5,10 +5,14 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::kernel::{IntegerKernel, Line};
-use super::panels::{BLOCK_QUADS, QUAD, Quantised, Tile, UNPACKED_QUADS, blocks};
+use super::panels::{BLOCK_QUADS, QUAD, Quantised, Tile};
 use crate::ternary::Granularity;
 use crate::ternary::layout::PackedView;
 use crate::ternary::layout::compute::BLOCK;
+
+/// Quads that are unpacked at a time: 16 KiB of a panel of two row groups, and as much again for a tile of
+/// activations and its sums, stay in a first-level cache of 32 KiB.
+const UNPACKED_QUADS: usize = 128;
 
 /// Bytes of quantised activations that a panel is multiplied with before the next is unpacked. They are read again
 /// for every panel, from the second-level cache.
@@ -31,7 +35,7 @@ pub(super) fn multiply(
     y: &mut [f32],
 ) {
     let tokens = activations.scales.len();
-    if weights.rows() == 0 || weights.cols() == 0 {
+    if y.is_empty() || weights.cols() == 0 {
         y.fill(0.0);
         return;
     }
@@ -215,8 +219,8 @@ impl Product<'_> {
         let tile = self.activations.tiles[0];
         let words = self.weights.row_group(group);
         for segment in 0..self.activations.segments {
-            let Range { start: first, end } = self.activations.segment(segment);
-            let quads = end - first;
+            let first = segment * self.activations.segment;
+            let quads = self.activations.segment.min(self.activations.quads - first);
             subtract_sums(self.activations, &tile, segment, sums);
             let words = &words[first / BLOCK_QUADS * BLOCK..][..quads * QUAD];
             let quads = self.activations.tile(&tile, first, quads);
@@ -266,7 +270,10 @@ impl Product<'_> {
                 .unwrap_or_default();
             subtract_sums(activations, tile, segment, sums);
         }
-        for (first, quads) in blocks(activations.segment(segment)) {
+        let first = segment * activations.segment;
+        let end = activations.quads.min(first + activations.segment);
+        for first in (first..end).step_by(UNPACKED_QUADS) {
+            let quads = UNPACKED_QUADS.min(end - first);
             let panel = &mut buffers.panel[..quads * kernel.groups];
             for part in 0..kernel.groups {
                 // Where the matrix ends within the panel, its last row group fills the rest: any numbers do.

@@ -1,7 +1,5 @@
 //! Activations as products read them: quantised, in tiles of a few tokens.
 
-use std::ops::Range;
-
 use rayon::prelude::*;
 
 use super::kernel::IntegerKernel;
@@ -56,21 +54,8 @@ pub(super) struct Quantised {
     pub scales: Vec<f32>,
     /// Σ q of each segment, `[token][segment]`.
     pub sums: Vec<i32>,
-    /// Block by block of [`UNPACKED_QUADS`], and in each tile by tile, `[quad][token][4 bytes]`: what is read one after
-    /// the other lies so. Blocks start anew with each segment.
+    /// Tile by tile, `[quad][token][4 bytes]`.
     words: Vec<u32>,
-}
-
-/// Quads that are unpacked at a time: 16 KiB of a panel of two row groups, and as much again for a tile of
-/// activations and its sums, stay in a first-level cache of 32 KiB.
-pub(super) const UNPACKED_QUADS: usize = 128;
-
-/// Blocks of [`UNPACKED_QUADS`] at most of a segment: the first quad of each, and how many.
-pub(super) fn blocks(segment: Range<usize>) -> impl Iterator<Item = (usize, usize)> {
-    let end = segment.end;
-    segment
-        .step_by(UNPACKED_QUADS)
-        .map(move |first| (first, UNPACKED_QUADS.min(end - first)))
 }
 
 impl Quantised {
@@ -105,54 +90,37 @@ impl Quantised {
         activations
     }
 
-    /// The quads of a segment.
-    pub fn segment(&self, segment: usize) -> Range<usize> {
-        let first = segment * self.segment;
-        first..self.quads.min(first + self.segment)
-    }
-
     fn fill(&mut self, kernel: &IntegerKernel, x: &[f32], cols: usize) {
-        let (quads, segments) = (self.quads, self.segments);
-        let ranges: Vec<Range<usize>> = (0..segments).map(|i| self.segment(i)).collect();
-        let mut parts: Vec<Vec<&mut [u32]>> = self.tiles.iter().map(|_| Vec::new()).collect();
-        let mut words = &mut self.words[..];
-        for (_, quads) in ranges.iter().cloned().flat_map(blocks) {
-            for (tile, parts) in self.tiles.iter().zip(&mut parts) {
-                parts.push(
-                    words
-                        .split_off_mut(..tile.tokens * quads)
-                        .unwrap_or_default(),
-                );
-            }
-        }
-        let (mut scales, mut sums) = (&mut self.scales[..], &mut self.sums[..]);
+        let (mut words, mut scales, mut sums) = (
+            &mut self.words[..],
+            &mut self.scales[..],
+            &mut self.sums[..],
+        );
         let mut work = Vec::with_capacity(self.tiles.len());
-        for (tile, words) in self.tiles.iter().zip(parts) {
-            let scales = scales.split_off_mut(..tile.tokens).unwrap_or_default();
-            let sums = sums
-                .split_off_mut(..tile.tokens * segments)
-                .unwrap_or_default();
-            work.push((tile, words, scales, sums));
+        for tile in &self.tiles {
+            work.push((
+                tile,
+                words
+                    .split_off_mut(..tile.tokens * self.quads)
+                    .unwrap_or_default(),
+                scales.split_off_mut(..tile.tokens).unwrap_or_default(),
+                sums.split_off_mut(..tile.tokens * self.segments)
+                    .unwrap_or_default(),
+            ));
         }
-        let fill = |(tile, mut words, scales, sums): Share| {
-            debug_assert_eq!(
-                words.iter().map(|w| w.len()).sum::<usize>(),
-                tile.tokens * quads
-            );
+        let (quads, segment, segments) = (self.quads, self.segment, self.segments);
+        let fill = |(tile, words, scales, sums): (&Tile, &mut [u32], &mut [f32], &mut [i32])| {
+            debug_assert_eq!(words.len(), tile.tokens * quads);
             for token in 0..tile.tokens {
                 let x = &x[(tile.first + token) * cols..][..cols];
-                let s = scale((kernel.absmax)(x));
-                scales[token] = s;
-                if s.is_nan() {
+                scales[token] = scale((kernel.absmax)(x));
+                if scales[token].is_nan() {
                     continue;
                 }
-                let mut words = words.iter_mut();
-                for (segment, range) in ranges.iter().enumerate() {
-                    let sum = &mut sums[token * segments + segment];
-                    for ((first, quads), words) in blocks(range.clone()).zip(&mut words) {
-                        let x = &x[first * QUAD..cols.min((first + quads) * QUAD)];
-                        *sum += (kernel.quantise)(x, s, &mut words[token..], tile.tokens);
-                    }
+                for (i, x) in x.chunks(segment * QUAD).enumerate() {
+                    let out = &mut words[i * segment * tile.tokens + token..];
+                    sums[token * segments + i] =
+                        (kernel.quantise)(x, scales[token], out, tile.tokens);
                 }
             }
         };
@@ -163,15 +131,11 @@ impl Quantised {
         }
     }
 
-    /// The words of a tile in a block that [`blocks`] names. Of a single tile, any quads.
+    /// The words of a tile, from quad `first` on, so many quads.
     pub fn tile(&self, tile: &Tile, first: usize, quads: usize) -> &[u32] {
-        let at = first * self.scales.len() + tile.first * quads;
-        &self.words[at..][..quads * tile.tokens]
+        &self.words[tile.first * self.quads + first * tile.tokens..][..quads * tile.tokens]
     }
 }
-
-/// A tile, its words in each block, its scales and sums.
-type Share<'a> = (&'a Tile, Vec<&'a mut [u32]>, &'a mut [f32], &'a mut [i32]);
 
 /// s of a token whose largest magnitude has these bits; NaN if that is not finite.
 pub(super) fn scale(absmax: u32) -> f32 {

@@ -418,3 +418,21 @@ fn codes_round_as_a_division_does() {
         }
     }
 }
+
+#[test]
+fn no_tokens_no_outputs() {
+    for granularity in [
+        Granularity::Tensor,
+        Granularity::Row,
+        Granularity::Group(16),
+    ] {
+        let case = case([0, 33, 48], granularity, 1);
+        let words = compute::pack(&case.trits, 33, 48).unwrap();
+        let view = PackedView::new(&words, 33, 48, &case.scales, granularity).unwrap();
+        for path in paths() {
+            packed_linear_on(path, &[], 0, &view, &mut []).unwrap();
+            packed_linear_f32_on(path, &[], 0, &view, &mut []).unwrap();
+            packed_linear_dx_on(path, &[], 0, &view, &mut []).unwrap();
+        }
+    }
+}
