@@ -11,41 +11,29 @@ use std::process::Command;
 use serde_json::Value;
 
 /// A config, and what is set on top of it.
-const SHAPES: [(&str, &str, &[&str]); 6] = [
+const SHAPES: [(&str, &str, &[&[&str]]); 6] = [
     ("quickstart", "configs/quickstart.toml", &[]),
     ("llama-char", "configs/llama-char.toml", &[]),
     ("nanogpt-char", "configs/nanogpt-char.toml", &[]),
     ("ternary-char", "configs/ternary-char.toml", &[]),
-    (
-        "30M at 512",
-        "configs/quickstart.toml",
-        &[
-            "model.hidden_size=512",
-            "model.intermediate_size=1376",
-            "model.num_hidden_layers=9",
-            "model.num_attention_heads=8",
-            "model.num_key_value_heads=8",
-            "tokenizer.vocab_size=4096",
-            "data.sequence_len=512",
-            "train.micro_batch_size=4",
-        ],
-    ),
-    (
-        "30M bitnet",
-        "configs/quickstart.toml",
-        &[
-            "model.architecture=\"bitnet\"",
-            "quantization.weights=\"ternary\"",
-            "model.hidden_size=512",
-            "model.intermediate_size=1376",
-            "model.num_hidden_layers=9",
-            "model.num_attention_heads=8",
-            "model.num_key_value_heads=8",
-            "tokenizer.vocab_size=4096",
-            "data.sequence_len=512",
-            "train.micro_batch_size=4",
-        ],
-    ),
+    ("30M at 512", "configs/quickstart.toml", &[&WIDE]),
+    ("30M bitnet", "configs/quickstart.toml", &[&WIDE, &BITNET]),
+];
+
+const WIDE: [&str; 8] = [
+    "model.hidden_size=512",
+    "model.intermediate_size=1376",
+    "model.num_hidden_layers=9",
+    "model.num_attention_heads=8",
+    "model.num_key_value_heads=8",
+    "tokenizer.vocab_size=4096",
+    "data.sequence_len=512",
+    "train.micro_batch_size=4",
+];
+
+const BITNET: [&str; 2] = [
+    "model.architecture=\"bitnet\"",
+    "quantization.weights=\"ternary\"",
 ];
 
 /// Every part of a run, evaluation, samples and saves included, in a few steps.
@@ -67,7 +55,7 @@ fn main() {
         for checkpointing in ["false", "true"] {
             let folder = tempfile::tempdir().expect("a temporary folder");
             let checkpointed = format!("train.gradient_checkpointing={checkpointing}");
-            let sets = [sets, &SHORT[..], &[checkpointed.as_str()]].concat();
+            let sets = [sets.concat(), SHORT.to_vec(), vec![checkpointed.as_str()]].concat();
             let run = folder.path().join("run");
             let estimate = runner("estimate", &["--json"], config, &sets, &run);
             let estimate: Value = serde_json::from_str(&estimate).expect("JSON");

@@ -181,8 +181,12 @@ fn t1_checkpointing_and_half_precision_work_on_rounded_weights() {
             dtype: FloatDType::BF16,
             ..Precision::default()
         });
-        let difference = (half.loss() - plain.loss()).abs();
-        assert!(difference < 0.05, "bf16 is off by {difference}");
+        for (path, data) in gradients(&model, &half.gradient) {
+            let expected = floats(&expected[&path]);
+            let largest = expected.iter().fold(0f32, |a, b| a.max(b.abs()));
+            let error = distance(&floats(&data), &expected) / largest;
+            assert!(error < 0.2, "{path} in bf16: {error} of its largest");
+        }
     }
 }
 

@@ -9,8 +9,8 @@ use clap::{Args, ValueEnum};
 use super::CliError;
 use crate::config::{DecoderSpec, PackedLayout, SaveDtype};
 use crate::durable;
-use crate::model::Tensors;
 use crate::model::folder::{self, SaveOptions};
+use crate::model::{ModelError, Tensors};
 use crate::readable::{bytes, grouped};
 
 /// Arguments of `runner export`.
@@ -50,11 +50,21 @@ const BESIDE: [&str; 5] = [
 
 pub(super) fn run(args: &ExportArgs) -> Result<(), CliError> {
     let Target::Packed = args.to;
-    let latent = folder::load(&args.model, &Device::flex())?;
     check_empty(&args.out)?;
+    let spec = folder::read_config(&args.model)?;
+    if spec.shape.ternary.is_none() {
+        return Err(ModelError::NotTernary.into());
+    }
+    let latent = folder::load_as(&spec, &args.model, &Device::flex())?;
     let model = latent.packed(args.layout)?;
     let tensors = folder::hf_tensors(&model);
     fs::create_dir_all(&args.out).map_err(CliError::io(&args.out))?;
+    let options = SaveOptions {
+        dtype: args.dtype,
+        ..SaveOptions::default()
+    };
+    // First: weights that do not fit into `dtype` leave the folder empty, to be tried again.
+    folder::save(&args.out, model.spec(), &tensors, &options)?;
     for name in BESIDE {
         let source = args.model.join(name);
         if source.exists() {
@@ -63,11 +73,6 @@ pub(super) fn run(args: &ExportArgs) -> Result<(), CliError> {
             durable::replace_with(&path, copy).map_err(CliError::io(path))?;
         }
     }
-    let options = SaveOptions {
-        dtype: args.dtype,
-        ..SaveOptions::default()
-    };
-    folder::save(&args.out, model.spec(), &tensors, &options)?;
     summarise(args, model.spec(), &tensors)
 }
 

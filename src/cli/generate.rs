@@ -52,7 +52,7 @@ pub(super) struct GenerateArgs {
 }
 
 pub(super) fn run(args: &GenerateArgs) -> Result<(), CliError> {
-    let model = folder::load(&args.model, &args.device.open()?)?;
+    let model = folder::load(&args.model, &args.device.open()?)?.for_inference();
     let tokenizer = Tokenizer::from_file(&args.model.join("tokenizer.json"))?;
     check_vocabulary(model.spec(), &tokenizer)?;
     let prompt = match args.prompt.as_str() {

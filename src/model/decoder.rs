@@ -12,7 +12,7 @@ use super::layers::{Embedding, Mlp, Norm};
 use super::linear::Linear;
 use super::loss::{TokenLoss, cross_entropy, cross_entropy_sum};
 use super::parameters::{MapParameters, map_parameters};
-use crate::config::{DecoderSpec, PackedLayout};
+use crate::config::{DecoderSpec, PackedLayout, Ternary};
 use crate::data::Batch;
 use crate::device::is_cpu;
 
@@ -135,7 +135,9 @@ impl Decoder {
     /// What `self` is rounded from is what an optimizer changes: the gradient of a rounded weight is
     /// its gradient, straight through.
     ///
-    /// Before [`cast`](Self::cast): weights are rounded from f32.
+    /// Before [`cast`](Self::cast): weights are rounded from f32. To compute with, not to save: files
+    /// hold latent or packed weights, and rounding what is rounded already changes its scale.
+    #[doc(hidden)]
     pub fn rounded(mut self) -> Self {
         self.block_linears().for_each(Linear::round);
         self
@@ -153,22 +155,30 @@ impl Decoder {
     ///
     /// # Errors
     /// [`ModelError::NotTernary`] for a decoder of dense weights.
-    pub fn packed(mut self, layout: PackedLayout) -> Result<Self, ModelError> {
-        let Some(ternary) = &mut self.spec.shape.ternary else {
-            return Err(ModelError::NotTernary);
-        };
-        ternary.packed = Some(layout);
-        self.block_linears().for_each(Linear::pack);
-        Ok(self)
+    pub fn packed(self, layout: PackedLayout) -> Result<Self, ModelError> {
+        match self.spec.shape.ternary {
+            Some(_) => Ok(self.in_bits(layout)),
+            None => Err(ModelError::NotTernary),
+        }
     }
 
     /// The same decoder as inference computes it: ternary weights packed on the CPU, where that is the
-    /// fastest, and rounded once elsewhere. A folder of latent weights and its packed export so give
-    /// the same text.
-    pub fn for_inference(mut self) -> Self {
-        let is_cpu = is_cpu(&self.device());
-        let in_place = if is_cpu { Linear::pack } else { Linear::round };
-        self.block_linears().for_each(in_place);
+    /// fastest, and rounded once elsewhere. On the CPU a folder of latent weights and its packed export
+    /// so give the same text. To compute with, not to save, as [`rounded`](Self::rounded).
+    pub(crate) fn for_inference(self) -> Self {
+        match self.spec.shape.ternary {
+            Some(Ternary { packed: None, .. }) if is_cpu(&self.device()) => {
+                self.in_bits(PackedLayout::Compute)
+            }
+            _ => self.rounded(),
+        }
+    }
+
+    fn in_bits(mut self, layout: PackedLayout) -> Self {
+        if let Some(ternary) = &mut self.spec.shape.ternary {
+            ternary.packed = Some(layout);
+        }
+        self.block_linears().for_each(Linear::pack);
         self
     }
 

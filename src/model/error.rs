@@ -84,6 +84,27 @@ pub enum ModelError {
         /// What is wrong with its bytes.
         source: LayoutError,
     },
+    /// A file whose weights are packed in another way than its model's config.json says.
+    #[error(
+        "{}: its weights are packed as {named}, config.json says {expected}",
+        path.display()
+    )]
+    PackedLayout {
+        /// The file.
+        path: PathBuf,
+        /// The layout that its header names.
+        named: String,
+        /// The layout that config.json names.
+        expected: String,
+    },
+    /// A scale that no weights have.
+    #[error("tensor `{name}` has a negative scale, {value}")]
+    NegativeScale {
+        /// The tensor's name in the file.
+        name: String,
+        /// The first of its negative values.
+        value: f32,
+    },
     /// Packing a model of dense weights.
     #[error("the model's weights are not ternary: there is nothing to pack")]
     NotTernary,

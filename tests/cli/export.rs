@@ -131,6 +131,11 @@ fn t4_integer_products_train_to_the_same_loss() {
     for (a, b) in floats.iter().zip(&integers) {
         assert!((a - b).abs() < 1e-4, "{floats:?} {integers:?}");
     }
+    // Other sums: the option reached the products.
+    assert_ne!(
+        bench.checkpoint("floats", 6),
+        bench.checkpoint("integers", 6)
+    );
 }
 
 #[test]

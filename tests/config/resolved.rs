@@ -304,3 +304,12 @@ const SETTINGS: &[&str] = &[
     "model.dtype=bf16",
     "train.gradient_checkpointing=true",
 ];
+
+/// A run that was started before there was `[quantization]` goes on: its resolved.toml says nothing of it.
+#[test]
+fn r10_dense_weights_leave_nothing_of_quantization_in_the_resolved_toml() {
+    let dense = plan(&[]).to_toml();
+    assert!(!dense.contains("weights"), "{dense}");
+    let ternary = plan(&["quantization.weights=ternary"]).to_toml();
+    assert!(ternary.contains("weights = \"ternary\""), "{ternary}");
+}

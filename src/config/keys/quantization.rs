@@ -45,7 +45,7 @@ pub enum GranularityKey {
     /// A matrix or a row of it.
     Named(GranularityName),
     /// So many weights.
-    Group(usize),
+    Group(#[schemars(range(min = 16))] usize),
 }
 
 /// What shares one scale, by name.

@@ -1,15 +1,13 @@
 //! `[quantization]`: which layers compute in few bits, and whether their widths allow it.
 
 use firebrick_kernels::ternary::Granularity;
+use firebrick_kernels::ternary::layout::compute::BLOCK;
 
 use super::Checks;
 use crate::config::keys::{
     Architecture, Config, GranularityKey, GranularityName, QuantizationConfig, WeightFormat,
 };
 use crate::config::shape::{ModelShape, Ternary};
-
-/// Columns that the packed layout keeps together; a group must not cut through them.
-const GROUP_UNIT: usize = 16;
 
 impl Checks<'_> {
     /// Fills in the defaults and puts what applies into `shape`, which is a base model's when
@@ -26,7 +24,6 @@ impl Checks<'_> {
         }
         if keys.weights != Some(WeightFormat::Ternary) {
             self.without_ternary(keys);
-            keys.weights = Some(WeightFormat::None);
             return;
         }
         let granularity = *keys
@@ -129,10 +126,11 @@ impl Checks<'_> {
 
     fn group_size(&mut self, shape: &ModelShape, size: usize) {
         let keys = ["quantization.granularity"];
-        if size == 0 || !size.is_multiple_of(GROUP_UNIT) {
+        // The packed layout keeps so many columns together; a group must not cut through them.
+        if size == 0 || !size.is_multiple_of(BLOCK) {
             self.refuse(
                 &keys,
-                format!("granularity = {size} is not a multiple of {GROUP_UNIT}"),
+                format!("granularity = {size} is not a multiple of {BLOCK}"),
                 "granularity = 64, \"row\" or \"tensor\"",
             );
             return;

@@ -63,9 +63,14 @@ impl SpecError {
     /// What to do about it, where there is something to say.
     pub fn help(&self) -> Option<String> {
         match self {
+            Self::Unsupported { field, .. } if field.starts_with("quantization_config") => Some(
+                "this build loads ternary weights that are rounded online, and those that `runner \
+                 export` has packed: take the model's folder with unpacked weights"
+                    .to_string(),
+            ),
             Self::Unsupported { .. } => Some(
-                "this build loads llama, mistral, qwen2, qwen3 and phi3 models with rotary positions \
-                 of type default, linear or llama3, and the gpt2 models it writes"
+                "this build loads llama, mistral, qwen2, qwen3, phi3 and bitnet models with rotary \
+                 positions of type default, linear or llama3, and the gpt2 models it writes"
                     .to_string(),
             ),
             _ => None,

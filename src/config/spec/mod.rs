@@ -14,6 +14,7 @@ pub use error::SpecError;
 
 use super::shape::ModelShape;
 use firebrick_kernels::ternary::Granularity;
+use firebrick_kernels::ternary::layout::compute::BLOCK;
 
 /// The shape's file name in a model folder.
 pub const CONFIG_JSON: &str = "config.json";
@@ -125,9 +126,9 @@ impl DecoderSpec {
         }
         if let Some(Granularity::Group(size)) = s.ternary.map(|ternary| ternary.granularity) {
             let widths = [s.hidden_size, queries, s.intermediate_size];
-            if size == 0 || size % 16 != 0 || widths.iter().any(|width| width % size != 0) {
+            if size == 0 || size % BLOCK != 0 || widths.iter().any(|width| width % size != 0) {
                 return Err(SpecError::shape(format!(
-                    "groups of {size} ternary weights are not a multiple of 16 that divides {widths:?}"
+                    "groups of {size} ternary weights are not a multiple of {BLOCK} that divides {widths:?}"
                 )));
             }
         }

@@ -18,6 +18,14 @@ const WITHIN: &str = "quantization_config.";
 /// Its method for ternary weights that transformers does not have.
 const OWN: &str = "firebrick";
 
+const OWN_FIELDS: [&str; 5] = [
+    "quant_method",
+    "weights",
+    "granularity",
+    "activation_bits",
+    "layout",
+];
+
 impl Fields<'_> {
     pub(super) fn ternary(&self, family: Architecture) -> Result<Option<Ternary>, SpecError> {
         let Some(quantization) = self.inner(FIELD, WITHIN)? else {
@@ -53,6 +61,9 @@ impl Fields<'_> {
     }
 
     fn own(&self) -> Result<Ternary, SpecError> {
+        if let Some(unknown) = self.names().find(|name| !OWN_FIELDS.contains(name)) {
+            return Err(self.unsupported(unknown));
+        }
         self.require("weights", &json!("ternary"))?;
         let granularity = match self.get("granularity") {
             Some(Value::String(name)) if name == "tensor" => Granularity::Tensor,

@@ -120,6 +120,11 @@ pub(super) fn own_tensors(
             continue;
         }
         let values = source.take(&tensor.name)?;
+        let is_scale = tensor.name.ends_with(SCALE);
+        if let Some(&value) = values.iter().find(|&&value| is_scale && value < 0.0) {
+            let name = tensor.name;
+            return Err(ModelError::NegativeScale { name, value });
+        }
         tensor.unpack(values, &mut own)?;
     }
     Ok(own)

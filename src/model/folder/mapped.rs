@@ -16,7 +16,9 @@ use serde::Deserialize;
 
 use super::layout::Source;
 use super::tensors::malformed;
+use super::write::PACKED_LAYOUT;
 use super::{INDEX, WEIGHTS};
+use crate::config::PackedLayout;
 use crate::model::ModelError;
 
 /// The index of the largest published models is below this.
@@ -32,6 +34,8 @@ struct Index {
 pub(super) struct WeightFiles {
     files: Vec<(PathBuf, Mmap)>,
     tensors: HashMap<String, Place>,
+    /// What headers name as the layout of packed weights.
+    layouts: Vec<(PathBuf, String)>,
 }
 
 struct Place {
@@ -60,6 +64,7 @@ impl WeightFiles {
         let mut weights = Self {
             files: Vec::new(),
             tensors: HashMap::new(),
+            layouts: Vec::new(),
         };
         let single = folder.join(WEIGHTS);
         if single.exists() {
@@ -109,8 +114,25 @@ impl WeightFiles {
             };
             self.tensors.insert(name, place);
         }
+        let named = metadata.metadata().as_ref();
+        if let Some(layout) = named.and_then(|names| names.get(PACKED_LAYOUT)) {
+            self.layouts.push((path.clone(), layout.clone()));
+        }
         self.files.push((path, map));
         Ok(())
+    }
+
+    /// That no header names another layout of packed weights than config.json does.
+    pub(super) fn check_layout(&self, expected: Option<PackedLayout>) -> Result<(), ModelError> {
+        let expected = expected.map_or("none", PackedLayout::name);
+        match self.layouts.iter().find(|(_, named)| named != expected) {
+            Some((path, named)) => Err(ModelError::PackedLayout {
+                path: path.clone(),
+                named: named.clone(),
+                expected: expected.to_string(),
+            }),
+            None => Ok(()),
+        }
     }
 }
 

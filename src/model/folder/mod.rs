@@ -45,7 +45,9 @@ pub fn load(folder: &Path, device: &Device) -> Result<Decoder, ModelError> {
 pub fn load_as(spec: &DecoderSpec, folder: &Path, device: &Device) -> Result<Decoder, ModelError> {
     spec.check()?;
     // What the files hold is known, and right, before memory is taken for it.
-    let own = layout::own_tensors(spec, WeightFiles::open(folder)?)?;
+    let files = WeightFiles::open(folder)?;
+    files.check_layout(spec.shape.ternary.and_then(|ternary| ternary.packed))?;
+    let own = layout::own_tensors(spec, files)?;
     build(spec, own, device)
 }
 

@@ -184,7 +184,7 @@ fn write_file(path: &Path, shard: &Shard, spec: &DecoderSpec) -> Result<(), Mode
 }
 
 /// Names the layout of packed weights in the header of their file.
-const PACKED_LAYOUT: &str = "packed_layout";
+pub(super) const PACKED_LAYOUT: &str = "packed_layout";
 
 fn write_values(file: &mut dyn Write, data: &TensorData, dtype: SaveDtype) -> std::io::Result<()> {
     let mut values = data.iter::<f32>();

@@ -1,12 +1,12 @@
 //! Products with packed ternary weights on the CPU.
 //!
 //! A product has three parts. The activations are quantised once and laid out in tiles of a few tokens
-//! ([`panels`]). Weights are taken from the 2-bit layout a panel of row groups at a time ([`integer`]): with many
+//! (`panels`). Weights are taken from the 2-bit layout a panel of row groups at a time (`integer`): with many
 //! tokens a block of the panel is unpacked to bytes in the first-level cache, and every tile of tokens is
 //! multiplied with it; with few, the words are used as they are read, once, in the order of memory. The sums
 //! become outputs in the order that [`super`] fixes.
 //!
-//! What differs between processors is a handful of functions, a [`kernel::IntegerKernel`]; [`Path::detect`] chooses at
+//! What differs between processors is a handful of functions, a `kernel::IntegerKernel`; [`Path::detect`] chooses at
 //! run time.
 
 mod float;
