@@ -10,7 +10,7 @@
 //! integer products in the forward pass, in turn; the fastest of each, since other programs only add.
 
 use std::hint::black_box;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use burn::module::Module;
 use burn::tensor::{Device, Distribution, Tensor};
@@ -81,8 +81,9 @@ const WIDE: [Case; 2] = [
     },
 ];
 
-/// Rounds of the ternary table.
+/// Rounds of the ternary table, at least, and the time that a shape gets, at least.
 const ROUNDS: usize = 16;
+const ENOUGH: Duration = Duration::from_secs(30);
 
 fn main() {
     let environment = Environment::detect();
@@ -272,7 +273,10 @@ fn ternary_seconds(case: &Case) -> [f64; 3] {
     let mut trainings = [(None, false), (Some(ternary), false), (Some(ternary), true)]
         .map(|(ternary, int8_forward)| Training::new(case, ternary, int8_forward));
     let mut fastest = [f64::INFINITY; 3];
-    for _ in 0..ROUNDS {
+    let started = Instant::now();
+    let mut rounds = 0;
+    while rounds < ROUNDS || started.elapsed() < ENOUGH {
+        rounds += 1;
         for (training, fastest) in trainings.iter_mut().zip(&mut fastest) {
             *fastest = fastest.min(training.step().iter().sum());
         }

@@ -277,7 +277,12 @@ fn in_f32(x: FloatTensor<Flex>, change: impl FnOnce(&mut [f32])) -> FloatTensor<
         let x = in_f32(Flex::float_cast(x, FloatDType::F32), change);
         return Flex::float_cast(x, dtype.into());
     }
-    let mut x = x.to_contiguous();
+    // Nothing of `x` may stay behind: a buffer that is held twice is copied before it is changed.
+    let mut x = if x.is_contiguous() {
+        x
+    } else {
+        x.to_contiguous()
+    };
     let count = x.shape().num_elements();
     // A contiguous view of something larger would change what lies around it.
     if x.storage::<f32>().len() != count {
@@ -431,4 +436,24 @@ fn straight_through<B: Backend, C: CheckpointStrategy>(
 
     let prepared = StraightThrough.prepare::<C>([x.node()]).compute_bound();
     prepared.stateless(quantize(x.into_primitive()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_that_nothing_else_holds_are_rounded_where_they_are() {
+        let data = TensorData::new(vec![0.3f32; 64], [4, 16]);
+        let x = FloatTensor::<Flex>::from_data(data);
+        let place = x.storage::<f32>().as_ptr();
+        let rounded = Flex::ternary_fake_quantize_activations(x);
+        assert_eq!(rounded.storage::<f32>().as_ptr(), place);
+        let held = rounded.clone();
+        let again = Flex::ternary_fake_quantize_activations(rounded);
+        assert_ne!(
+            again.storage::<f32>().as_ptr(),
+            held.storage::<f32>().as_ptr()
+        );
+    }
 }
