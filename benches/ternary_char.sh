@@ -4,6 +4,7 @@
 #
 #   bash benches/ternary_char.sh TINYSHAKESPEARE [STEPS] > record.jsonl
 #
+# WIDTHS="128" trains at those widths alone, RUNNER names a binary that is built already.
 # One JSON object a line: config, width, seed, parameters, val_loss over the whole split, seconds, cpu.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -94,10 +94,12 @@ fn summarise(args: &ExportArgs, spec: &DecoderSpec, tensors: &Tensors) -> Result
         .values()
         .filter(|data| data.dtype() == burn::tensor::DType::U8);
     let packed: usize = packed.map(|data| data.num_elements()).sum();
-    let size = |folder: &Path| -> u64 {
-        let files = folder::files(folder).unwrap_or_default();
-        let sizes = files.iter().filter_map(|file| fs::metadata(file).ok());
-        sizes.map(|file| file.len()).sum()
+    let size = |folder: &Path| -> Result<u64, CliError> {
+        let files = folder::files(folder)?;
+        let sizes = files
+            .iter()
+            .map(|file| Ok(fs::metadata(file).map_err(CliError::io(file))?.len()));
+        sizes.sum()
     };
     super::print_line(&format!(
         "packed   {} ternary weights in {} ({:.2} bits each, {})\nmodel    {} -> {}\nwritten  {}",
@@ -105,8 +107,8 @@ fn summarise(args: &ExportArgs, spec: &DecoderSpec, tensors: &Tensors) -> Result
         bytes(packed as u64),
         8.0 * packed as f64 / weights as f64,
         args.layout.name(),
-        bytes(size(&args.model)),
-        bytes(size(&args.out)),
+        bytes(size(&args.model)?),
+        bytes(size(&args.out)?),
         args.out.display(),
     ))
 }

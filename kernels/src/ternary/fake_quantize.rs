@@ -144,14 +144,20 @@ fn quantize_token(token: &mut [f32]) {
     }
 }
 
-/// s of a token: max(max |x|, 1e-5) / 127; NaN when an element is not finite.
 #[inline(always)]
-pub(super) fn token_scale(token: &[f32]) -> f32 {
+fn token_scale(token: &[f32]) -> f32 {
     // As integers, magnitudes are in order and NaN lies above infinity; and the maximum of integers
     // is one instruction.
     let bits = token
         .iter()
         .fold(0, |max: u32, value| max.max(value.to_bits() & 0x7fff_ffff));
+    scale_of_magnitude(bits)
+}
+
+/// s of a token whose largest magnitude has these bits: max(max |x|, 1e-5) / 127; NaN if that is not
+/// finite.
+#[inline(always)]
+pub(super) fn scale_of_magnitude(bits: u32) -> f32 {
     let max = f32::from_bits(bits);
     match max {
         _ if !max.is_finite() => f32::NAN,

@@ -350,32 +350,8 @@ impl<B: Backend + TernaryOps, C: CheckpointStrategy> TernaryOps for Autodiff<B, 
         scales: FloatTensor<Self>,
         shape: PackedShape,
     ) -> FloatTensor<Self> {
-        #[derive(Debug)]
-        struct Linear;
-
-        impl<B: Backend + TernaryOps> Backward<B, 1> for Linear {
-            type State = (IntTensor<B>, FloatTensor<B>, PackedShape);
-
-            fn backward(
-                self,
-                ops: Ops<Self::State, 1>,
-                grads: &mut Gradients,
-                _: &mut Checkpointer,
-            ) {
-                let (words, scales, shape) = ops.state;
-                unary::<B, _>(ops.parents, ops.node, grads, |dy| {
-                    B::ternary_linear_dx(dy, words, scales, shape)
-                });
-            }
-        }
-
-        let prepared = Linear.prepare::<C>([x.node()]).compute_bound();
-        let scales = scales.into_primitive();
-        let y = B::ternary_linear(x.into_primitive(), words.clone(), scales.clone(), shape);
-        match prepared.stateful() {
-            OpsKind::Tracked(prepared) => prepared.finish((words, scales, shape), y),
-            OpsKind::UnTracked(prepared) => prepared.finish(y),
-        }
+        let packed = (words, scales.into_primitive(), shape);
+        with_gradient::<B, C>(x, packed, [B::ternary_linear, B::ternary_linear_dx])
     }
 
     /// The gradient of the gradient is that of a linear layer without rounding.
@@ -385,36 +361,46 @@ impl<B: Backend + TernaryOps, C: CheckpointStrategy> TernaryOps for Autodiff<B, 
         scales: FloatTensor<Self>,
         shape: PackedShape,
     ) -> FloatTensor<Self> {
-        #[derive(Debug)]
-        struct Transposed;
+        let shape = PackedShape {
+            rounds_activations: false,
+            ..shape
+        };
+        let packed = (words, scales.into_primitive(), shape);
+        with_gradient::<B, C>(dy, packed, [B::ternary_linear_dx, B::ternary_linear])
+    }
+}
 
-        impl<B: Backend + TernaryOps> Backward<B, 1> for Transposed {
-            type State = (IntTensor<B>, FloatTensor<B>, PackedShape);
+type Packed<B> = (IntTensor<B>, FloatTensor<B>, PackedShape);
 
-            fn backward(
-                self,
-                ops: Ops<Self::State, 1>,
-                grads: &mut Gradients,
-                _: &mut Checkpointer,
-            ) {
-                let (words, scales, shape) = ops.state;
-                let shape = PackedShape {
-                    rounds_activations: false,
-                    ..shape
-                };
-                unary::<B, _>(ops.parents, ops.node, grads, |g| {
-                    B::ternary_linear(g, words, scales, shape)
-                });
-            }
+/// x, words, scales, shape -> y.
+type PackedProduct<B> =
+    fn(FloatTensor<B>, IntTensor<B>, FloatTensor<B>, PackedShape) -> FloatTensor<B>;
+
+/// A product of x and packed weights, and the one of dy that is its gradient.
+fn with_gradient<B: Backend, C: CheckpointStrategy>(
+    x: FloatTensor<Autodiff<B, C>>,
+    (words, scales, shape): Packed<B>,
+    [forward, backward]: [PackedProduct<B>; 2],
+) -> FloatTensor<Autodiff<B, C>> {
+    #[derive(Debug)]
+    struct Product;
+
+    impl<B: Backend> Backward<B, 1> for Product {
+        type State = (Packed<B>, PackedProduct<B>);
+
+        fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+            let ((words, scales, shape), product) = ops.state;
+            unary::<B, _>(ops.parents, ops.node, grads, |dy| {
+                product(dy, words, scales, shape)
+            });
         }
+    }
 
-        let prepared = Transposed.prepare::<C>([dy.node()]).compute_bound();
-        let scales = scales.into_primitive();
-        let dx = B::ternary_linear_dx(dy.into_primitive(), words.clone(), scales.clone(), shape);
-        match prepared.stateful() {
-            OpsKind::Tracked(prepared) => prepared.finish((words, scales, shape), dx),
-            OpsKind::UnTracked(prepared) => prepared.finish(dx),
-        }
+    let prepared = Product.prepare::<C>([x.node()]).compute_bound();
+    let y = forward(x.into_primitive(), words.clone(), scales.clone(), shape);
+    match prepared.stateful() {
+        OpsKind::Tracked(prepared) => prepared.finish(((words, scales, shape), backward), y),
+        OpsKind::UnTracked(prepared) => prepared.finish(y),
     }
 }
 

@@ -158,6 +158,19 @@ pub fn linear(
     y
 }
 
+/// W' at a row and column.
+fn weight_f64(
+    trits: &[i8],
+    scales: &[f32],
+    cols: usize,
+    granularity: Granularity,
+) -> impl Fn(usize, usize) -> f64 {
+    move |row, col| {
+        let scale = scales[scale_index(granularity, cols, row, col)];
+        f64::from(trits[row * cols + col]) * f64::from(scale)
+    }
+}
+
 /// x `[tokens, cols]` times W'ᵀ, `[tokens, rows]`, with activations as they are, in f64.
 pub fn linear_f64(
     x: &[f32],
@@ -166,10 +179,7 @@ pub fn linear_f64(
     [tokens, rows, cols]: [usize; 3],
     granularity: Granularity,
 ) -> Vec<f64> {
-    let weight = |row: usize, col: usize| {
-        f64::from(trits[row * cols + col])
-            * f64::from(scales[scale_index(granularity, cols, row, col)])
-    };
+    let weight = weight_f64(trits, scales, cols, granularity);
     (0..tokens * rows)
         .map(|i| {
             let (token, row) = (i / rows, i % rows);
@@ -188,10 +198,7 @@ pub fn linear_dx_f64(
     [tokens, rows, cols]: [usize; 3],
     granularity: Granularity,
 ) -> Vec<f64> {
-    let weight = |row: usize, col: usize| {
-        f64::from(trits[row * cols + col])
-            * f64::from(scales[scale_index(granularity, cols, row, col)])
-    };
+    let weight = weight_f64(trits, scales, cols, granularity);
     (0..tokens * cols)
         .map(|i| {
             let (token, col) = (i / cols, i % cols);

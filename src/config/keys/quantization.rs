@@ -21,8 +21,8 @@ pub struct QuantizationConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 8), extend("x-aliases" = ["input_bits", "activation_dtype"]))]
     pub activation_bits: Option<u32>,
-    /// Multiply as integers in the forward pass of training: the same up to rounding, and faster on
-    /// a CPU. Default: false.
+    /// Multiply as integers in the forward pass of training: the same up to rounding. On a CPU wide
+    /// models gain by it and narrow ones lose. Default: false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub int8_forward: Option<bool>,
 }

@@ -120,7 +120,7 @@ pub(super) fn own_tensors(
             continue;
         }
         let values = source.take(&tensor.name)?;
-        let is_scale = tensor.name.ends_with(SCALE);
+        let is_scale = is_exact(spec, &tensor.name);
         if let Some(&value) = values.iter().find(|&&value| is_scale && value < 0.0) {
             let name = tensor.name;
             return Err(ModelError::NegativeScale { name, value });

@@ -16,8 +16,7 @@ use serde::Deserialize;
 
 use super::layout::Source;
 use super::tensors::malformed;
-use super::write::PACKED_LAYOUT;
-use super::{INDEX, WEIGHTS};
+use super::{INDEX, WEIGHTS, packed};
 use crate::config::PackedLayout;
 use crate::model::ModelError;
 
@@ -115,7 +114,7 @@ impl WeightFiles {
             self.tensors.insert(name, place);
         }
         let named = metadata.metadata().as_ref();
-        if let Some(layout) = named.and_then(|names| names.get(PACKED_LAYOUT)) {
+        if let Some(layout) = named.and_then(|names| names.get(packed::NAME_OF_LAYOUT)) {
             self.layouts.push((path.clone(), layout.clone()));
         }
         self.files.push((path, map));

@@ -6,6 +6,9 @@ use firebrick_kernels::ternary::layout::{LayoutError, compute, storage};
 use crate::config::PackedLayout;
 use crate::model::ModelError;
 
+/// Where the header of a file names the layout of its packed weights.
+pub(super) const NAME_OF_LAYOUT: &str = "packed_layout";
+
 /// Of a tensor of bytes for a matrix of `[outputs, inputs]`.
 pub(super) fn file_shape(layout: PackedLayout, [outputs, inputs]: [usize; 2]) -> Vec<usize> {
     match layout {

@@ -11,7 +11,7 @@ use safetensors::tensor::Dtype;
 use serde_json::json;
 
 use super::tensors::header;
-use super::{CONFIG, INDEX, WEIGHTS, layout};
+use super::{CONFIG, INDEX, WEIGHTS, layout, packed};
 use crate::config::{DecoderSpec, SaveDtype};
 use crate::durable;
 use crate::model::{ModelError, Tensors};
@@ -167,10 +167,10 @@ fn write_file(path: &Path, shard: &Shard, spec: &DecoderSpec) -> Result<(), Mode
         let shape = tensor.data.shape().as_slice().to_vec();
         (tensor.name.clone(), tensor.kind(), shape, tensor.bytes())
     });
-    let packed = spec.shape.ternary.and_then(|ternary| ternary.packed);
+    let layout = spec.shape.ternary.and_then(|ternary| ternary.packed);
     let header = header(
         path,
-        packed.map(|layout| (PACKED_LAYOUT, layout.name())),
+        layout.map(|layout| (packed::NAME_OF_LAYOUT, layout.name())),
         tensors,
     )?;
     let written = durable::replace(path, |file| {
@@ -182,9 +182,6 @@ fn write_file(path: &Path, shard: &Shard, spec: &DecoderSpec) -> Result<(), Mode
     });
     written.map_err(ModelError::io(path))
 }
-
-/// Names the layout of packed weights in the header of their file.
-pub(super) const PACKED_LAYOUT: &str = "packed_layout";
 
 fn write_values(file: &mut dyn Write, data: &TensorData, dtype: SaveDtype) -> std::io::Result<()> {
     let mut values = data.iter::<f32>();

@@ -157,26 +157,7 @@ pub fn packed_linear_f32(
     weights: &PackedView,
     y: &mut [f32],
 ) -> Result<(), CpuError> {
-    packed_linear_f32_on(Path::detect(), x, tokens, weights, y)
-}
-
-/// [`packed_linear_f32`] by a path of the caller's choice. Paths differ in the order of their sums.
-///
-/// # Errors
-///
-/// As [`packed_linear_f32`], and if the processor cannot take this path.
-pub fn packed_linear_f32_on(
-    path: Path,
-    x: &[f32],
-    tokens: usize,
-    weights: &PackedView,
-    y: &mut [f32],
-) -> Result<(), CpuError> {
-    let kernel = kernel::float(path).ok_or(CpuError::Unavailable(path))?;
-    check("x", x.len(), tokens * weights.cols())?;
-    check("y", y.len(), tokens * weights.rows())?;
-    float::multiply(kernel, x, weights, Direction::Forward, y);
-    Ok(())
+    float_product(Path::detect(), Direction::Forward, x, tokens, weights, y)
 }
 
 /// dx `[tokens, cols]` = dy `[tokens, rows]` W' in f32: the gradient of [`packed_linear`] with respect to x, where
@@ -191,25 +172,25 @@ pub fn packed_linear_dx(
     weights: &PackedView,
     dx: &mut [f32],
 ) -> Result<(), CpuError> {
-    packed_linear_dx_on(Path::detect(), dy, tokens, weights, dx)
+    float_product(Path::detect(), Direction::Backward, dy, tokens, weights, dx)
 }
 
-/// [`packed_linear_dx`] by a path of the caller's choice. Paths differ in the order of their sums.
-///
-/// # Errors
-///
-/// As [`packed_linear_dx`], and if the processor cannot take this path.
-pub fn packed_linear_dx_on(
+/// Paths differ in the order of their sums.
+fn float_product(
     path: Path,
-    dy: &[f32],
+    direction: Direction,
+    x: &[f32],
     tokens: usize,
     weights: &PackedView,
-    dx: &mut [f32],
+    y: &mut [f32],
 ) -> Result<(), CpuError> {
     let kernel = kernel::float(path).ok_or(CpuError::Unavailable(path))?;
-    check("dy", dy.len(), tokens * weights.rows())?;
-    check("dx", dx.len(), tokens * weights.cols())?;
-    float::multiply(kernel, dy, weights, Direction::Backward, dx);
+    let (rows, cols) = (tokens * weights.rows(), tokens * weights.cols());
+    match direction {
+        Direction::Forward => check("x", x.len(), cols).and(check("y", y.len(), rows))?,
+        Direction::Backward => check("dy", x.len(), rows).and(check("dx", y.len(), cols))?,
+    }
+    float::multiply(kernel, x, weights, direction, y);
     Ok(())
 }
 

@@ -3,8 +3,9 @@
 use rayon::prelude::*;
 
 use super::kernel::IntegerKernel;
+use crate::ternary::Granularity;
+use crate::ternary::fake_quantize::scale_of_magnitude;
 use crate::ternary::layout::compute::BLOCK;
-use crate::ternary::{Granularity, SMALLEST_ACTIVATION};
 
 /// Columns of a quad.
 pub(super) const QUAD: usize = 4;
@@ -113,7 +114,7 @@ impl Quantised {
             debug_assert_eq!(words.len(), tile.tokens * quads);
             for token in 0..tile.tokens {
                 let x = &x[(tile.first + token) * cols..][..cols];
-                scales[token] = scale((kernel.absmax)(x));
+                scales[token] = scale_of_magnitude((kernel.absmax)(x));
                 if scales[token].is_nan() {
                     continue;
                 }
@@ -134,15 +135,5 @@ impl Quantised {
     /// The words of a tile, from quad `first` on, so many quads.
     pub fn tile(&self, tile: &Tile, first: usize, quads: usize) -> &[u32] {
         &self.words[tile.first * self.quads + first * tile.tokens..][..quads * tile.tokens]
-    }
-}
-
-/// s of a token whose largest magnitude has these bits; NaN if that is not finite.
-pub(super) fn scale(absmax: u32) -> f32 {
-    let absmax = f32::from_bits(absmax);
-    if absmax.is_finite() {
-        absmax.max(SMALLEST_ACTIVATION) / 127.0
-    } else {
-        f32::NAN
     }
 }

@@ -133,10 +133,10 @@ fn check_f32(case: &Case) {
     let backward = reference::linear_dx_f64(&dy, trits, scales, case.shape, case.granularity);
     for path in paths() {
         let mut y = vec![f32::NAN; tokens * rows];
-        packed_linear_f32_on(path, &case.x, tokens, &view, &mut y).unwrap();
+        float_product(path, Direction::Forward, &case.x, tokens, &view, &mut y).unwrap();
         assert_near(&y, &forward, cols, case, path);
         let mut dx = vec![f32::NAN; tokens * cols];
-        packed_linear_dx_on(path, &dy, tokens, &view, &mut dx).unwrap();
+        float_product(path, Direction::Backward, &dy, tokens, &view, &mut dx).unwrap();
         assert_near(&dx, &backward, rows, case, path);
     }
 }
@@ -431,8 +431,9 @@ fn no_tokens_no_outputs() {
         let view = PackedView::new(&words, 33, 48, &case.scales, granularity).unwrap();
         for path in paths() {
             packed_linear_on(path, &[], 0, &view, &mut []).unwrap();
-            packed_linear_f32_on(path, &[], 0, &view, &mut []).unwrap();
-            packed_linear_dx_on(path, &[], 0, &view, &mut []).unwrap();
+            for direction in [Direction::Forward, Direction::Backward] {
+                float_product(path, direction, &[], 0, &view, &mut []).unwrap();
+            }
         }
     }
 }
