@@ -14,6 +14,7 @@
 //! | [`device`] | the CPU or a GPU, chosen at run time |
 //! | [`data`] | files -> documents -> token ids -> batches; a batch is a function of (seed, number) |
 //! | [`model`] | the decoder, its loss, Hugging Face model folders |
+//! | [`adapter`] | LoRA beside a model: PEFT folders, several at a time, merging |
 //! | [`gradient`] | backward on all cores, accumulate, measure, clip |
 //! | [`optimizer`] | update rules by parameter group, learning-rate schedules |
 //! | [`forecast`] | parameters, arithmetic and memory of a run before it starts |
@@ -28,6 +29,7 @@
 //!
 //! Every part works on its own: `examples/custom_loop.rs` is a training loop in one file.
 
+pub mod adapter;
 pub mod checkpoint;
 pub mod cli;
 pub mod config;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::report::{self, Diagnostic};
+use crate::adapter::AdapterError;
 use crate::config::ConfigError;
 use crate::data::DataError;
 use crate::device::DeviceError;
@@ -23,6 +24,26 @@ pub enum CliError {
     /// A model folder.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// An adapter.
+    #[error(transparent)]
+    Adapter(AdapterError),
+    /// An adapter that does not say which model it is for.
+    #[error("{} does not say which base model it is for", path.display())]
+    NoBaseModel {
+        /// The adapter's folder.
+        path: PathBuf,
+    },
+    /// An adapter whose base model is not where it says.
+    #[error("{}: its base model is not in {}", path.display(), base.display())]
+    BaseModelGone {
+        /// The adapter's folder.
+        path: PathBuf,
+        /// Where the adapter says that the base model is.
+        base: PathBuf,
+    },
+    /// Merging without an adapter.
+    #[error("there is nothing to merge: no --adapter, and --model is not an adapter's folder")]
+    NoAdapter,
     /// A device.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -61,6 +82,9 @@ impl CliError {
             Self::Train(error) => error.exit_code(),
             Self::Data(error) => error.exit_code(),
             Self::Model(error) => error.exit_code(),
+            Self::Adapter(error) => error.exit_code(),
+            Self::NoBaseModel { .. } | Self::NoAdapter => 2,
+            Self::BaseModelGone { .. } => 1,
             Self::Io { .. } | Self::NotEmpty { .. } => 1,
             Self::Generate(error) => error.exit_code(),
         }
@@ -81,6 +105,15 @@ impl CliError {
             Self::Config(_) => ("config", None),
             Self::Train(error) => (error.kind(), error.help()),
             Self::Model(error) => ("model", error.help()),
+            Self::Adapter(error) => ("adapter", error.help()),
+            Self::NoBaseModel { .. } | Self::BaseModelGone { .. } => {
+                let help = "name it: --model BASE --adapter THIS";
+                ("adapter", Some(help.to_string()))
+            }
+            Self::NoAdapter => {
+                let help = "name the folder of a run with [adapter], or one that PEFT wrote";
+                ("adapter", Some(help.to_string()))
+            }
             Self::Device(error) => ("device", Some(error.help())),
             Self::Data(error) => ("data", error.help()),
             Self::Generate(error) => ("generate", error.help()),

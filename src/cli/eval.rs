@@ -5,19 +5,19 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
+use super::model::ModelArgs;
 use super::{CliError, DeviceArgs};
 use crate::data::{EvalText, Tokenizer, Unknown};
 use crate::generate::GenerateError;
-use crate::model::{DecoderSpec, ModelError, check_vocabulary, folder};
+use crate::model::{DecoderSpec, ModelError};
 use crate::readable::grouped;
 use crate::train::evaluate;
 
 /// Arguments of `runner eval`.
 #[derive(Debug, Args)]
 pub(super) struct EvalArgs {
-    /// A run folder or a Hugging Face model folder
-    #[arg(long, value_name = "DIR")]
-    model: PathBuf,
+    #[command(flatten)]
+    model: ModelArgs,
     /// A text file, or a .jsonl or .json file of records with a field `text`
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
@@ -37,14 +37,13 @@ const LONGEST_BY_DEFAULT: usize = 2048;
 const TOKENS_AT_A_TIME: usize = 2048;
 
 pub(super) fn run(args: &EvalArgs) -> Result<(), CliError> {
-    let spec = folder::read_config(&args.model)?;
-    let tokenizer = Tokenizer::from_file(&args.model.join("tokenizer.json"))?;
-    check_vocabulary(&spec, &tokenizer)?;
-    let sequence_len = sequence_len(args, &spec)?;
+    let place = args.model.find()?;
+    let tokenizer = place.tokenizer()?;
+    let sequence_len = sequence_len(args, &place.spec)?;
     let text = EvalText::load(&args.data, &tokenizer)?;
     warn(&tokenizer, &text);
 
-    let model = folder::load_as(&spec, &args.model, &args.device.open()?)?.for_inference();
+    let model = place.load(&args.device.open()?)?;
     // A short text needs no long rows.
     let cols = sequence_len.min(text.tokens.len() - 1);
     let rows = (TOKENS_AT_A_TIME / cols).max(1);

@@ -7,8 +7,8 @@ use burn::tensor::Device;
 use clap::{Args, ValueEnum};
 
 use super::CliError;
+use super::output::{check_empty, copy_beside};
 use crate::config::{DecoderSpec, PackedLayout, SaveDtype};
-use crate::durable;
 use crate::model::folder::{self, SaveOptions};
 use crate::model::{ModelError, Tensors};
 use crate::readable::{bytes, grouped};
@@ -39,15 +39,6 @@ enum Target {
     Packed,
 }
 
-/// What lies beside the weights and belongs to the model too.
-const BESIDE: [&str; 5] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "generation_config.json",
-    "chat_template.jinja",
-];
-
 pub(super) fn run(args: &ExportArgs) -> Result<(), CliError> {
     let Target::Packed = args.to;
     check_empty(&args.out)?;
@@ -65,27 +56,8 @@ pub(super) fn run(args: &ExportArgs) -> Result<(), CliError> {
     };
     // First: weights that do not fit into `dtype` leave the folder empty, to be tried again.
     folder::save(&args.out, model.spec(), &tensors, &options)?;
-    for name in BESIDE {
-        let source = args.model.join(name);
-        if source.exists() {
-            let copy = fs::read(&source).map_err(CliError::io(&source))?;
-            let path = args.out.join(name);
-            durable::replace_with(&path, copy).map_err(CliError::io(path))?;
-        }
-    }
+    copy_beside(&[&args.model], &args.out)?;
     summarise(args, model.spec(), &tensors)
-}
-
-/// An export replaces nothing.
-fn check_empty(path: &Path) -> Result<(), CliError> {
-    match fs::read_dir(path).map(|mut entries| entries.next().is_some()) {
-        Ok(true) => Err(CliError::NotEmpty {
-            path: path.to_path_buf(),
-        }),
-        Ok(false) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(CliError::io(path)(error)),
-    }
 }
 
 fn summarise(args: &ExportArgs, spec: &DecoderSpec, tensors: &Tensors) -> Result<(), CliError> {

@@ -1,22 +1,19 @@
 //! `runner generate`: complete a prompt. Standard output is the completion alone.
 
 use std::io::{IsTerminal, Read, Write};
-use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::json;
 
+use super::model::ModelArgs;
 use super::{CliError, DeviceArgs};
-use crate::data::Tokenizer;
 use crate::generate::{Sampling, TextRequest, complete};
-use crate::model::{check_vocabulary, folder};
 
 /// Arguments of `runner generate`.
 #[derive(Debug, Args)]
 pub(super) struct GenerateArgs {
-    /// A run folder or a Hugging Face model folder
-    #[arg(long, value_name = "DIR")]
-    model: PathBuf,
+    #[command(flatten)]
+    model: ModelArgs,
     /// Text to continue; `-` reads standard input
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: String,
@@ -52,9 +49,9 @@ pub(super) struct GenerateArgs {
 }
 
 pub(super) fn run(args: &GenerateArgs) -> Result<(), CliError> {
-    let model = folder::load(&args.model, &args.device.open()?)?.for_inference();
-    let tokenizer = Tokenizer::from_file(&args.model.join("tokenizer.json"))?;
-    check_vocabulary(model.spec(), &tokenizer)?;
+    let place = args.model.find()?;
+    let tokenizer = place.tokenizer()?;
+    let model = place.load(&args.device.open()?)?;
     let prompt = match args.prompt.as_str() {
         "-" => standard_input()?,
         text => text.to_string(),

@@ -5,18 +5,18 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use safetensors::tensor::{Dtype, TensorView};
 
+use super::model::ModelArgs;
 use super::{CliError, DeviceArgs};
-use crate::data::{Batch, Tokenizer};
+use crate::data::Batch;
 use crate::durable;
 use crate::generate::{GenerateError, check_prompt};
-use crate::model::{Decoder, ModelError, check_vocabulary, folder};
+use crate::model::{Decoder, ModelError};
 
 /// Arguments of `runner logits`.
 #[derive(Debug, Args)]
 pub(super) struct LogitsArgs {
-    /// A run folder or a Hugging Face model folder
-    #[arg(long, value_name = "DIR")]
-    model: PathBuf,
+    #[command(flatten)]
+    model: ModelArgs,
     /// Token ids, as 1,2,3
     #[arg(
         long,
@@ -41,23 +41,19 @@ pub(super) struct LogitsArgs {
 }
 
 pub(super) fn run(args: &LogitsArgs) -> Result<(), CliError> {
-    let spec = folder::read_config(&args.model)?;
+    let place = args.model.find()?;
     let asked = match &args.text {
         None => args.tokens.clone(),
-        Some(text) => {
-            let tokenizer = Tokenizer::from_file(&args.model.join("tokenizer.json"))?;
-            check_vocabulary(&spec, &tokenizer)?;
-            tokenizer.encode(text)?
-        }
+        Some(text) => place.tokenizer()?.encode(text)?,
     };
-    let tokens = check_prompt(&spec, &asked)?;
-    let model = folder::load_as(&spec, &args.model, &args.device.open()?)?;
-    let logits = logits(&model.for_inference(), &tokens)?;
+    let tokens = check_prompt(&place.spec, &asked)?;
+    let model = place.load(&args.device.open()?)?;
+    let logits = logits(&model, &tokens)?;
     write(&args.out, &tokens, &logits)?;
     super::print_line(&format!(
         "{}: tokens [{seq}] i64, logits [{seq}, {}] f32",
         args.out.display(),
-        spec.vocab_size,
+        place.spec.vocab_size,
         seq = tokens.len(),
     ))
 }

@@ -8,6 +8,9 @@ mod export;
 mod generate;
 mod init;
 mod logits;
+mod merge;
+mod model;
+mod output;
 pub mod report;
 mod schema;
 mod train;
@@ -45,6 +48,8 @@ enum Verb {
     Eval(eval::EvalArgs),
     /// Write a model's logits for some tokens to a file
     Logits(logits::LogitsArgs),
+    /// Make one model of a base model and an adapter
+    Merge(merge::MergeArgs),
     /// Write a trained model in another form
     Export(export::ExportArgs),
     /// Write a commented TOML to start from
@@ -72,6 +77,7 @@ pub fn run() -> ExitCode {
         Verb::Generate(args) => generate::run(&args),
         Verb::Eval(args) => eval::run(&args),
         Verb::Logits(args) => logits::run(&args),
+        Verb::Merge(args) => merge::run(&args),
         Verb::Export(args) => export::run(&args),
         Verb::Init(args) => init::run(&args),
         Verb::Schema(args) => schema::run(&args),

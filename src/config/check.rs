@@ -149,6 +149,12 @@ impl Checker {
             (Kind::Section(section), Value::Table(table)) => {
                 self.section(table, section, path, &node.origin)
             }
+            (Kind::Map(item), Value::Table(table)) => {
+                let entries = table.entries.iter_mut();
+                let good =
+                    entries.map(|entry| self.value(&mut entry.node, item, &join(path, &entry.key)));
+                good.fold(true, |all, one| all & one)
+            }
             (Kind::Either(kinds), value) => {
                 let fitting = kinds.iter().find(|kind| accepts(kind, value));
                 match fitting {
@@ -230,7 +236,7 @@ fn accepts(kind: &Kind, value: &Value) -> bool {
             | (Kind::Integer(_) | Kind::Number(_), Value::Integer(_))
             | (Kind::Number(_), Value::Float(_))
             | (Kind::List { .. }, Value::Array(_))
-            | (Kind::Section(_), Value::Table(_))
+            | (Kind::Section(_) | Kind::Map(_), Value::Table(_))
     )
 }
 
@@ -246,6 +252,7 @@ fn expected(kind: &Kind, path: &str) -> String {
             _ => "a list".to_string(),
         },
         Kind::Section(_) => format!("a section, {}", header(path)),
+        Kind::Map(_) => "a table of names and values".to_string(),
         Kind::Either(kinds) => {
             let kinds: Vec<String> = kinds.iter().map(|kind| expected(kind, path)).collect();
             kinds.join(" or ")

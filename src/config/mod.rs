@@ -9,6 +9,7 @@
 //! issue, each pointing at the text that caused it. The keys are defined once, in the structs
 //! re-exported here; the checker, [`json_schema`], [`reference_markdown`] and [`template`] are
 //! derived from them.
+mod adapter;
 mod check;
 mod document;
 mod error;
@@ -25,6 +26,8 @@ mod source;
 mod spec;
 mod template;
 
+pub(crate) use adapter::whole;
+pub use adapter::{AdapterPlan, LoraShape, lora_scale};
 pub use error::{ConfigError, Issue};
 pub use firebrick_kernels::ternary::Granularity;
 pub use keys::*;

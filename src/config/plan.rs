@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::adapter::AdapterPlan;
 use super::check::check;
 use super::document::Document;
 use super::error::{ConfigError, Issue};
@@ -28,6 +29,8 @@ pub struct Plan {
     pub shape: ModelShape,
     /// What the config.json of `model.base_model` says; its shape is `shape`.
     pub base: Option<DecoderSpec>,
+    /// What is trained in the place of the base model's weights.
+    pub adapter: Option<AdapterPlan>,
     /// How long to train.
     pub length: Length,
     /// The update rule with its parameters.

@@ -128,6 +128,7 @@ fn type_name(kind: &Kind) -> String {
             _ => format!("list, each {}", type_name(item)),
         },
         Kind::Section(_) => "section".to_string(),
+        Kind::Map(item) => format!("table of names, each with a {}", type_name(item)),
         Kind::Either(kinds) => {
             let names: Vec<String> = kinds.iter().map(type_name).collect();
             names.join(" or ")

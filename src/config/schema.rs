@@ -55,6 +55,8 @@ pub(super) enum Kind {
         max: usize,
     },
     Section(Section),
+    /// A table of names that are the user's own, and values of one kind.
+    Map(Box<Kind>),
     /// Any of these, told apart by their TOML type.
     Either(Vec<Kind>),
 }
@@ -170,7 +172,10 @@ impl Reader<'_> {
                 min: bound(schema, "minItems", 0),
                 max: bound(schema, "maxItems", usize::MAX),
             },
-            Some("object") => Kind::Section(self.section(schema)),
+            Some("object") => match schema.get("additionalProperties") {
+                Some(item @ Value::Object(_)) => Kind::Map(Box::new(self.kind(item))),
+                _ => Kind::Section(self.section(schema)),
+            },
             // A new kind of key needs a reader here: the first test to load a config says so.
             other => unreachable!("no key has type {other:?}: {schema}"),
         }

@@ -149,6 +149,7 @@ fn of_kind(kind: &Kind) -> Value {
         }
         Kind::Choice(choices) => choices.first().map(|choice| choice.name.clone()).into(),
         Kind::List { item, min, .. } => vec![of_kind(item); *min].into(),
+        Kind::Map(_) => serde_json::Map::new().into(),
         Kind::Either(kinds) => kinds.first().map(of_kind).into(),
         Kind::Section(section) => section
             .keys

@@ -56,12 +56,17 @@ impl Forecast {
     ) -> Result<Self, ModelError> {
         // Parameters are drawn when first used: walking a built module's shapes is free.
         let model = Decoder::new(spec, 0, &Device::flex())?;
+        let model = match &plan.adapter {
+            Some(adapter) => model.outlined(adapter, 0)?,
+            None => model,
+        };
         let parameters = model.num_params() as u64;
+        let trainable = model.trained_params() as u64;
         let state = Optimizer::new(&plan.optimizer).state_bytes(&model);
         let memory = Memory::new(plan, spec, parameters, state, conditions);
         Ok(Self {
             parameters,
-            trainable: parameters,
+            trainable,
             flops_per_token: flops_per_token(plan, spec),
             peak_bytes: memory.peak_bytes(),
             memory,

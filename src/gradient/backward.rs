@@ -15,7 +15,7 @@ use super::Gradient;
 use super::share::{blockwise, whole};
 use crate::data::Batch;
 use crate::device::lanes;
-use crate::model::{Decoder, ModelError};
+use crate::model::{Decoder, Dropout, ModelError};
 
 /// How a gradient is computed. The default is f32 throughout with every activation kept.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -31,6 +31,9 @@ pub struct Precision {
     /// Multiply ternary weights and eight-bit activations as integers in the forward pass: the same
     /// up to rounding. Nothing changes for a model without both.
     pub int8_forward: bool,
+    /// What decides which inputs of adapters are dropped: run and step. None drops
+    /// nothing, as in evaluation.
+    pub dropout_seed: Option<[u64; 2]>,
 }
 
 impl Default for Precision {
@@ -40,6 +43,7 @@ impl Default for Precision {
             loss_scale: 1.0,
             gradient_checkpointing: false,
             int8_forward: false,
+            dropout_seed: None,
         }
     }
 }
@@ -113,17 +117,26 @@ pub fn backward_with(
         weight,
         gradient: Gradient::default(),
     };
-    let mut compute = model.clone().rounded();
+    let mut compute = model.clone().rounded().with_fixed_norms();
     if precision.int8_forward {
         compute = compute.with_integer_products();
     }
     let compute = compute.cast(precision.dtype);
     let lanes = lanes(&model.device());
+    let mut first = 0;
     for batch in batches {
         let shares: Vec<(f64, Gradient)> = shares(batch.rows, lanes)
             .into_par_iter()
-            .map(|rows| share(&compute, &batch.rows(rows), weight, precision))
+            .map(|rows| {
+                let dropout = precision.dropout_seed.map(|seed| Dropout {
+                    seed,
+                    first: first + rows.start as u64,
+                    dims: [rows.len(), batch.cols],
+                });
+                share(&compute, &batch.rows(rows), weight, (precision, dropout))
+            })
             .collect::<Result<_, _>>()?;
+        first += batch.rows as u64;
         for (nats, gradient) in shares {
             total.nats += nats;
             total.gradient = total.gradient.accumulate(gradient, model);
@@ -139,15 +152,15 @@ fn share(
     model: &Decoder,
     batch: &Batch,
     weight: f64,
-    precision: Precision,
+    (precision, dropout): (Precision, Option<Dropout>),
 ) -> Result<(f64, Gradient), ModelError> {
     // Leaves of its own: shares of one graph would wait for each other.
     let model = model.clone().cast(precision.dtype);
     let scale = precision.loss_scale / weight;
     let (nats, gradient) = if precision.gradient_checkpointing {
-        blockwise(&model, batch, scale)?
+        blockwise(&model, batch, scale, dropout)?
     } else {
-        whole(&model, batch, scale)?
+        whole(&model, batch, scale, dropout)?
     };
     Ok((nats, gradient.cast(FloatDType::F32, &model)))
 }

@@ -19,22 +19,34 @@ use burn::tensor::Tensor;
 
 use super::Gradient;
 use crate::data::Batch;
-use crate::model::{Context, Decoder, ModelError};
+use crate::model::{Context, Decoder, Dropout, ModelError};
 
 /// Σ weight · nats over `batch` and the gradient of `scale` times it, in the model's dtype.
 pub(super) fn blockwise(
     model: &Decoder,
     batch: &Batch,
     scale: f64,
+    dropout: Option<Dropout>,
 ) -> Result<(f64, Gradient), ModelError> {
-    let context = model.context(batch);
+    let context = model.context(batch).with_dropout(dropout);
     let (inputs, output) = untracked(model, &context, batch)?;
     let mut head = head_backward(model, output, batch, scale);
-    for (block, input) in model.layers.iter().zip(inputs).rev() {
+    // Nothing below the first block with something to train needs a gradient.
+    let through = model.trains_embedding();
+    let first = if through {
+        Some(0)
+    } else {
+        model.first_trained_block()
+    };
+    let blocks = model.layers.iter().zip(inputs);
+    for (block, input) in blocks.skip(first.unwrap_or(usize::MAX)).rev() {
         let x = Tensor::from_inner(input).require_grad();
         let y = block.forward(x.clone(), &context);
         let objective = inner_product(y, head.upstream);
         head.upstream = pull_back(&objective, &x, &mut head.gradient, block);
+    }
+    if !through {
+        return Ok((head.nats, head.gradient));
     }
     let objective = inner_product(model.embed_batch(batch)?, head.upstream);
     let embedding = Gradient::backward(&objective, model);
@@ -46,9 +58,14 @@ pub(super) fn whole(
     model: &Decoder,
     batch: &Batch,
     scale: f64,
+    dropout: Option<Dropout>,
 ) -> Result<(f64, Gradient), ModelError> {
-    let hidden = model.hidden(batch)?;
+    let context = model.context(batch).with_dropout(dropout);
+    let hidden = model.hidden_in(&context, batch)?;
     let head = head_backward(model, hidden.clone().inner(), batch, scale);
+    if !hidden.is_tracked() {
+        return Ok((head.nats, head.gradient));
+    }
     let objective = inner_product(hidden, head.upstream);
     let below = Gradient::backward(&objective, model);
     Ok((head.nats, head.gradient.accumulate(below, model)))

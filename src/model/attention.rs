@@ -11,6 +11,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use super::init::Init;
 use super::layers::{Norm, residual_std};
 use super::linear::Linear;
+use super::lora::Dropout;
 use crate::config::{ModelShape, RopeScaling};
 
 /// Added to the score of a key that must not be seen. Finite, because infinities are not portable
@@ -88,12 +89,12 @@ impl Attention {
     ) -> Tensor<2> {
         let [batch, seq] = context.dims;
         let group = self.heads / self.kv_heads;
-        let x = self.q_proj.round_input(x);
-        let queries = self.normed(&self.q_norm, self.q_proj.forward_rounded(x.clone()));
-        let queries = self.split(queries, context, self.heads);
-        let keys = self.normed(&self.k_norm, self.k_proj.forward_rounded(x.clone()));
-        let keys = self.split(keys, context, self.kv_heads);
-        let values = self.split(self.v_proj.forward_rounded(x), context, self.kv_heads);
+        let projections = [&self.q_proj, &self.k_proj, &self.v_proj];
+        let dropout = context.dropout.as_ref();
+        let [queries, keys, values] = Linear::forward_shared(projections, x, dropout);
+        let queries = self.split(self.normed(&self.q_norm, queries), context, self.heads);
+        let keys = self.split(self.normed(&self.k_norm, keys), context, self.kv_heads);
+        let values = self.split(values, context, self.kv_heads);
         let (queries, keys) = match &context.rotary {
             Some(rotary) => (rotary.turn(queries), rotary.turn(keys)),
             None => (queries, keys),
@@ -121,7 +122,7 @@ impl Attention {
             Some(norm) => norm.forward(mixed),
             None => mixed,
         };
-        self.o_proj.forward(mixed)
+        self.o_proj.forward_dropping(mixed, dropout)
     }
 
     /// `[batch x seq, heads x head_dim]`, each head normalised where there is a norm for it.
@@ -148,15 +149,23 @@ pub(crate) struct Context {
     pub(super) rotary: Option<Rotary>,
     /// Additive mask `[1 or batch, 1, seq, keys]`, f32; none when every query sees every key.
     pub(super) mask: Option<Tensor<4>>,
+    /// What adapters drop in training.
+    pub(super) dropout: Option<Dropout>,
 }
 
 impl Context {
+    /// The same in a pass in which adapters drop a part of what goes into them.
+    pub(crate) fn with_dropout(self, dropout: Option<Dropout>) -> Self {
+        Self { dropout, ..self }
+    }
+
     /// The same off the autodiff device.
     pub(crate) fn inner(&self) -> Self {
         Self {
             dims: self.dims,
             rotary: self.rotary.as_ref().map(Rotary::inner),
             mask: self.mask.as_ref().map(|mask| mask.clone().inner()),
+            dropout: self.dropout,
         }
     }
 

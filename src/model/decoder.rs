@@ -6,6 +6,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
 
 use super::ModelError;
+use super::adapted::Trained;
 use super::attention::{Attention, Context, LayerCache, Rotary, additive_mask};
 use super::init::Init;
 use super::layers::{Embedding, Mlp, Norm};
@@ -50,6 +51,8 @@ pub struct Decoder {
     pub lm_head: Option<Linear>,
     #[module(skip)]
     spec: DecoderSpec,
+    #[module(skip)]
+    pub(super) trained: Trained,
 }
 
 /// One block: x + attention(norm(x)), then x + mlp(norm(x)).
@@ -66,6 +69,10 @@ pub struct Block {
 }
 
 impl Block {
+    pub(super) fn linears(&mut self) -> impl Iterator<Item = &mut Linear> {
+        self.self_attn.linears().chain(self.mlp.linears())
+    }
+
     /// `[batch x seq, dim]` -> `[batch x seq, dim]`.
     pub(crate) fn forward(&self, x: Tensor<2>, context: &Context) -> Tensor<2> {
         self.forward_cached(x, context, None)
@@ -81,9 +88,8 @@ impl Block {
             self.self_attn
                 .forward(self.input_layernorm.forward(x.clone()), context, cache);
         let x = x + attended;
-        let fed = self
-            .mlp
-            .forward(self.post_attention_layernorm.forward(x.clone()));
+        let normed = self.post_attention_layernorm.forward(x.clone());
+        let fed = self.mlp.forward(normed, context.dropout.as_ref());
         x + fed
     }
 }
@@ -117,6 +123,7 @@ impl Decoder {
             lm_head: (!shape.tie_word_embeddings)
                 .then(|| Linear::new(&init, "lm_head", [dim, spec.vocab_size], false, std)),
             spec: spec.clone(),
+            trained: Trained::All,
         })
     }
 
@@ -170,11 +177,11 @@ impl Decoder {
             Some(Ternary { packed: None, .. }) if is_cpu(&self.device()) => {
                 self.in_bits(PackedLayout::Compute)
             }
-            _ => self.rounded(),
+            _ => self.rounded().with_fixed_norms(),
         }
     }
 
-    fn in_bits(mut self, layout: PackedLayout) -> Self {
+    pub(super) fn in_bits(mut self, layout: PackedLayout) -> Self {
         if let Some(ternary) = &mut self.spec.shape.ternary {
             ternary.packed = Some(layout);
         }
@@ -182,11 +189,13 @@ impl Decoder {
         self
     }
 
-    fn block_linears(&mut self) -> impl Iterator<Item = &mut Linear> {
-        self.layers.iter_mut().flat_map(|block| {
-            let attention = block.self_attn.linears();
-            attention.chain(block.mlp.linears())
-        })
+    /// Its layers have become dense.
+    pub(super) fn forget_ternary(&mut self) {
+        self.spec.shape.ternary = None;
+    }
+
+    pub(super) fn block_linears(&mut self) -> impl Iterator<Item = &mut Linear> {
+        self.layers.iter_mut().flat_map(Block::linears)
     }
 
     /// Logits `[rows x cols, vocab]`, f32, for every token of a batch.
@@ -199,10 +208,18 @@ impl Decoder {
 
     /// What comes out of the last block, `[rows x cols, dim]`.
     pub(crate) fn hidden(&self, batch: &Batch) -> Result<Tensor<2>, ModelError> {
-        let context = self.context(batch);
+        self.hidden_in(&self.context(batch), batch)
+    }
+
+    /// As [`hidden`](Self::hidden), where what the blocks share is there already.
+    pub(crate) fn hidden_in(
+        &self,
+        context: &Context,
+        batch: &Batch,
+    ) -> Result<Tensor<2>, ModelError> {
         let embedded = self.embed_batch(batch)?;
         let blocks = self.layers.iter();
-        Ok(blocks.fold(embedded, |x, block| block.forward(x, &context)))
+        Ok(blocks.fold(embedded, |x, block| block.forward(x, context)))
     }
 
     /// What goes into the first block, `[rows x cols, dim]`.
@@ -285,6 +302,7 @@ impl Decoder {
                     key <= query && query - key < window
                 })
             }),
+            dropout: None,
         };
         let mut hidden = self.embed(tokens, &positions, [1, seq], &device)?;
         for (block, layer) in self.layers.iter().zip(&mut cache.layers) {
@@ -348,6 +366,7 @@ impl Decoder {
                         && segments[row * cols + key] == segments[row * cols + query]
                 },
             )),
+            dropout: None,
         }
     }
 
@@ -364,6 +383,11 @@ impl Decoder {
         self.spec.shape.sliding_window.unwrap_or(usize::MAX)
     }
 
+    /// The same, without drawing weights that have not been drawn yet.
+    pub(super) fn lazy_device(&self) -> Device {
+        self.norm.weight.lazy_device()
+    }
+
     /// Where its weights are.
     pub fn device(&self) -> Device {
         self.norm.weight.val().device()
@@ -377,13 +401,14 @@ struct Cast {
 impl MapParameters for Cast {
     fn map<const D: usize>(&mut self, _path: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let value = param.val();
-        let tracked = value.is_autodiff();
+        let (on_tape, trained) = (value.is_autodiff(), value.is_require_grad());
         let value = value.inner().cast(self.dtype);
-        if tracked {
-            Param::initialized(param.id, Tensor::from_inner(value).require_grad())
-        } else {
-            Param::initialized(param.id, value)
-        }
+        let value = match (on_tape, trained) {
+            (true, true) => Tensor::from_inner(value).require_grad(),
+            (true, false) => Tensor::from_inner(value),
+            (false, _) => value,
+        };
+        Param::initialized(param.id, value)
     }
 }
 

@@ -105,6 +105,12 @@ pub enum ModelError {
         /// The first of its negative values.
         value: f32,
     },
+    /// An adapter for a layer that is not there.
+    #[error("this model has no linear layer `{path}` to adapt")]
+    NoLayer {
+        /// The layer's path.
+        path: String,
+    },
     /// Packing a model of dense weights.
     #[error("the model's weights are not ternary: there is nothing to pack")]
     NotTernary,

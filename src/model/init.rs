@@ -7,7 +7,7 @@ use burn::module::{Param, ParamId};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use rand::SeedableRng;
 use rand::rngs::ChaCha8Rng;
-use rand_distr::{Distribution, StandardNormal};
+use rand_distr::{Distribution, StandardNormal, StandardUniform};
 
 /// Where initial values come from.
 #[derive(Debug, Clone)]
@@ -38,6 +38,25 @@ impl Init {
                 .sample_iter(&mut rng)
                 .take(shape.iter().product())
                 .map(|unit: f32| unit * std as f32)
+                .collect();
+            Tensor::from_data(TensorData::new(values, shape), device)
+        })
+    }
+
+    /// Uniform within ±`bound`, drawn when first used.
+    pub(super) fn uniform<const D: usize>(
+        &self,
+        path: &str,
+        shape: [usize; D],
+        bound: f64,
+    ) -> Param<Tensor<D>> {
+        let (seed, path) = (self.seed, path.to_string());
+        self.lazy(shape, move |device| {
+            let mut rng = stream(seed, &path);
+            let values: Vec<f32> = StandardUniform
+                .sample_iter(&mut rng)
+                .take(shape.iter().product())
+                .map(|unit: f32| (2.0 * unit - 1.0) * bound as f32)
                 .collect();
             Tensor::from_data(TensorData::new(values, shape), device)
         })

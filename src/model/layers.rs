@@ -11,6 +11,7 @@ use burn::tensor::{DType, Int, Tensor};
 
 use super::init::Init;
 use super::linear::Linear;
+use super::lora::Dropout;
 use crate::config::ModelShape;
 use crate::device::is_cpu;
 
@@ -119,16 +120,18 @@ impl Mlp {
     }
 
     /// `[rows, dim]` -> `[rows, dim]`.
-    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let x = self.up_proj.round_input(x);
-        let up = self.up_proj.forward_rounded(x.clone());
-        let gate = self.gate_proj.as_ref().map(|gate| gate.forward_rounded(x));
-        let hidden = match (gate, &self.ffn_sub_norm) {
-            (Some(gate), Some(norm)) => norm.forward(relu(gate).square() * up),
-            (Some(gate), None) => silu(gate) * up,
-            (None, _) => exact_gelu(up),
+    pub(super) fn forward(&self, x: Tensor<2>, dropout: Option<&Dropout>) -> Tensor<2> {
+        let hidden = match &self.gate_proj {
+            None => exact_gelu(self.up_proj.forward_dropping(x, dropout)),
+            Some(gate) => {
+                let [gate, up] = Linear::forward_shared([gate, &self.up_proj], x, dropout);
+                match &self.ffn_sub_norm {
+                    Some(norm) => norm.forward(relu(gate).square() * up),
+                    None => silu(gate) * up,
+                }
+            }
         };
-        self.down_proj.forward(hidden)
+        self.down_proj.forward_dropping(hidden, dropout)
     }
 }
 

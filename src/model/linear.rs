@@ -1,5 +1,5 @@
-//! The linear layer, and what its weights may be: dense, rounded to trits as they are used, or
-//! packed trits.
+//! The linear layer: what its weights may be (dense, rounded to trits as they are used, or packed
+//! trits), and an adapter beside them.
 
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
@@ -10,7 +10,8 @@ use firebrick_kernels::ternary::{
 };
 
 use super::init::Init;
-use crate::config::{ModelShape, Ternary};
+use super::lora::{Dropout, Lora};
+use crate::config::{LoraShape, ModelShape, Ternary};
 
 /// y = x W + b.
 ///
@@ -21,6 +22,8 @@ pub struct Linear {
     pub weight: Weight,
     /// `[out]`.
     pub bias: Option<Param<Tensor<1>>>,
+    /// What is trained beside them, where they stay as they are.
+    pub adapter: Option<Lora>,
     #[module(skip)]
     ternary: Option<Ternary>,
     /// Whether `weight` is W' already: what it was rounded from is elsewhere then.
@@ -58,6 +61,7 @@ impl Linear {
         Self {
             weight: Weight::Dense(init.normal(&format!("{path}.weight"), dims, std)),
             bias: bias.then(|| init.full([dims[1]], 0.0)),
+            adapter: None,
             ternary: None,
             is_rounded: false,
             multiplies_integers: false,
@@ -79,14 +83,45 @@ impl Linear {
         linear
     }
 
-    /// `[rows, in]` -> `[rows, out]`.
-    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        self.forward_rounded(self.round_input(x))
+    /// `[in, out]`.
+    pub fn dims(&self) -> [usize; 2] {
+        match &self.weight {
+            Weight::Dense(weight) => weight.lazy_shape().dims(),
+            Weight::Packed(weight) => [weight.shape.cols, weight.shape.rows],
+        }
     }
 
-    /// x' of x `[rows, in]`, which layers that read the same x share; x where it is not rounded, or
-    /// where the product rounds it.
-    pub(super) fn round_input(&self, x: Tensor<2>) -> Tensor<2> {
+    /// `[rows, in]` -> `[rows, out]`.
+    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        self.forward_dropping(x, None)
+    }
+
+    /// As [`forward`](Self::forward), in training.
+    pub(super) fn forward_dropping(&self, x: Tensor<2>, dropout: Option<&Dropout>) -> Tensor<2> {
+        let [y] = Self::forward_shared([self], x, dropout);
+        y
+    }
+
+    /// What layers that read the same x `[rows, in]` make of it, `[rows, out]` each. It is rounded
+    /// once for all, and goes into their adapters in one product.
+    pub(super) fn forward_shared<const N: usize>(
+        layers: [&Self; N],
+        x: Tensor<2>,
+        dropout: Option<&Dropout>,
+    ) -> [Tensor<2>; N] {
+        let low = Lora::narrow(layers.map(|layer| layer.adapter.as_ref()), &x, dropout);
+        let mut low = low.into_iter();
+        let rounded = layers.first().map(|layer| layer.round_input(x.clone()));
+        layers.map(|layer| {
+            // One for each layer, and there is a first layer where there is any.
+            let low = low.next().flatten();
+            let rounded = rounded.clone().expect("a layer has an input");
+            layer.with_adapter(&x, rounded, low, dropout)
+        })
+    }
+
+    /// x' of x `[rows, in]`; x where it is not rounded, or where the product rounds it.
+    fn round_input(&self, x: Tensor<2>) -> Tensor<2> {
         match (&self.weight, self.ternary) {
             (Weight::Dense(_), Some(ternary)) if ternary.rounds_activations => {
                 fake_quantize_activations(x)
@@ -95,9 +130,41 @@ impl Linear {
         }
     }
 
-    /// [`round_input`](Self::round_input)'s `[rows, in]` -> `[rows, out]`.
-    pub(super) fn forward_rounded(&self, x: Tensor<2>) -> Tensor<2> {
-        let y = match (&self.weight, self.ternary) {
+    /// The layer's output from x, what x was rounded to, and the product of x with A.
+    fn with_adapter(
+        &self,
+        x: &Tensor<2>,
+        rounded: Tensor<2>,
+        low: Option<Tensor<2>>,
+        dropout: Option<&Dropout>,
+    ) -> Tensor<2> {
+        let product = self.product(rounded);
+        let y = match (&self.adapter, low) {
+            (Some(adapter), Some(low)) => {
+                let update = adapter.widen(low);
+                match adapter.stretch(|a| self.plain_product(a)) {
+                    None => product + update,
+                    Some(stretch) => match adapter.mask(x, dropout) {
+                        None => (product + update) * stretch,
+                        // As in PEFT, what is dropped is dropped for the whole change.
+                        Some(mask) => {
+                            let dropped = self.product(self.round_input(x.clone() * mask));
+                            product + (dropped.clone() + update) * stretch - dropped
+                        }
+                    },
+                }
+            }
+            _ => product,
+        };
+        match &self.bias {
+            Some(bias) => y + bias.val().unsqueeze(),
+            None => y,
+        }
+    }
+
+    /// x W of [`round_input`](Self::round_input)'s `[rows, in]`.
+    fn product(&self, x: Tensor<2>) -> Tensor<2> {
+        match (&self.weight, self.ternary) {
             (Weight::Packed(weight), _) => weight.product(x),
             (Weight::Dense(weight), Some(ternary)) => {
                 let weight = if self.is_rounded {
@@ -112,11 +179,132 @@ impl Linear {
                 }
             }
             (Weight::Dense(weight), None) => x.matmul(weight.val()),
-        };
-        match &self.bias {
-            Some(bias) => y + bias.val().unsqueeze(),
-            None => y,
         }
+    }
+
+    /// x W with x `[rows, in]` f32 as it is, off the autodiff device.
+    fn plain_product(&self, x: Tensor<2>) -> Tensor<2> {
+        match &self.weight {
+            Weight::Packed(weight) => weight.plain_product(x),
+            Weight::Dense(weight) => {
+                let weight = weight.val().inner().cast(DType::F32);
+                let weight = match self.ternary {
+                    Some(ternary) if !self.is_rounded => {
+                        fake_quantize_weight(weight, ternary.granularity)
+                    }
+                    _ => weight,
+                };
+                x.matmul(weight)
+            }
+        }
+    }
+
+    /// Puts a new adapter beside the weights, which are not looked at yet.
+    pub(super) fn attach(&mut self, init: &Init, path: &str, shape: LoraShape) {
+        self.adapter = Some(Lora::new(init, path, self.dims(), shape));
+    }
+
+    /// Makes an adapter that was just attached one that changes nothing.
+    pub(super) fn measure(&mut self) {
+        if let Some(mut adapter) = self.adapter.take() {
+            if adapter.magnitude.is_some() {
+                adapter.set_squares(self.column_squares());
+                adapter.measure(|a| self.plain_product(a));
+            }
+            self.adapter = Some(adapter);
+        }
+    }
+
+    /// Computes what its adapter needs to know of weights and adapter together, once for all passes
+    /// until the adapter changes.
+    pub(super) fn fix_norms(&mut self) {
+        if let Some(mut adapter) = self.adapter.take() {
+            adapter.fix_norms(|a| self.plain_product(a));
+            self.adapter = Some(adapter);
+        }
+    }
+
+    /// The dense weights that stand for weights and adapter together, in f32: y is the same but for
+    /// rounding, and for the rounding of x where packed trits had it.
+    pub(super) fn merge(&mut self) {
+        let mut merged = self.dense_weight();
+        if let Some(adapter) = self.adapter.take() {
+            let plain = |x: Tensor<2>| x.inner().cast(DType::F32);
+            let (a, b) = (plain(adapter.lora_a.val()), plain(adapter.lora_b.val()));
+            merged = merged + a.matmul(b).mul_scalar(adapter.scale);
+            if let Some(magnitude) = &adapter.magnitude {
+                let lengths = merged.clone().square().sum_dim(0).sqrt();
+                let wanted: Tensor<2> = magnitude.val().inner().cast(DType::F32).unsqueeze();
+                merged = merged * (wanted / lengths);
+            }
+        }
+        self.weight = Weight::Dense(Param::initialized(ParamId::new(), merged));
+        self.ternary = None;
+        self.is_rounded = false;
+    }
+
+    /// The weights as they are multiplied with, `[in, out]` f32, off the autodiff device.
+    pub(crate) fn dense_weight(&self) -> Tensor<2> {
+        let mut parts = Vec::new();
+        self.for_rows(|rows| parts.push(rows));
+        match <[Tensor<2>; 1]>::try_from(parts) {
+            Ok([only]) => only,
+            Err(parts) => Tensor::cat(parts, 0),
+        }
+    }
+
+    /// Puts `weight` `[in, out]` in the place of dense weights, which are not trained.
+    pub(crate) fn set_weight(&mut self, weight: Tensor<2>) {
+        if let Weight::Dense(old) = &self.weight {
+            let value = on_tape(weight, old.lazy_device().is_autodiff());
+            self.weight = Weight::Dense(Param::initialized(old.id, value));
+        }
+    }
+
+    /// Puts A `[in, r]` and B `[r, out]` in the place of its adapter's.
+    pub(crate) fn set_factors(&mut self, factors: [Tensor<2>; 2]) {
+        if let Some(adapter) = &mut self.adapter {
+            let [a, b] = factors;
+            for (param, value) in [(&mut adapter.lora_a, a), (&mut adapter.lora_b, b)] {
+                let tracked = param.lazy_device().is_autodiff();
+                let value = on_tape(value, tracked);
+                let value = if tracked { value.require_grad() } else { value };
+                *param = Param::initialized(param.id, value);
+            }
+        }
+    }
+
+    /// Shows the weights as they are multiplied with, f32 and off the autodiff device, a few rows
+    /// `[rows, out]` at a time.
+    fn for_rows(&self, mut show: impl FnMut(Tensor<2>)) {
+        let weight = match (&self.weight, self.ternary) {
+            (Weight::Dense(weight), None) => return show(weight.val().inner().cast(DType::F32)),
+            (Weight::Dense(weight), Some(_)) => weight.lazy_device(),
+            (Weight::Packed(weight), _) => weight.scales.lazy_device(),
+        };
+        let ([inputs, _], device) = (self.dims(), weight.inner());
+        // Rows of the identity fetch rows of W, whatever its form.
+        for first in (0..inputs).step_by(ROWS_AT_ONCE) {
+            let rows = ROWS_AT_ONCE.min(inputs - first);
+            let mut identity = vec![0.0f32; rows * inputs];
+            (0..rows).for_each(|row| identity[row * inputs + first + row] = 1.0);
+            let identity = TensorData::new(identity, [rows, inputs]);
+            show(self.plain_product(Tensor::from_data(identity, &device)));
+        }
+    }
+
+    /// Σ W² of each output, `[out]` f32, off the autodiff device.
+    fn column_squares(&self) -> Tensor<1> {
+        let mut sum: Option<Tensor<1>> = None;
+        self.for_rows(|rows| {
+            let squares = rows.square().sum_dim(0).squeeze_dim(0);
+            sum = Some(match sum.take() {
+                Some(sum) => sum + squares,
+                None => squares,
+            });
+        });
+        // A layer without inputs has no outputs that depend on them.
+        sum.expect("a layer has inputs")
     }
 
     pub(super) fn multiply_integers(&mut self) {
@@ -187,6 +375,32 @@ impl PackedWeight {
     /// `[rows, in]` -> `[rows, out]`.
     fn product(&self, x: Tensor<2>) -> Tensor<2> {
         ternary_linear(x, self.words.val(), self.scales.val(), self.shape)
+    }
+
+    /// The same with x as it is, off the autodiff device.
+    fn plain_product(&self, x: Tensor<2>) -> Tensor<2> {
+        let shape = PackedShape {
+            rounds_activations: false,
+            ..self.shape
+        };
+        ternary_linear(
+            x,
+            self.words.val().inner(),
+            self.scales.val().inner(),
+            shape,
+        )
+    }
+}
+
+/// Rows of a weight that are looked at at a time.
+const ROWS_AT_ONCE: usize = 64;
+
+/// A plain tensor on the autodiff device, where that is asked for.
+fn on_tape(value: Tensor<2>, on_tape: bool) -> Tensor<2> {
+    if on_tape {
+        Tensor::from_inner(value)
+    } else {
+        value
     }
 }
 

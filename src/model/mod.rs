@@ -3,6 +3,7 @@
 //! [`DecoderSpec`] says what to build, [`Decoder`] is the built module, [`TokenLoss`] what training
 //! minimises, [`folder`] reads and writes Hugging Face model folders.
 
+mod adapted;
 mod attention;
 mod decoder;
 mod error;
@@ -10,6 +11,7 @@ pub mod folder;
 mod init;
 mod layers;
 mod linear;
+mod lora;
 mod loss;
 mod parameters;
 mod vocabulary;
@@ -17,6 +19,7 @@ mod vocabulary;
 pub use vocabulary::check_vocabulary;
 
 pub use crate::config::DecoderSpec;
+pub use crate::config::LoraShape;
 pub use attention::Attention;
 pub(crate) use attention::Context;
 pub(crate) use decoder::logit_chunk;
@@ -24,7 +27,10 @@ pub use decoder::{Block, Decoder, KvCache};
 pub use error::ModelError;
 pub use layers::{Embedding, Mlp, Norm};
 pub use linear::{Linear, PackedWeight, Weight};
+pub(crate) use lora::Dropout;
+pub use lora::Lora;
 pub use loss::{TokenLoss, cross_entropy, cross_entropy_sum};
+pub(crate) use parameters::with_some_parameters;
 pub use parameters::{
     MapParameters, Tensors, VisitParameters, map_parameters, parameters, visit_parameters,
     with_parameters,

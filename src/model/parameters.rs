@@ -145,9 +145,38 @@ pub fn with_parameters<M: Module>(
     tensors: Tensors,
     device: &Device,
 ) -> Result<M, ModelError> {
+    load(module, tensors, device, Absent::IsAnError)
+}
+
+/// The same for some of the parameters; the others stay, and whether one is trained does not change.
+///
+/// # Errors
+/// A tensor without a parameter, or a shape that differs.
+pub(crate) fn with_some_parameters<M: Module>(
+    module: M,
+    tensors: Tensors,
+    device: &Device,
+) -> Result<M, ModelError> {
+    load(module, tensors, device, Absent::Stays)
+}
+
+/// What becomes of a parameter that no tensor is for.
+#[derive(Clone, Copy, PartialEq)]
+enum Absent {
+    IsAnError,
+    Stays,
+}
+
+fn load<M: Module>(
+    module: M,
+    tensors: Tensors,
+    device: &Device,
+    absent: Absent,
+) -> Result<M, ModelError> {
     let mut load = Load {
         tensors,
         device,
+        absent,
         problem: None,
     };
     let module = map_parameters(module, &mut load);
@@ -161,10 +190,15 @@ pub fn with_parameters<M: Module>(
 struct Load<'a> {
     tensors: Tensors,
     device: &'a Device,
+    absent: Absent,
     problem: Option<ModelError>,
 }
 
 impl Load<'_> {
+    fn leaves(&self, path: &str) -> bool {
+        self.absent == Absent::Stays && !self.tensors.contains_key(path)
+    }
+
     fn take(
         &mut self,
         path: &str,
@@ -190,10 +224,16 @@ impl Load<'_> {
 
 impl MapParameters for Load<'_> {
     fn map<const D: usize>(&mut self, path: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        if self.leaves(path) {
+            return param;
+        }
         match self.take(path, param.lazy_shape(), DType::F32) {
             Ok(data) => {
                 let tensor = Tensor::from_data(data, self.device);
-                let tracked = self.device.is_autodiff();
+                // Asking a parameter that is still to be drawn would draw it; all of a new model are
+                // trained.
+                let tracked = self.device.is_autodiff()
+                    && (self.absent == Absent::IsAnError || param.is_require_grad());
                 let tensor = if tracked {
                     tensor.require_grad()
                 } else {
@@ -213,6 +253,9 @@ impl MapParameters for Load<'_> {
         path: &str,
         param: Param<Tensor<D, Int>>,
     ) -> Param<Tensor<D, Int>> {
+        if self.leaves(path) {
+            return param;
+        }
         match self.take(path, param.lazy_shape(), DType::U32) {
             Ok(data) => {
                 let tensor = Tensor::from_data(data, (self.device, DType::U32));

@@ -20,13 +20,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::OptimizerPlan;
 use crate::gradient::Gradient;
-use crate::model::{MapParameters, Tensors, VisitParameters, map_parameters, visit_parameters};
+use crate::model::{
+    Decoder, MapParameters, Tensors, VisitParameters, map_parameters, visit_parameters,
+};
 use rules::Rules;
 pub use schedule::Schedule;
 
 /// Updates a module's parameters from their gradients.
 pub struct Optimizer {
     rules: Rules,
+    /// The second matrix of adapters learns at so many times the learning rate.
+    lora_plus_ratio: f64,
     states: BTreeMap<String, DynState>,
 }
 
@@ -85,7 +89,25 @@ impl Optimizer {
     pub fn new(plan: &OptimizerPlan) -> Self {
         Self {
             rules: Rules::new(plan),
+            lora_plus_ratio: 1.0,
             states: BTreeMap::new(),
+        }
+    }
+
+    /// The same with another learning rate for the second matrix, B, of adapters: `ratio` times that
+    /// of everything else (LoRA+: Hayou et al., 2024).
+    pub fn with_lora_plus(self, ratio: f64) -> Self {
+        Self {
+            lora_plus_ratio: ratio,
+            ..self
+        }
+    }
+
+    fn learning_rate(&self, path: &str, learning_rate: f64) -> f64 {
+        if path.ends_with(".adapter.lora_b") {
+            learning_rate * self.lora_plus_ratio
+        } else {
+            learning_rate
         }
     }
 
@@ -126,7 +148,7 @@ impl Optimizer {
     }
 
     /// Bytes of the tensors that [`state`](Self::state) will hold after the first update.
-    pub fn state_bytes(&self, model: &impl Module) -> u64 {
+    pub fn state_bytes(&self, model: &Decoder) -> u64 {
         struct Count<'a> {
             rules: &'a Rules,
             values: u64,
@@ -141,7 +163,7 @@ impl Optimizer {
             rules: &self.rules,
             values: 0,
         };
-        visit_parameters(model, &mut count);
+        model.visit_trained(&mut count);
         count.values * size_of::<f32>() as u64
     }
 
@@ -182,12 +204,13 @@ impl MapParameters for Update<'_> {
             return param;
         };
         let rule = self.optimizer.rules.of(path, D).clone();
+        let learning_rate = self.optimizer.learning_rate(path, self.learning_rate);
         let state = self.optimizer.states.remove(path);
         // Consuming the parameter leaves one owner of its memory, so that the update is in place.
         let (id, value, mapper) = param.consume();
         let (value, state) = rule.step_dyn(
             D,
-            self.learning_rate,
+            learning_rate,
             value.inner().into_bridge(),
             gradient.into_bridge(),
             state,
@@ -239,6 +262,10 @@ impl Restore<'_> {
 
 impl VisitParameters for Restore<'_> {
     fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
+        // What is not trained has no state.
+        if !param.is_require_grad() {
+            return;
+        }
         let rank_fits = |data: &TensorData| data.shape().num_dims() == D;
         let prefix = format!("{path}.");
         let mut own = self

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::NoRoom;
 use super::interrupt::Signal;
+use crate::adapter::AdapterError;
 use crate::checkpoint::CheckpointError;
 use crate::config::{ConfigError, SpecError};
 use crate::data::DataError;
@@ -26,6 +27,9 @@ pub enum TrainError {
     /// The model.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// An adapter.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
     /// It would not fit in memory.
     #[error(transparent)]
     Memory(#[from] Shortage),
@@ -166,6 +170,7 @@ impl TrainError {
             Self::OtherBaseModel { .. }
             | Self::Model(ModelError::Spec(SpecError::Shape { .. })) => 2,
             Self::Model(error) => error.exit_code(),
+            Self::Adapter(error) => error.exit_code(),
             _ => 1,
         }
     }
@@ -182,6 +187,7 @@ impl TrainError {
             Self::Device(_) => "device",
             Self::Memory(_) => "memory",
             Self::Model(_) => "model",
+            Self::Adapter(_) => "adapter",
             Self::Checkpoint(_) | Self::Optimizer(_) => "checkpoint",
             Self::NoRoom(_) => "disk",
             Self::Diverged { .. } => "diverged",
@@ -199,6 +205,7 @@ impl TrainError {
             Self::Device(error) => Some(error.help()),
             Self::Memory(shortage) => Some(shortage.help()),
             Self::Model(error) => error.help(),
+            Self::Adapter(error) => error.help(),
             Self::Checkpoint(error) => error.help(),
             Self::Sample { source, .. } => source.help(),
             Self::NoRoom(error) => Some(error.help.clone()),

@@ -90,6 +90,7 @@ impl Run {
             },
             gradient_checkpointing: train.gradient_checkpointing,
             int8_forward: plan.multiplies_integers(),
+            dropout_seed: Some([plan.config.seed, 0]),
         };
         let batch = || parts.sampler.batch(0, train.micro_batch_size);
         let seconds = timed

@@ -35,6 +35,9 @@ pub(super) struct RunRecord {
     pub(super) device: serde_json::Value,
     pub(super) seed: u64,
     pub(super) parameters: u64,
+    /// Of them, those that are trained.
+    #[serde(default)]
+    pub(super) trainable: u64,
     pub(super) train_tokens: u64,
     pub(super) val_tokens: u64,
     pub(super) data: serde_json::Value,
@@ -73,7 +76,7 @@ impl RunRecord {
         plan: &Plan,
         environment: &Environment,
         device: &ComputeDevice,
-        parameters: usize,
+        [parameters, trainable]: [u64; 2],
         tokens: [u64; 2],
         files: &[FileRecord],
     ) -> Self {
@@ -83,7 +86,8 @@ impl RunRecord {
             environment: json!(environment),
             device: device_record(device),
             seed: plan.config.seed,
-            parameters: parameters as u64,
+            parameters,
+            trainable,
             train_tokens: tokens[0],
             val_tokens: tokens[1],
             data: data_record(files),

@@ -21,7 +21,9 @@ pub(super) struct Parts {
     pub(super) sampler: Sampler,
     pub(super) spec: DecoderSpec,
     pub(super) timeline: Timeline,
-    pub(super) parameters: usize,
+    pub(super) parameters: u64,
+    /// Of them, those that are trained.
+    pub(super) trainable: u64,
     /// The base model's files; none without one.
     pub(super) base: Vec<FileRecord>,
     /// What the process held before it loaded the data.
@@ -43,7 +45,12 @@ impl Parts {
         let sampler = Sampler::new(&corpus, data.sampling, data.sequence_len, config.seed)?;
         let timeline = Timeline::new(plan, sampler.tokens_per_epoch());
         // Parameters are drawn when first used: counting those of a built module is free.
-        let parameters = Decoder::new(&spec, config.seed, &Device::flex())?.num_params();
+        let model = Decoder::new(&spec, config.seed, &Device::flex())?;
+        let model = match &plan.adapter {
+            Some(adapter) => model.outlined(adapter, config.seed)?,
+            None => model,
+        };
+        let (parameters, trainable) = (model.num_params() as u64, model.trained_params() as u64);
         check_length(plan, timeline.steps())?;
         for prompt in &config.eval.sample_prompts {
             let tokens = corpus.tokenizer.encode(prompt).map_err(GenerateError::from);
@@ -59,6 +66,7 @@ impl Parts {
             spec,
             timeline,
             parameters,
+            trainable,
             base: base_files(plan)?,
             program_bytes,
         })

@@ -97,6 +97,7 @@ impl Run {
             timeline: parts.timeline,
             dtype,
             corpus: parts.corpus,
+            beginning: state.beginning,
             optimizer: state.optimizer,
             clock: Clock::new(progress.seconds, plan.config.logging.logging_steps),
             progress,
@@ -257,7 +258,7 @@ fn record(
         plan,
         environment,
         device,
-        parts.parameters,
+        [parts.parameters, parts.trainable],
         tokens,
         &parts.corpus.files,
     );

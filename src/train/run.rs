@@ -10,14 +10,15 @@ use burn::tensor::{FloatDType, TensorData};
 use super::card::model_card;
 use super::folder::FinalRecord;
 use super::{Evaluation, Event, Interrupt, Observer, RunFolder, StepRecord, TrainError, evaluate};
+use crate::adapter::Adapter;
 use crate::checkpoint::{BestEvaluation, CheckpointStore, Progress};
-use crate::config::{OnNonfinite, Plan};
+use crate::config::{OnNonfinite, Plan, SaveDtype};
 use crate::data::{Batch, Bigram, Corpus, Sampler};
 use crate::device::lanes;
 use crate::environment::resident_memory_bytes;
 use crate::generate::{GenerateError, Sampling, TextRequest, complete};
 use crate::gradient::{Precision, backward_with};
-use crate::model::{Decoder, DecoderSpec};
+use crate::model::{Decoder, DecoderSpec, Tensors};
 use crate::optimizer::Optimizer;
 use crate::phase::{Phase, Timeline};
 
@@ -41,6 +42,8 @@ pub(super) struct Trainer {
     pub(super) sampler: Sampler,
     /// What the forward and backward pass compute in.
     pub(super) dtype: FloatDType,
+    /// The adapter as it began, where that is not nothing.
+    pub(super) beginning: Option<Adapter>,
     pub(super) optimizer: Optimizer,
     pub(super) progress: Progress,
     pub(super) clock: Clock,
@@ -190,6 +193,7 @@ impl Trainer {
             loss_scale: self.progress.loss_scale.map_or(1.0, |scale| scale.scale),
             gradient_checkpointing: self.plan.config.train.gradient_checkpointing,
             int8_forward: self.plan.multiplies_integers(),
+            dropout_seed: Some([self.plan.config.seed, self.progress.step]),
         }
     }
 
@@ -341,8 +345,7 @@ impl Trainer {
         let bytes = self.exported_bytes(weights as u64);
         self.check_room("the exported model".to_string(), bytes)?;
         let dtype = self.plan.config.checkpoint.save_dtype;
-        self.folder
-            .export(&self.spec, &tensors, &self.corpus.tokenizer, dtype)?;
+        self.export(tensors, dtype)?;
         self.progress.seconds = self.clock.total_seconds();
         let mut record = self.folder.read_record()?;
         let device = record
@@ -383,6 +386,29 @@ impl Trainer {
             exported_step,
             stopped_early,
         })
+    }
+
+    /// Writes the tokenizer and the model, or the adapter, ready for Hugging Face's tools and for
+    /// `--model`.
+    fn export(&self, tensors: Tensors, dtype: SaveDtype) -> Result<(), TrainError> {
+        let config = &self.plan.config;
+        let (Some(plan), Some(adapter), Some(base)) = (
+            &self.plan.adapter,
+            &config.adapter,
+            &config.model.base_model,
+        ) else {
+            return self
+                .folder
+                .export(&self.spec, &tensors, &self.corpus.tokenizer, dtype);
+        };
+        self.corpus.tokenizer.save(self.folder.path())?;
+        let learned = Adapter::from_tensors(&plan.layers, tensors);
+        let learned = match &self.beginning {
+            Some(beginning) => learned.since(beginning)?,
+            None => learned,
+        };
+        learned.write(self.folder.path(), &self.spec, base, adapter.use_rslora)?;
+        Ok(())
     }
 
     /// Nats per token of the bigram model on the validation split.

@@ -1,12 +1,20 @@
 //! Saving: when a checkpoint is due, whether there is room for it, what is deleted after it.
 
-use burn::module::Module;
-
 use super::room::{Needs, check_now, most_saves};
 use super::run::Trainer;
 use super::{Evaluation, Event, TrainError};
+use crate::adapter::trained_tensors;
 use crate::config::SaveDtype;
-use crate::model::{Decoder, folder::hf_tensors};
+use crate::model::{Decoder, Tensors, folder::hf_tensors};
+
+/// What a checkpoint keeps of a model: all of it, or what is trained beside a base model.
+fn weights(model: &Decoder) -> Tensors {
+    if model.is_adapted() {
+        trained_tensors(model)
+    } else {
+        hf_tensors(model)
+    }
+}
 
 impl Trainer {
     /// What holds before the first step of this session: there is room for all that the run will
@@ -26,7 +34,7 @@ impl Trainer {
 
     fn needs(&self, model: &Decoder) -> Result<Needs, TrainError> {
         let config = &self.plan.config;
-        let parameters = model.num_params() as u64;
+        let parameters = model.trained_params() as u64;
         let step = self.progress.step;
         let eval_steps = match self.corpus.val {
             Some(_) => config.eval.eval_steps,
@@ -75,7 +83,7 @@ impl Trainer {
             let moments = if step == 0 { 0 } else { needs.moments };
             let what = format!("the checkpoint of step {step}");
             self.check_room(what, needs.weights + moments)?;
-            let weights = || hf_tensors(model);
+            let weights = || weights(model);
             let moments = || self.optimizer.state(model);
             self.store.save(&self.progress, weights, moments)?;
         }

@@ -4,8 +4,9 @@ use burn::tensor::Device;
 
 use super::folder::RunRecord;
 use super::{RunFolder, TrainError};
+use crate::adapter::{Adapter, pissa};
 use crate::checkpoint::Progress;
-use crate::config::{DecoderSpec, Dtype, Plan};
+use crate::config::{AdapterInit, DecoderSpec, Dtype, Plan};
 use crate::gradient::LossScale;
 use crate::model::{Decoder, folder as model_folder};
 use crate::optimizer::Optimizer;
@@ -20,6 +21,8 @@ pub(super) struct Start<'a> {
 /// What changes from step to step.
 pub(super) struct State {
     pub(super) model: Decoder,
+    /// The adapter as it began, where that is not nothing.
+    pub(super) beginning: Option<Adapter>,
     pub(super) optimizer: Optimizer,
     pub(super) progress: Progress,
 }
@@ -28,14 +31,15 @@ impl Start<'_> {
     pub(super) fn fresh(&self) -> Result<State, TrainError> {
         let config = &self.plan.config;
         let device = self.device.clone().autodiff();
-        let model = match &config.model.base_model {
-            Some(base) => model_folder::load_as(self.spec, base, &device)?,
-            None => Decoder::new(self.spec, config.seed, &device)?,
+        let (model, beginning) = match &config.model.base_model {
+            Some(base) => self.adapted(model_folder::load_as(self.spec, base, &device)?)?,
+            None => (Decoder::new(self.spec, config.seed, &device)?, None),
         };
         let scaled = config.model.dtype == Dtype::F16;
         Ok(State {
             model,
-            optimizer: Optimizer::new(&self.plan.optimizer),
+            beginning,
+            optimizer: self.optimizer(),
             progress: Progress {
                 loss_scale: scaled.then(LossScale::default),
                 ..Progress::default()
@@ -60,16 +64,53 @@ impl Start<'_> {
             *counted = 0;
         }
         let device = self.device.clone().autodiff();
-        let model = model_folder::decoder_from_hf(self.spec, snapshot.model, &device)?;
-        let mut optimizer = Optimizer::new(&self.plan.optimizer);
+        let (model, beginning) = match (&self.plan.adapter, &self.plan.config.model.base_model) {
+            (Some(adapter), Some(base)) => {
+                let base = model_folder::load_as(self.spec, base, &device)?;
+                let saved = Adapter::from_tensors(&adapter.layers, snapshot.model);
+                let (model, beginning) = self.adapted(base)?;
+                (saved.load(model, &device)?, beginning)
+            }
+            _ => {
+                let model = model_folder::decoder_from_hf(self.spec, snapshot.model, &device)?;
+                (model, None)
+            }
+        };
+        let mut optimizer = self.optimizer();
         // A run whose every step was skipped as not finite has no moments yet.
         if !snapshot.optimizer.tensors.is_empty() {
             optimizer.load_state(&model, snapshot.optimizer, self.device)?;
         }
         Ok(State {
             model,
+            beginning,
             optimizer,
             progress: snapshot.progress,
         })
+    }
+
+    /// A base model with new adapters, where the plan has any, and these adapters where they are not
+    /// nothing to begin with. The same every time.
+    fn adapted(&self, base: Decoder) -> Result<(Decoder, Option<Adapter>), TrainError> {
+        let Some(adapter) = &self.plan.adapter else {
+            return Ok((base, None));
+        };
+        let seed = self.plan.config.seed;
+        let model = base.adapted(adapter, seed)?;
+        match adapter.init {
+            AdapterInit::Default => Ok((model, None)),
+            AdapterInit::Pissa => {
+                let (model, beginning) = pissa(model, adapter, seed)?;
+                Ok((model, Some(beginning)))
+            }
+        }
+    }
+
+    fn optimizer(&self) -> Optimizer {
+        let optimizer = Optimizer::new(&self.plan.optimizer);
+        match &self.plan.adapter {
+            Some(adapter) => optimizer.with_lora_plus(adapter.lora_plus_ratio),
+            None => optimizer,
+        }
     }
 }

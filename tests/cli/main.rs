@@ -1,6 +1,7 @@
 //! The runner as a user meets it: exit codes, files, resume, bad input.
 #![allow(missing_docs)]
 
+mod adapters;
 mod bad_input;
 mod bench;
 mod early_stopping;

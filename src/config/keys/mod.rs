@@ -7,6 +7,7 @@
 //! `x-aliases` lists the names other trainers use for the same thing; the checker offers ours when
 //! it meets one of them. Keys that are absent from the file take the default shown in the schema.
 
+mod adapter;
 mod data;
 mod model;
 mod quantization;
@@ -18,6 +19,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use adapter::*;
 pub use data::*;
 pub use model::*;
 pub use quantization::*;
@@ -42,6 +44,10 @@ pub struct Config {
     /// The model's architecture and shape.
     #[schemars(extend("x-aliases" = ["model_args"]))]
     pub model: ModelConfig,
+    /// Train a few new weights beside those of a base model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-aliases" = ["lora", "peft"]))]
+    pub adapter: Option<AdapterConfig>,
     /// Linear layers of the blocks in few bits.
     #[schemars(extend("x-aliases" = ["quant", "quantize"]))]
     pub quantization: QuantizationConfig,
@@ -79,6 +85,7 @@ impl Default for Config {
             output_dir: PathBuf::from("outputs/run"),
             seed: 42,
             model: ModelConfig::default(),
+            adapter: None,
             quantization: QuantizationConfig::default(),
             tokenizer: TokenizerConfig::default(),
             data: DataConfig::default(),

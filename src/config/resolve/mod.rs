@@ -4,6 +4,7 @@
 //! find. A check names the keys it read, so that it points at the first of them and keeps silent
 //! when one was rejected already (with a misspelled `max_step`, "max_steps is missing" is noise).
 
+mod adapter;
 mod model;
 mod quantization;
 mod update;
@@ -45,6 +46,8 @@ pub(super) fn resolve(
     if let Some((shape, base)) = &mut shape {
         checks.quantization(&mut config, shape, base.is_some());
     }
+    let base = shape.as_ref().and_then(|(_, base)| base.as_ref());
+    let adapter = checks.adapter(&config, base);
     let optimizer = checks.optimizer(&mut config);
     let schedule = checks.schedule(&mut config, length);
     match (length, shape) {
@@ -52,6 +55,7 @@ pub(super) fn resolve(
             config,
             shape,
             base,
+            adapter,
             length,
             optimizer,
             schedule,

@@ -9,13 +9,12 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
-use half::f16;
 use memmap2::Mmap;
 use safetensors::tensor::{Dtype, SafeTensors};
 use serde::Deserialize;
 
 use super::layout::Source;
-use super::tensors::malformed;
+use super::tensors::{as_f32, malformed};
 use super::{INDEX, WEIGHTS, packed};
 use crate::config::PackedLayout;
 use crate::model::ModelError;
@@ -159,29 +158,7 @@ impl Source for WeightFiles {
     fn values(&self, name: &str) -> Result<Vec<f32>, ModelError> {
         let place = self.tensors.get(name).ok_or_else(|| is_missing(name))?;
         let bytes = &self.files[place.file].1[place.start..place.end];
-        let pairs = || {
-            bytes
-                .chunks_exact(2)
-                .map(|b| u16::from_le_bytes([b[0], b[1]]))
-        };
-        Ok(match place.dtype {
-            Dtype::F32 => bytes
-                .chunks_exact(4)
-                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-                .collect(),
-            // bf16 is the upper half of an f32.
-            Dtype::BF16 => pairs()
-                .map(|bits| f32::from_bits(u32::from(bits) << 16))
-                .collect(),
-            Dtype::F16 => pairs().map(|bits| f16::from_bits(bits).to_f32()).collect(),
-            other => {
-                return Err(ModelError::TensorMismatch {
-                    name: name.to_string(),
-                    expected: "F32, BF16 or F16".to_string(),
-                    found: format!("{other:?}"),
-                });
-            }
-        })
+        as_f32(name, place.dtype, bytes)
     }
 }
 

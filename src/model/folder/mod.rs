@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 
+pub(crate) use layout::{FileLinear, file_linears, some_file_tensors, some_own_tensors, transpose};
+pub(crate) use tensors::read_float_tensors;
 pub use tensors::{
     read_tensors, stream_tensors, tensors_from_bytes, tensors_header, write_tensors,
 };

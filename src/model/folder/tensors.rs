@@ -6,6 +6,7 @@ use std::io::Write;
 use std::path::Path;
 
 use burn::tensor::{DType, TensorData};
+use half::f16;
 use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorInfo};
 use serde_json::Value;
 
@@ -64,6 +65,48 @@ pub fn tensors_from_bytes(path: &Path, bytes: &[u8]) -> Result<Tensors, ModelErr
         );
     }
     Ok(tensors)
+}
+
+/// Reads every tensor of a safetensors file of floats as f32.
+///
+/// # Errors
+/// A file that cannot be read or is malformed; a dtype other than f32, bf16 and f16.
+pub(crate) fn read_float_tensors(path: &Path) -> Result<Tensors, ModelError> {
+    let bytes = fs::read(path).map_err(ModelError::io(path))?;
+    let file = SafeTensors::deserialize(&bytes).map_err(malformed(path))?;
+    let tensors = file.iter().map(|(name, view)| {
+        let values = as_f32(name, view.dtype(), view.data())?;
+        let data = TensorData::new(values, view.shape().to_vec());
+        Ok((name.to_string(), data))
+    });
+    tensors.collect()
+}
+
+/// The values of a tensor's bytes.
+pub(super) fn as_f32(name: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>, ModelError> {
+    let pairs = || {
+        bytes
+            .chunks_exact(2)
+            .map(|b| u16::from_le_bytes([b[0], b[1]]))
+    };
+    Ok(match dtype {
+        Dtype::F32 => bytes
+            .chunks_exact(4)
+            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+            .collect(),
+        // bf16 is the upper half of an f32.
+        Dtype::BF16 => pairs()
+            .map(|bits| f32::from_bits(u32::from(bits) << 16))
+            .collect(),
+        Dtype::F16 => pairs().map(|bits| f16::from_bits(bits).to_f32()).collect(),
+        other => {
+            return Err(ModelError::TensorMismatch {
+                name: name.to_string(),
+                expected: "F32, BF16 or F16".to_string(),
+                found: format!("{other:?}"),
+            });
+        }
+    })
 }
 
 /// Writes f32 tensors as one safetensors file, atomically.

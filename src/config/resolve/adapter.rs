@@ -1,0 +1,312 @@
+//! `[adapter]`: which layers are meant, and whether the base model has them.
+
+use std::collections::BTreeMap;
+
+use super::Checks;
+use crate::config::adapter::{AdapterPlan, LinearLayer, LoraShape, Selector};
+use crate::config::hints::describe;
+use crate::config::keys::{ALL_LINEAR, AdapterConfig, AdapterInit, AdapterKind, Config};
+use crate::config::shape::ModelShape;
+use crate::config::spec::DecoderSpec;
+
+impl Checks<'_> {
+    /// The adapters; none without the section, or where something in it is wrong.
+    pub(super) fn adapter(
+        &mut self,
+        config: &Config,
+        base: Option<&DecoderSpec>,
+    ) -> Option<AdapterPlan> {
+        let adapter = config.adapter.as_ref()?;
+        let Some(base) = base else {
+            self.refuse(
+                &["adapter", "model.base_model"],
+                "[adapter] without a base model: there is nothing to adapt".to_string(),
+                "base_model = \"some/folder\" in [model], or remove [adapter]",
+            );
+            return None;
+        };
+        let shape = &base.shape;
+        let layers = self.targets(adapter, base)?;
+        self.patterns(adapter, shape, &layers);
+        let shapes = layers.iter().map(|layer| {
+            let paths = shape.known_paths(&layer.path);
+            (layer.path.clone(), adapter.shape_of(&paths))
+        });
+        let shapes: BTreeMap<_, _> = shapes.collect();
+        self.init(adapter, shape);
+        self.fused(adapter, shape, &shapes);
+        if shapes.contains_key("lm_head") && adapter.lora_dropout > 0.0 {
+            self.refuse(
+                &["adapter.lora_dropout", "adapter.target_modules"],
+                "`lora_dropout` in [adapter] does not reach an adapter of the output head"
+                    .to_string(),
+                "lora_dropout = 0, or modules_to_save = [\"lm_head\"] instead",
+            );
+        }
+        let saved = self.saved_modules(adapter, shape, &shapes)?;
+        Some(AdapterPlan {
+            layers: shapes,
+            saved,
+            init: adapter.init,
+            lora_plus_ratio: adapter.lora_plus_ratio,
+        })
+    }
+
+    /// What begins as a part of the weights has to be able to.
+    fn init(&mut self, adapter: &AdapterConfig, shape: &ModelShape) {
+        if adapter.init != AdapterInit::Pissa {
+            return;
+        }
+        let keys = ["adapter.init", "adapter.type"];
+        if adapter.kind == AdapterKind::Dora {
+            self.refuse(
+                &keys,
+                "init = \"pissa\" together with type = \"dora\" in [adapter]: the change since the \
+                 beginning would be no adapter of the base model"
+                    .to_string(),
+                "keep one of them",
+            );
+        }
+        if shape.ternary.is_some() {
+            self.refuse(
+                &keys,
+                "init = \"pissa\" in [adapter] takes a part out of the base model's weights, and \
+                 ternary weights stay as they are"
+                    .to_string(),
+                "init = \"default\"",
+            );
+        }
+    }
+
+    /// DoRA has a length for every output of a module as files have it.
+    fn fused(
+        &mut self,
+        adapter: &AdapterConfig,
+        shape: &ModelShape,
+        shapes: &BTreeMap<String, LoraShape>,
+    ) {
+        if adapter.kind != AdapterKind::Dora {
+            return;
+        }
+        let file_path = |path: &str| shape.known_paths(path).pop();
+        let layers = shape.linear_layers(1);
+        let alone = shapes.keys().find_map(|path| {
+            let whole = file_path(path)?;
+            let mut parts = layers
+                .iter()
+                .filter(|layer| file_path(&layer.path).as_ref() == Some(&whole));
+            let missing = parts.find(|layer| !shapes.contains_key(&layer.path))?;
+            Some((whole, missing.path.clone()))
+        });
+        if let Some((whole, missing)) = alone {
+            self.refuse(
+                &["adapter.target_modules", "adapter.type"],
+                format!(
+                    "type = \"dora\" in [adapter] for a part of {whole}, which this family's files \
+                     have as one: {missing} is not in target_modules"
+                ),
+                "name all parts of it, or type = \"lora\"",
+            );
+        }
+    }
+
+    /// The layers that `target_modules` and `layers` name.
+    fn targets(&mut self, adapter: &AdapterConfig, base: &DecoderSpec) -> Option<Vec<LinearLayer>> {
+        let key = "adapter.target_modules";
+        let shape = &base.shape;
+        let mut all = shape.linear_layers(base.vocab_size);
+        let count = shape.num_hidden_layers;
+        if let Some(blocks) = &adapter.layers {
+            if let Some(&beyond) = blocks.iter().find(|&&block| block >= count) {
+                self.refuse(
+                    &["adapter.layers"],
+                    format!(
+                        "`layers` in [adapter] names block {beyond}, but the base model has blocks \
+                         0 to {}",
+                        count - 1
+                    ),
+                    "blocks are numbered from 0",
+                );
+            }
+            all.retain(|layer| layer.block.is_none_or(|block| blocks.contains(&block)));
+        }
+        let names = adapter.target_modules.as_slice();
+        let mut chosen = vec![false; all.len()];
+        for name in names {
+            let selector = match Selector::target(name) {
+                Ok(selector) => selector,
+                Err(error) => {
+                    self.refuse(
+                        &[key],
+                        format!("{} is not a regular expression: {error}", describe(key)),
+                        "as in \"re:.*_proj\"",
+                    );
+                    return None;
+                }
+            };
+            let mut any = false;
+            for (layer, chosen) in all.iter().zip(&mut chosen) {
+                if selector.matches(&shape.known_paths(&layer.path)) {
+                    (*chosen, any) = (true, true);
+                }
+            }
+            if !any {
+                self.refuse(
+                    &[key, "adapter.layers"],
+                    format!(
+                        "\"{}\" in {} matches no linear layer of the base model",
+                        name.escape_debug(),
+                        describe(key)
+                    ),
+                    &format!("it has {}", layer_names(base)),
+                );
+                return None;
+            }
+        }
+        if !chosen.contains(&true) {
+            let help = format!(
+                "target_modules = \"{ALL_LINEAR}\", or some of {}",
+                layer_names(base)
+            );
+            self.refuse(
+                &[key, "adapter"],
+                format!("{} names no layer", describe(key)),
+                &help,
+            );
+            return None;
+        }
+        let kept = all.into_iter().zip(chosen).filter(|(_, chosen)| *chosen);
+        Some(kept.map(|(layer, _)| layer).collect())
+    }
+
+    /// Each pattern has to say something about a layer that gets an adapter.
+    fn patterns(&mut self, adapter: &AdapterConfig, shape: &ModelShape, layers: &[LinearLayer]) {
+        let ranks = adapter
+            .rank_pattern
+            .keys()
+            .map(|name| ("rank_pattern", name));
+        let alphas = adapter
+            .alpha_pattern
+            .keys()
+            .map(|name| ("alpha_pattern", name));
+        for (key, pattern) in ranks.chain(alphas) {
+            let path = format!("adapter.{key}");
+            let selector = match Selector::end(pattern) {
+                Ok(selector) => selector,
+                Err(error) => {
+                    let message = format!(
+                        "\"{}\" in {} is not a regular expression: {error}",
+                        pattern.escape_debug(),
+                        describe(&path)
+                    );
+                    self.refuse(
+                        &[&path],
+                        message,
+                        "a name as \"down_proj\", or the end of a path",
+                    );
+                    continue;
+                }
+            };
+            let matches = |layer: &LinearLayer| selector.matches(&shape.known_paths(&layer.path));
+            if !layers.iter().any(matches) {
+                self.refuse(
+                    &[&path, "adapter.target_modules"],
+                    format!(
+                        "\"{}\" in {} matches no layer that has an adapter",
+                        pattern.escape_debug(),
+                        describe(&path)
+                    ),
+                    "remove it, or name the layer in target_modules too",
+                );
+            }
+        }
+        let bad_rank = adapter.rank_pattern.iter().find(|(_, rank)| **rank == 0);
+        let bad_alpha = adapter
+            .alpha_pattern
+            .iter()
+            .find(|(_, alpha)| **alpha <= 0.0);
+        if let Some((name, _)) = bad_rank {
+            let message = format!("rank 0 for \"{name}\" in `rank_pattern` of [adapter]");
+            self.refuse(&["adapter.rank_pattern"], message, "a rank of at least 1");
+        }
+        if let Some((name, alpha)) = bad_alpha {
+            let message =
+                format!("lora_alpha {alpha} for \"{name}\" in `alpha_pattern` of [adapter]");
+            self.refuse(&["adapter.alpha_pattern"], message, "a number above 0");
+        }
+    }
+
+    /// The paths of `modules_to_save`.
+    fn saved_modules(
+        &mut self,
+        adapter: &AdapterConfig,
+        shape: &ModelShape,
+        adapted: &BTreeMap<String, LoraShape>,
+    ) -> Option<Vec<String>> {
+        let key = "adapter.modules_to_save";
+        let mut modules = shape.other_modules();
+        if !shape.tie_word_embeddings {
+            modules.push("lm_head".to_string());
+        }
+        let mut saved = Vec::new();
+        for name in &adapter.modules_to_save {
+            let selector = Selector::Name(name.clone());
+            let found: Vec<String> = modules
+                .iter()
+                .filter(|module| selector.matches(std::slice::from_ref(module)))
+                .cloned()
+                .collect();
+            let tied =
+                shape.tie_word_embeddings && matches!(name.as_str(), "lm_head" | "embed_tokens");
+            let problem = if tied {
+                Some(
+                    "the base model's embedding and output head are one matrix, which PEFT would \
+                      take apart"
+                        .to_string(),
+                )
+            } else if found.is_empty() {
+                Some(
+                    "the base model has no such module that is not a linear layer of a block"
+                        .to_string(),
+                )
+            } else if found.iter().any(|module| adapted.contains_key(module)) {
+                Some("it has an adapter already (target_modules)".to_string())
+            } else {
+                None
+            };
+            if let Some(problem) = problem {
+                self.refuse(
+                    &[key],
+                    format!(
+                        "\"{}\" in {}: {problem}",
+                        name.escape_debug(),
+                        describe(key)
+                    ),
+                    "for an untied model [\"embed_tokens\", \"lm_head\"]; norms by their names",
+                );
+                return None;
+            }
+            saved.extend(
+                found
+                    .into_iter()
+                    .filter(|module| !saved.contains(module))
+                    .collect::<Vec<_>>(),
+            );
+        }
+        Some(saved)
+    }
+}
+
+/// "q_proj, k_proj, ... and lm_head", in the words of the family's files.
+fn layer_names(base: &DecoderSpec) -> String {
+    let mut names: Vec<String> = Vec::new();
+    for layer in base.shape.linear_layers(base.vocab_size) {
+        let path = base.shape.known_paths(&layer.path).pop();
+        let leaf = path.as_deref().and_then(|path| path.rsplit('.').next());
+        let leaf = leaf.unwrap_or(&layer.path).to_string();
+        if !names.contains(&leaf) {
+            names.push(leaf);
+        }
+    }
+    names.join(", ")
+}

@@ -1,0 +1,213 @@
+//! Runs with [adapter]: trained, resumed, exported, read back, merged.
+
+use std::fs;
+
+use super::bench::{Bench, json};
+
+/// A base model, and a TOML that adapts it.
+fn bench() -> Bench {
+    let bench = Bench::new();
+    bench.train(&[
+        "--output-dir",
+        "base",
+        "--set",
+        "model.tie_word_embeddings=false",
+    ]);
+    let config = "\
+output_dir = \"out\"
+[model]
+base_model = \"base\"
+[adapter]
+r = 4
+[data]
+sequence_len = 16
+val_fraction = 0.1
+[[data.datasets]]
+path = \"text.txt\"
+[train]
+micro_batch_size = 4
+max_steps = 6
+threads = 2
+[optimizer]
+learning_rate = 1e-2
+[eval]
+eval_steps = 3
+[checkpoint]
+save_steps = 2
+[logging]
+logging_steps = 1
+";
+    fs::write(bench.path("lora.toml"), config).unwrap();
+    bench
+}
+
+const FORMS: [(&str, &[&str]); 6] = [
+    ("lora", &[]),
+    ("dora", &["adapter.type=dora"]),
+    (
+        "dropout",
+        &["adapter.lora_dropout=0.2", "adapter.use_rslora=true"],
+    ),
+    ("pissa", &["adapter.init=pissa"]),
+    (
+        "saved",
+        &["adapter.modules_to_save=[\"lm_head\", \"norm\"]"],
+    ),
+    (
+        "parts",
+        &[
+            "adapter.target_modules=[\"q_proj\", \"down_proj\"]",
+            "adapter.layers=[1]",
+            "adapter.rank_pattern={ down_proj = 2 }",
+            "adapter.lora_plus_ratio=8",
+            "train.gradient_checkpointing=true",
+        ],
+    ),
+];
+
+fn arguments<'a>(run: &'a str, sets: &[&'a str]) -> Vec<&'a str> {
+    let mut arguments = vec!["train", "lora.toml", "--quiet", "--output-dir", run];
+    sets.iter()
+        .for_each(|set| arguments.extend(["--set", *set]));
+    arguments
+}
+
+#[test]
+fn a1_a2_a3_a12_an_adapter_is_trained_resumed_exported_and_measured_again() {
+    let bench = bench();
+    let base = fs::read(bench.path("base/model.safetensors")).unwrap();
+    for (name, sets) in FORMS {
+        bench.expect(0, &arguments(name, sets));
+        let folder = bench.path(name);
+        assert!(!folder.join("model.safetensors").exists() && !folder.join("config.json").exists());
+        let config = json(&folder.join("adapter_config.json"));
+        assert_eq!(config["base_model_name_or_path"], "base");
+        assert_eq!(config["use_dora"], name == "dora");
+        let run = json(&folder.join("run.json"));
+        assert!(run["trainable"].as_u64().unwrap() < run["parameters"].as_u64().unwrap());
+
+        // What was exported is what was measured in the run.
+        let best = run["final"]["best_val_loss"].as_f64().unwrap();
+        let text = fs::read_to_string(bench.path("text.txt")).unwrap();
+        let cut = (text.chars().count() as f64 * 0.9) as usize;
+        fs::write(bench.path("val.txt"), &text[cut..]).unwrap();
+        for model in [
+            vec!["--model", name],
+            vec!["--model", "base", "--adapter", name],
+        ] {
+            let eval = [
+                "eval",
+                "--data",
+                "val.txt",
+                "--sequence-len",
+                "16",
+                "--json",
+            ];
+            let (out, _) = bench.expect(0, &[&eval[..], &model].concat());
+            let found = serde_json::from_str::<serde_json::Value>(&out).unwrap();
+            let loss = found["val_loss"].as_f64().unwrap();
+            assert!((loss - best).abs() < 2e-3, "{name}: {loss} {best}");
+        }
+
+        // Cut off after step 4 and resumed: bit for bit the same.
+        let cut = format!("{name}-cut");
+        bench.expect(0, &arguments(&cut, sets));
+        fs::remove_dir_all(bench.path(&cut).join("checkpoints/step-000006")).unwrap();
+        bench.expect(0, &arguments(&cut, sets));
+        assert_eq!(
+            bench.checkpoint(&cut, 6),
+            bench.checkpoint(name, 6),
+            "{name}"
+        );
+        assert_eq!(bench.metrics(&cut), bench.metrics(name), "{name}");
+        for file in ["adapter_model.safetensors", "adapter_config.json"] {
+            let [a, b] = [name, &cut].map(|run| fs::read(bench.path(run).join(file)).unwrap());
+            assert_eq!(a, b, "{name}: {file}");
+        }
+    }
+    assert_eq!(
+        fs::read(bench.path("base/model.safetensors")).unwrap(),
+        base
+    );
+}
+
+#[test]
+fn a11_a_merged_model_says_what_base_and_adapter_say() {
+    let bench = bench();
+    bench.expect(0, &arguments("lora", &["train.max_steps=30"]));
+    let merge = [
+        "merge",
+        "--model",
+        "base",
+        "--adapter",
+        "lora",
+        "--out",
+        "merged",
+    ];
+    let (out, _) = bench.expect(0, &merge);
+    assert!(out.contains("merged   14 layers"), "{out}");
+    let text = |model: &[&str]| {
+        let generate = [
+            "generate",
+            "--prompt",
+            "the ",
+            "--temperature",
+            "0",
+            "--json",
+        ];
+        let (out, _) = bench.expect(0, &[&generate, model].concat());
+        serde_json::from_str::<serde_json::Value>(&out).unwrap()["tokens"].clone()
+    };
+    let adapted = text(&["--model", "lora"]);
+    assert_eq!(adapted, text(&["--model", "merged"]));
+    assert_ne!(adapted, text(&["--model", "base"]));
+    let (_, error) = bench.expect(1, &merge);
+    assert!(error.contains("merged is not empty"), "{error}");
+    let (_, error) = bench.expect(2, &["merge", "--model", "base", "--out", "x"]);
+    assert!(error.contains("there is nothing to merge"), "{error}");
+
+    bench.expect(
+        0,
+        &arguments(
+            "new",
+            &["train.max_steps=1", "optimizer.learning_rate=1e-50"],
+        ),
+    );
+    let (_, error) = bench.expect(2, &["merge", "--model", "new", "--out", "x"]);
+    assert!(error.contains("the adapter changes nothing"), "{error}");
+    assert!(!bench.path("x").exists());
+}
+
+#[test]
+fn a12_a_base_model_that_has_changed_or_gone_is_said() {
+    let bench = bench();
+    bench.expect(0, &arguments("lora", &[]));
+    let resume = arguments("lora", &["train.max_steps=8"]);
+    let weights = bench.path("base/model.safetensors");
+    let good = fs::read(&weights).unwrap();
+    let mut other = good.clone();
+    *other.last_mut().unwrap() ^= 1;
+    fs::write(&weights, &other).unwrap();
+    let (_, error) = bench.expect(2, &resume);
+    assert!(error.contains("a run from another base model"), "{error}");
+    fs::write(&weights, &good).unwrap();
+    bench.expect(0, &resume);
+    fs::rename(bench.path("base"), bench.path("gone")).unwrap();
+    let (_, error) = bench.expect(1, &["generate", "--model", "lora", "--prompt", "x"]);
+    assert!(
+        error.contains("base") && error.contains("--model"),
+        "{error}"
+    );
+    bench.expect(
+        0,
+        &[
+            "generate",
+            "--model",
+            "gone",
+            "--adapter",
+            "lora",
+            "--prompt",
+            "x",
+        ],
+    );
+}
