@@ -3,6 +3,7 @@
 
 use std::arch::x86_64::*;
 use std::array;
+use std::hint::black_box;
 
 use super::{DEPTH, Kernel, LANES, Line, by_tokens};
 
@@ -60,4 +61,24 @@ unsafe fn multiply_tile<const T: usize>(
             _mm256_storeu_ps(at.add(8), tile[1]);
         }
     }
+}
+
+/// Independent multiply-adds, more of them than their latency takes; returns how many operations they were.
+pub(super) fn probe(rounds: usize) -> usize {
+    const CHAINS: usize = 12;
+    #[target_feature(enable = "avx2,fma")]
+    fn vectors(rounds: usize) {
+        let [w, x] = [0.5, 0.25].map(|value| _mm256_set1_ps(black_box(value)));
+        let mut sums = [_mm256_setzero_ps(); CHAINS];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = _mm256_fmadd_ps(w, x, *sum);
+            }
+        }
+        black_box(sums);
+    }
+    assert!(available());
+    // SAFETY: the instructions are there.
+    unsafe { vectors(rounds) };
+    rounds * CHAINS * LANES
 }

@@ -3,6 +3,7 @@
 
 use std::arch::x86_64::*;
 use std::array;
+use std::hint::black_box;
 use std::sync::LazyLock;
 
 use super::{DEPTH, Kernel, LANES, Line, by_tokens};
@@ -76,4 +77,24 @@ unsafe fn multiply_tile<const T: usize>(
             _mm512_storeu_ps(at.add(LANES), tile[1]);
         }
     }
+}
+
+/// Independent multiply-adds, more of them than their latency takes; returns how many operations they were.
+pub(super) fn probe(rounds: usize) -> usize {
+    const CHAINS: usize = 12;
+    #[target_feature(enable = "avx512f")]
+    fn vectors(rounds: usize) {
+        let [w, x] = [0.5, 0.25].map(|value| _mm512_set1_ps(black_box(value)));
+        let mut sums = [_mm512_setzero_ps(); CHAINS];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = _mm512_fmadd_ps(w, x, *sum);
+            }
+        }
+        black_box(sums);
+    }
+    assert!(available());
+    // SAFETY: the instructions are there.
+    unsafe { vectors(rounds) };
+    rounds * CHAINS * 2 * LANES
 }

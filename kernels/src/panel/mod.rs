@@ -23,6 +23,7 @@ pub(crate) use portable::KERNEL as PORTABLE;
 
 use std::ops::Range;
 use std::sync::OnceLock;
+use std::time::Instant;
 
 use rayon::prelude::*;
 
@@ -87,6 +88,23 @@ impl Path {
             Self::Avx2 => "avx2",
             Self::Portable => "portable",
         }
+    }
+
+    /// Multiplications and additions by its instructions, in registers, on every thread of the current rayon pool at
+    /// once: operations, and seconds from the first start to the last end. Some milliseconds. `None` where a path has no
+    /// instructions of its own, or this processor not those.
+    pub fn float_operations(self) -> Option<(f64, f64)> {
+        const ROUNDS: usize = 400_000;
+        let probe = match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 if self.available() => avx512::probe,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 if self.available() => avx2::probe,
+            _ => return None,
+        };
+        let started = Instant::now();
+        let operations: usize = rayon::broadcast(|_| probe(ROUNDS)).into_iter().sum();
+        Some((operations as f64, started.elapsed().as_secs_f64()))
     }
 
     /// Its kernel, if this processor can run it.
