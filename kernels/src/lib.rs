@@ -11,4 +11,9 @@
 //! | `op.rs` | the burn extension: one trait, its gradient, and which device runs what |
 //! | `cube.rs` | one CubeCL kernel for wgpu and CUDA |
 
+pub mod blockwise;
+mod panel;
 pub mod ternary;
+mod ways;
+
+pub use ways::Way;

@@ -1,63 +1,15 @@
-//! Which operation runs how on a device. None of it is a list: each operation is called, without
-//! tokens, and the body that runs says what it is.
+//! Which ternary operation runs how on a device.
 
-use std::any::TypeId;
-use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
+use burn::backend::Dispatch;
 use burn::backend::tensor::{FloatTensor, IntTensor};
-use burn::backend::{Backend, Dispatch, Flex};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use super::Granularity;
 use super::layout::compute::{BLOCK, ZERO_WORD};
 use super::op::{PackedShape, TernaryOps};
-
-/// How an operation runs on a device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
-    /// On the CPU, by these instructions.
-    Simd(&'static str),
-    /// By a kernel that CubeCL compiles for the device.
-    CubeCl,
-    /// By operations that every backend of burn has: slower, with the same result.
-    Composed,
-}
-
-impl fmt::Display for Way {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        match self {
-            Self::Simd(instructions) => write!(f, "SIMD ({instructions})"),
-            Self::CubeCl => f.write_str("CubeCL kernel"),
-            Self::Composed => f.write_str("composed"),
-        }
-    }
-}
-
-/// A body of an operation, for a backend, and what it says of itself.
-struct Answer {
-    backend: TypeId,
-    operation: &'static str,
-    way: Way,
-}
-
-/// Whether anybody listens to [`answer`].
-static ASKED: AtomicBool = AtomicBool::new(false);
-
-/// Fused operations run on a thread of their own, so that this is not a thread's.
-static ANSWERS: Mutex<Vec<Answer>> = Mutex::new(Vec::new());
-
-/// What every body of an operation begins with.
-pub(super) fn answer<B: Backend>(operation: &'static str, way: impl FnOnce() -> Way) {
-    if ASKED.load(Ordering::Acquire) {
-        lock(&ANSWERS).push(Answer {
-            backend: TypeId::of::<B>(),
-            operation,
-            way: way(),
-        });
-    }
-}
+pub use crate::ways::Way;
+pub(super) use crate::ways::answer;
+use crate::ways::ask;
 
 /// The operations of [`TernaryOps`] by name, and how each runs on `device`.
 pub fn ways(device: &Device) -> Vec<(&'static str, Way)> {
@@ -65,31 +17,10 @@ pub fn ways(device: &Device) -> Vec<(&'static str, Way)> {
 }
 
 fn ways_with(device: &Device, tokens: usize) -> Vec<(&'static str, Way)> {
-    static ASKING: Mutex<()> = Mutex::new(());
-    let _turn = lock(&ASKING);
-    let device = device.clone().without_autodiff();
-    ASKED.store(true, Ordering::Release);
-    call_each(&device, tokens);
-    ASKED.store(false, Ordering::Release);
-    // Another device may have been at work meanwhile, or this one.
-    let mut ways = Vec::new();
-    for answer in std::mem::take(&mut *lock(&ANSWERS)) {
-        let way = (answer.operation, answer.way);
-        if answer.backend == backend(&device) && !ways.contains(&way) {
-            ways.push(way);
-        }
-    }
-    ways.sort_by_key(|(operation, _)| *operation);
+    let mut ways = ask(device, |device| call_each(device, tokens));
+    // Another family may have been at work meanwhile.
+    ways.retain(|(operation, _)| operation.starts_with("ternary"));
     ways
-}
-
-fn backend(device: &Device) -> TypeId {
-    #[cfg(feature = "gpu")]
-    if *device != Device::flex() {
-        return TypeId::of::<burn_cubecl::CubeBackend>();
-    }
-    let _ = device;
-    TypeId::of::<Flex>()
 }
 
 fn call_each(device: &Device, tokens: usize) {
@@ -128,11 +59,6 @@ fn call_each(device: &Device, tokens: usize) {
     run(Dispatch::ternary_linear(x(), words, scales, SHAPE));
     let (words, scales) = packed();
     run(Dispatch::ternary_linear_dx(x(), words, scales, SHAPE));
-}
-
-/// A panic elsewhere leaves nothing half done here.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -1,0 +1,316 @@
+//! The layout that products read. Files hold [`Quantised`]'s bytes instead, which are bitsandbytes'.
+//!
+//! Rows (outputs) come in groups of 16, columns (inputs) in blocks of 16. A word belongs to one row and holds the codes
+//! of neighbouring columns, the first in its low bits: eight of four bits, or four of eight. The words of the same
+//! columns of 16 rows follow each other, 64 bytes; then come those of the next columns, and behind a row group the next
+//! one. Rows and columns that pad the matrix have the code 0.
+//!
+//! So one vector holds 16 rows, and a shift by a constant brings the codes of a column to where a table look-up takes
+//! them. Memory is read in order.
+//!
+//! Beside the words there are scales in f32 and a few small codes, again in words:
+//!
+//! | | scales | side |
+//! |---|---|---|
+//! | single | one for each block | |
+//! | double | one for each 256 scales, then the mean | codes of scales, four a word |
+//! | `int4-affine` | | then zero points, eight a word, each kind from a new word on |
+//!
+//! Where nothing is in `side` it is one word of 0, since devices dislike tensors of nothing.
+
+use std::borrow::Cow;
+
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use rayon::prelude::*;
+
+use super::error::check_length;
+use super::quantise::{check_finite, pack_halves};
+use super::tables::DYNAMIC_MAP;
+use super::{BlockwiseError, BlockwiseShape, Format, Quantised, SCALE_BLOCK, Scales, double};
+
+/// Rows of a group, and columns of a block.
+pub const BLOCK: usize = 16;
+
+impl Format {
+    /// Codes of a word.
+    pub fn codes_per_word(self) -> usize {
+        32 / self.bits()
+    }
+}
+
+impl BlockwiseShape {
+    /// Groups of 16 rows.
+    pub fn row_groups(&self) -> usize {
+        self.rows.div_ceil(BLOCK)
+    }
+
+    /// Words of a group of 16 rows.
+    pub fn words_per_group(&self) -> usize {
+        self.cols.next_multiple_of(BLOCK) * BLOCK / self.format.codes_per_word()
+    }
+
+    /// Words of the matrix.
+    pub fn words(&self) -> usize {
+        self.row_groups() * self.words_per_group()
+    }
+
+    /// Scales that products are given.
+    pub fn scales(&self) -> usize {
+        if self.double {
+            self.scale_blocks() + 1
+        } else {
+            self.blocks()
+        }
+    }
+
+    /// Words of codes of scales.
+    pub(super) fn scale_code_words(&self) -> usize {
+        if self.double {
+            self.blocks().div_ceil(4)
+        } else {
+            0
+        }
+    }
+
+    fn zero_words(&self) -> usize {
+        if self.format.has_zero_points() {
+            self.blocks().div_ceil(8)
+        } else {
+            0
+        }
+    }
+
+    /// Words of small codes, at least one.
+    pub fn side_words(&self) -> usize {
+        (self.scale_code_words() + self.zero_words()).max(1)
+    }
+}
+
+/// What products read of a matrix.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Operands {
+    /// What it is.
+    pub shape: BlockwiseShape,
+    /// Codes: [`BlockwiseShape::words`], `[row groups, words of a group]`.
+    pub words: Vec<u32>,
+    /// [`BlockwiseShape::scales`] of them.
+    pub scales: Vec<f32>,
+    /// [`BlockwiseShape::side_words`] of them.
+    pub side: Vec<u32>,
+}
+
+impl Operands {
+    /// The operands as [`blockwise_linear`](super::blockwise_linear) takes them: words
+    /// `[row groups, words of a group]`, scales, side.
+    pub fn into_tensors(self, device: &Device) -> (Tensor<2, Int>, Tensor<1>, Tensor<1, Int>) {
+        let words = [self.shape.row_groups(), self.shape.words_per_group()];
+        let words = TensorData::new(self.words, words);
+        let scales = TensorData::new(self.scales, [self.shape.scales()]);
+        let side = TensorData::new(self.side, [self.shape.side_words()]);
+        (
+            Tensor::from_data(words, (device, DType::U32)),
+            Tensor::from_data(scales, (device, DType::F32)),
+            Tensor::from_data(side, (device, DType::U32)),
+        )
+    }
+
+    /// The operands, borrowed.
+    pub fn view(&self) -> BlockwiseView<'_> {
+        BlockwiseView {
+            shape: self.shape,
+            words: &self.words,
+            scales: &self.scales,
+            side: &self.side,
+        }
+    }
+}
+
+/// Operands that somebody else holds.
+#[derive(Debug, Clone, Copy)]
+pub struct BlockwiseView<'a> {
+    shape: BlockwiseShape,
+    words: &'a [u32],
+    scales: &'a [f32],
+    side: &'a [u32],
+}
+
+impl<'a> BlockwiseView<'a> {
+    /// Checks that the slices have the lengths that the shape asks for. Their values are not looked at: any give some
+    /// product.
+    ///
+    /// # Errors
+    ///
+    /// A shape that cannot be, or wrong lengths.
+    pub fn new(
+        shape: BlockwiseShape,
+        words: &'a [u32],
+        scales: &'a [f32],
+        side: &'a [u32],
+    ) -> Result<Self, BlockwiseError> {
+        shape.check()?;
+        check_length("words", words.len(), shape.words())?;
+        check_length("scales", scales.len(), shape.scales())?;
+        check_length("side words", side.len(), shape.side_words())?;
+        Ok(Self {
+            shape,
+            words,
+            scales,
+            side,
+        })
+    }
+
+    /// What the matrix is.
+    pub fn shape(&self) -> BlockwiseShape {
+        self.shape
+    }
+
+    /// The words of one row group.
+    pub fn row_group(&self, group: usize) -> &'a [u32] {
+        let size = self.shape.words_per_group();
+        &self.words[group * size..][..size]
+    }
+
+    /// Every block's scale in f32.
+    pub(super) fn expanded_scales(&self) -> Cow<'a, [f32]> {
+        if !self.shape.double {
+            return Cow::Borrowed(self.scales);
+        }
+        let mut scales = vec![0.0; self.shape.blocks()];
+        self.expand_scales(0, &mut scales);
+        Cow::Owned(scales)
+    }
+
+    /// The scales of blocks from `first` on.
+    pub(super) fn expand_scales(&self, first: usize, out: &mut [f32]) {
+        let Some((mean, block_scales)) = self.scales.split_last().filter(|_| self.shape.double)
+        else {
+            out.copy_from_slice(&self.scales[first..][..out.len()]);
+            return;
+        };
+        let map = &*DYNAMIC_MAP;
+        for (out, block) in out.iter_mut().zip(first..) {
+            let code = (self.side[block / 4] >> (8 * (block % 4))) as u8;
+            *out = double::expand(map, code, block_scales[block / SCALE_BLOCK], *mean);
+        }
+    }
+
+    /// The zero point of a block: 0 where the format has none.
+    pub(super) fn zero_point(&self, block: usize) -> u8 {
+        if self.shape.format.has_zero_points() {
+            let word = self.side[self.shape.scale_code_words() + block / 8];
+            (word >> (4 * (block % 8))) as u8 & 15
+        } else {
+            0
+        }
+    }
+
+    /// The code of a weight.
+    fn code(&self, row: usize, col: usize) -> u8 {
+        let format = self.shape.format;
+        let per_word = format.codes_per_word();
+        let at = col / per_word * BLOCK + row % BLOCK;
+        let word = self.row_group(row / BLOCK)[at] >> (format.bits() * (col % per_word));
+        word as u8 & (u8::MAX >> (8 - format.bits()))
+    }
+
+    /// The same matrix as files hold it.
+    ///
+    /// # Errors
+    ///
+    /// Scales that are not finite.
+    pub fn to_quantised(&self) -> Result<Quantised, BlockwiseError> {
+        let shape = self.shape;
+        check_finite(self.scales, 0)?;
+        let weight = |i: usize| self.code(i / shape.cols, i % shape.cols);
+        let codes: Vec<u8> = (0..shape.elements()).into_par_iter().map(weight).collect();
+        let codes = if shape.format.bits() == 8 {
+            codes
+        } else {
+            let mut bytes = vec![0; shape.code_bytes()];
+            pack_halves(&codes, shape.format.code_of_zero(), &mut bytes);
+            bytes
+        };
+        let scales = match self.scales.split_last().filter(|_| shape.double) {
+            Some((offset, scales)) => Scales::Double {
+                codes: (0..shape.blocks())
+                    .map(|block| self.side[block / 4].to_le_bytes()[block % 4])
+                    .collect(),
+                scales: scales.to_vec(),
+                offset: *offset,
+            },
+            None => Scales::Single(self.scales.to_vec()),
+        };
+        let zeros: Vec<u8> = (0..shape.blocks())
+            .map(|block| self.zero_point(block))
+            .collect();
+        let mut zero_bytes = vec![0; shape.zero_bytes()];
+        if shape.format.has_zero_points() {
+            pack_halves(&zeros, 0, &mut zero_bytes);
+        }
+        Quantised::from_parts(shape, codes, scales, zero_bytes)
+    }
+}
+
+impl Quantised {
+    /// What products read of it.
+    pub fn operands(&self) -> Operands {
+        let shape = self.shape();
+        let mut words = vec![0u32; shape.words()];
+        if !words.is_empty() {
+            let groups = words.par_chunks_mut(shape.words_per_group()).enumerate();
+            groups.for_each(|(group, words)| self.pack_group(group, words));
+        }
+        let (scales, mut side) = match self.scales() {
+            Scales::Single(scales) => (scales.clone(), Vec::new()),
+            Scales::Double {
+                codes,
+                scales,
+                offset,
+            } => {
+                let mut scales = scales.clone();
+                scales.push(*offset);
+                (scales, pack_words::<4>(codes.iter().copied(), 8))
+            }
+        };
+        if shape.format.has_zero_points() {
+            let zeros = (0..shape.blocks()).map(|block| self.zero_point(block));
+            side.extend(pack_words::<8>(zeros, 4));
+        }
+        side.resize(shape.side_words(), 0);
+        Operands {
+            shape,
+            words,
+            scales,
+            side,
+        }
+    }
+
+    fn pack_group(&self, group: usize, words: &mut [u32]) {
+        let BlockwiseShape {
+            rows, cols, format, ..
+        } = self.shape();
+        let (per_word, bits) = (format.codes_per_word(), format.bits());
+        for (lane, row) in (group * BLOCK..rows.min((group + 1) * BLOCK)).enumerate() {
+            for (i, word) in words[lane..].iter_mut().step_by(BLOCK).enumerate() {
+                for j in 0..per_word.min(cols.saturating_sub(i * per_word)) {
+                    let code = self.code(row * cols + i * per_word + j);
+                    *word |= u32::from(code) << (bits * j);
+                }
+            }
+        }
+    }
+}
+
+/// Codes of so many bits, N a word, the first in the low bits.
+fn pack_words<const N: usize>(codes: impl Iterator<Item = u8>, bits: usize) -> Vec<u32> {
+    let mut words = Vec::new();
+    for (i, code) in codes.enumerate() {
+        if i % N == 0 {
+            words.push(0);
+        }
+        if let Some(word) = words.last_mut() {
+            *word |= u32::from(code) << (bits * (i % N));
+        }
+    }
+    words
+}

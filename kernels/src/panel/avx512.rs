@@ -1,0 +1,100 @@
+//! AVX-512.
+#![allow(unsafe_code)]
+
+use std::arch::x86_64::*;
+use std::array;
+use std::hint::black_box;
+use std::sync::LazyLock;
+
+use super::{DEPTH, Kernel, LANES, Line, by_tokens};
+
+/// Groups of 16 outputs of a panel.
+const GROUPS: usize = 2;
+
+/// Two groups and 14 tokens are 28 sums; two lines of weights and one activation fill up the 32 registers.
+pub(crate) static KERNEL: Kernel = Kernel {
+    groups: GROUPS,
+    tile: 14,
+    multiply,
+};
+
+pub(super) fn available() -> bool {
+    // Asked for once a tile.
+    static AVAILABLE: LazyLock<bool> = LazyLock::new(|| is_x86_feature_detected!("avx512f"));
+    *AVAILABLE
+}
+
+fn multiply(panel: &[Line], activations: &[f32], tokens: usize, sums: &mut [f32]) {
+    assert!(available());
+    let summands = panel.len() / GROUPS;
+    assert!(summands <= DEPTH && activations.len() >= tokens * DEPTH);
+    assert!(sums.len() >= tokens * GROUPS * LANES);
+    let (panel, activations, sums) = (panel.as_ptr(), activations.as_ptr(), sums.as_mut_ptr());
+    // SAFETY: the instructions are there, and the slices are as long as the tile is.
+    unsafe {
+        by_tokens!(
+            tokens,
+            multiply_tile(panel, activations, summands, sums),
+            1 2 3 4 5 6 7 8 9 10 11 12 13 14
+        )
+    }
+}
+
+/// # Safety
+///
+/// `panel` must hold `summands * GROUPS` lines, at most [`DEPTH`] summands, `activations` `T * DEPTH` values, `sums`
+/// `T * GROUPS * 16`.
+#[target_feature(enable = "avx512f")]
+unsafe fn multiply_tile<const T: usize>(
+    panel: *const Line,
+    activations: *const f32,
+    summands: usize,
+    sums: *mut f32,
+) {
+    // SAFETY: by the caller's promise, here and below.
+    let load = |token: usize, group: usize| unsafe {
+        _mm512_loadu_ps(sums.add((token * GROUPS + group) * LANES))
+    };
+    // Element by element: passed through memory, they cost as much as some twenty summands.
+    let mut tile: [[__m512; GROUPS]; T] = array::from_fn(|token| [load(token, 0), load(token, 1)]);
+    for summand in 0..summands {
+        // SAFETY: see above.
+        unsafe {
+            let lines = panel.add(summand * GROUPS).cast::<f32>();
+            let weights = [_mm512_load_ps(lines), _mm512_load_ps(lines.add(LANES))];
+            for (token, sums) in tile.iter_mut().enumerate() {
+                let x = _mm512_set1_ps(*activations.add(token * DEPTH + summand));
+                sums[0] = _mm512_fmadd_ps(weights[0], x, sums[0]);
+                sums[1] = _mm512_fmadd_ps(weights[1], x, sums[1]);
+            }
+        }
+    }
+    for (token, tile) in tile.into_iter().enumerate() {
+        // SAFETY: see above.
+        unsafe {
+            let at = sums.add(token * GROUPS * LANES);
+            _mm512_storeu_ps(at, tile[0]);
+            _mm512_storeu_ps(at.add(LANES), tile[1]);
+        }
+    }
+}
+
+/// Independent multiply-adds, more of them than their latency takes; returns how many operations they were.
+pub(super) fn probe(rounds: usize) -> usize {
+    const CHAINS: usize = 12;
+    #[target_feature(enable = "avx512f")]
+    fn vectors(rounds: usize) {
+        let [w, x] = [0.5, 0.25].map(|value| _mm512_set1_ps(black_box(value)));
+        let mut sums = [_mm512_setzero_ps(); CHAINS];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = _mm512_fmadd_ps(w, x, *sum);
+            }
+        }
+        black_box(sums);
+    }
+    assert!(available());
+    // SAFETY: the instructions are there.
+    unsafe { vectors(rounds) };
+    rounds * CHAINS * 2 * LANES
+}

@@ -1,0 +1,350 @@
+//! Products in f32 with weights that are unpacked on the way, whatever they are packed as.
+//!
+//! The dense matrix is never formed. A *panel*, 16 or 32 outputs wide and [`DEPTH`] summands deep, is unpacked to f32 in
+//! the first-level cache and multiplied with one tile of tokens after another. What unpacks it is the family's
+//! ([`Panels`]); how it is multiplied is each processor's ([`Kernel`]).
+//!
+//! Activations are taken a block at a time that the second-level cache holds, and laid out
+//! `[tile][piece of DEPTH summands][token][DEPTH]`: a tile is then read from a few KiB in a row, at distances that the
+//! compiler knows. Blocks hold as many tokens as they can, so that weights are unpacked as seldom as can be.
+
+mod portable;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx2::KERNEL as AVX2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx512::KERNEL as AVX512;
+pub(crate) use portable::KERNEL as PORTABLE;
+
+use std::ops::Range;
+use std::sync::OnceLock;
+use std::time::Instant;
+
+use rayon::prelude::*;
+
+/// Outputs of a line of a panel, and of a group.
+pub(crate) const LANES: usize = 16;
+
+/// Summands of a panel: 16 KiB where it is 32 outputs wide.
+pub(crate) const DEPTH: usize = 128;
+
+/// Bytes of activations of a block.
+const BLOCK_BYTES: usize = 1 << 20;
+
+/// Summands of a block at least: sums are written and read again for each block.
+const BLOCK_DEPTH: usize = 512;
+
+/// Tasks for each thread, so that one that is held up does not hold up the others for long.
+const SHARES: usize = 4;
+
+/// Multiplications below which a second thread does not pay.
+const ALONE: usize = 1 << 16;
+
+/// 16 weights of a panel.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct Line(pub [f32; LANES]);
+
+impl Line {
+    pub const ZERO: Self = Self([0.0; LANES]);
+}
+
+/// A set of instructions that products in f32 can use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Path {
+    /// AVX-512: Intel since Skylake-SP, AMD since Zen 4.
+    Avx512,
+    /// AVX2 with FMA: Intel since Haswell, AMD since Zen.
+    Avx2,
+    /// What the compiler makes of plain Rust.
+    Portable,
+}
+
+impl Path {
+    /// Every path, the best first.
+    pub const ALL: [Self; 3] = [Self::Avx512, Self::Avx2, Self::Portable];
+
+    /// Whether this processor, and this program, can take the path.
+    pub fn available(self) -> bool {
+        self.kernel().is_some()
+    }
+
+    /// The best path that this processor can take, found out once.
+    pub fn detect() -> Self {
+        static BEST: OnceLock<Path> = OnceLock::new();
+        let best = || Self::ALL.into_iter().find(|path| path.available());
+        *BEST.get_or_init(|| best().unwrap_or(Self::Portable))
+    }
+
+    /// The instructions' name, for records.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Avx512 => "avx512",
+            Self::Avx2 => "avx2",
+            Self::Portable => "portable",
+        }
+    }
+
+    /// Multiplications and additions by its instructions, in registers, on every thread of the current rayon pool at
+    /// once: operations, and seconds from the first start to the last end. Some milliseconds. `None` where a path has no
+    /// instructions of its own, or this processor not those.
+    pub fn float_operations(self) -> Option<(f64, f64)> {
+        const ROUNDS: usize = 400_000;
+        let probe = match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 if self.available() => avx512::probe,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 if self.available() => avx2::probe,
+            _ => return None,
+        };
+        let started = Instant::now();
+        let operations: usize = rayon::broadcast(|_| probe(ROUNDS)).into_iter().sum();
+        Some((operations as f64, started.elapsed().as_secs_f64()))
+    }
+
+    /// Its kernel, if this processor can run it.
+    pub(crate) fn kernel(self) -> Option<&'static Kernel> {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => avx512::available().then_some(&avx512::KERNEL),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => avx2::available().then_some(&avx2::KERNEL),
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Avx512 | Self::Avx2 => None,
+            Self::Portable => Some(&portable::KERNEL),
+        }
+    }
+}
+
+/// How a processor multiplies a panel. Panels are `[summand][group]` lines, sums `[token][output of the panel]`.
+pub(crate) struct Kernel {
+    /// Groups of 16 outputs of a panel.
+    pub groups: usize,
+    /// The most tokens of a tile.
+    pub tile: usize,
+    /// `sums += activations x panel` for a tile of `tokens`, whose activations are `[token][DEPTH]`.
+    pub multiply: fn(panel: &[Line], activations: &[f32], tokens: usize, sums: &mut [f32]),
+}
+
+/// Weights that can be unpacked.
+pub(crate) trait Panels: Sync {
+    /// Weights of a group of 16 outputs, a line for each summand of a range, into every `stride`-th line of `panel`.
+    ///
+    /// Ranges start at multiples of [`DEPTH`]. They end at such, or behind the last summand at a multiple of 16; what
+    /// is multiplied with summands that are not there is 0, so that these need only be finite.
+    fn unpack(&self, group: usize, summands: Range<usize>, panel: &mut [Line], stride: usize);
+}
+
+/// Some tokens that are multiplied together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Tile {
+    /// The first token.
+    pub first: usize,
+    /// How many.
+    pub tokens: usize,
+}
+
+/// Cuts tokens into tiles of `most` at most, as even as they can be: a small tile costs nearly what a large one does.
+pub(crate) fn tiles(tokens: usize, most: usize) -> Vec<Tile> {
+    let count = tokens.div_ceil(most);
+    let start = |i: usize| i * tokens / count;
+    (0..count)
+        .map(|i| Tile {
+            first: start(i),
+            tokens: start(i + 1) - start(i),
+        })
+        .collect()
+}
+
+/// Ranges of groups of 16 outputs, one a task, each but the last a multiple of `unit`.
+pub(crate) fn shares(groups: usize, multiplications: usize, unit: usize) -> Vec<Range<usize>> {
+    let units = groups.div_ceil(unit);
+    let threads = rayon::current_num_threads();
+    let shares = if threads == 1 || multiplications < ALONE {
+        1
+    } else {
+        (SHARES * threads).min(units)
+    };
+    let start = |i: usize| (i * units / shares * unit).min(groups);
+    (0..shares).map(|i| start(i)..start(i + 1)).collect()
+}
+
+/// For each range of groups of 16 outputs, its part of y `[tokens, outputs]`: a slice for each token.
+pub(crate) fn split<'y>(
+    y: &'y mut [f32],
+    outputs: usize,
+    ranges: &[Range<usize>],
+) -> Vec<Vec<&'y mut [f32]>> {
+    let tokens = y.len() / outputs;
+    let mut parts: Vec<_> = ranges.iter().map(|_| Vec::with_capacity(tokens)).collect();
+    for mut y in y.chunks_mut(outputs) {
+        for (range, part) in ranges.iter().zip(&mut parts) {
+            let end = (range.end * LANES).min(outputs) - range.start * LANES;
+            part.push(y.split_off_mut(..end).unwrap_or_default());
+        }
+    }
+    parts
+}
+
+/// y `[tokens, outputs]` from x `[tokens, summands]`.
+pub(crate) fn product(
+    kernel: &Kernel,
+    x: &[f32],
+    summands: usize,
+    weights: &impl Panels,
+    outputs: usize,
+    y: &mut [f32],
+) {
+    if summands == 0 || y.is_empty() {
+        y.fill(0.0);
+        return;
+    }
+    let tokens = y.len() / outputs;
+    let [block_tokens, block_depth] = block(tokens, summands);
+    let ranges = shares(
+        outputs.div_ceil(LANES),
+        tokens * outputs * summands,
+        kernel.groups,
+    );
+    let mut parts = split(y, outputs, &ranges);
+    let pieces = block_depth.min(summands).div_ceil(DEPTH);
+    let mut activations = vec![0f32; block_tokens.min(tokens) * pieces * DEPTH];
+    for first_token in (0..tokens).step_by(block_tokens) {
+        let count = block_tokens.min(tokens - first_token);
+        let tiles = tiles(count, kernel.tile);
+        for first in (0..summands).step_by(block_depth) {
+            let block = Block {
+                summands: first..summands.min(first + block_depth),
+                outputs,
+                tiles: &tiles,
+            };
+            let rows = &x[first_token * summands..][..count * summands];
+            block.arrange(rows, summands, &mut activations);
+            let work = ranges.par_iter().zip(parts.par_iter_mut());
+            work.for_each(|(range, y)| {
+                let y = &mut y[first_token..][..count];
+                block.share(kernel, weights, &activations, range.clone(), y);
+            });
+        }
+    }
+}
+
+/// Tokens and summands of a block.
+fn block(tokens: usize, summands: usize) -> [usize; 2] {
+    let values = BLOCK_BYTES / size_of::<f32>();
+    let depth = (values / tokens.next_multiple_of(DEPTH)) / DEPTH * DEPTH;
+    let depth = depth.max(BLOCK_DEPTH).min(summands.next_multiple_of(DEPTH));
+    [values / depth, depth]
+}
+
+/// Activations that are multiplied with all weights before the next are.
+struct Block<'a> {
+    summands: Range<usize>,
+    outputs: usize,
+    tiles: &'a [Tile],
+}
+
+impl Block<'_> {
+    fn pieces(&self) -> usize {
+        self.summands.len().div_ceil(DEPTH)
+    }
+
+    /// The block's part of rows of x, each of `stride` values.
+    fn arrange(&self, x: &[f32], stride: usize, mut out: &mut [f32]) {
+        let pieces = self.pieces();
+        let mut work = Vec::with_capacity(self.tiles.len());
+        for tile in self.tiles {
+            let length = tile.tokens * pieces * DEPTH;
+            work.push((tile, out.split_off_mut(..length).unwrap_or_default()));
+        }
+        work.into_par_iter().for_each(|(tile, out)| {
+            for (i, out) in out.chunks_mut(tile.tokens * DEPTH).enumerate() {
+                let first = self.summands.start + i * DEPTH;
+                let count = DEPTH.min(self.summands.end - first);
+                for (token, out) in out.chunks_mut(DEPTH).enumerate() {
+                    let x = &x[(tile.first + token) * stride + first..][..count];
+                    out[..count].copy_from_slice(x);
+                    out[count..].fill(0.0);
+                }
+            }
+        });
+    }
+
+    /// The sums of a range of groups of 16 outputs.
+    fn share(
+        &self,
+        kernel: &Kernel,
+        weights: &impl Panels,
+        activations: &[f32],
+        range: Range<usize>,
+        y: &mut [&mut [f32]],
+    ) {
+        let groups = kernel.groups;
+        let last_group = self.outputs.div_ceil(LANES) - 1;
+        let mut panel = vec![Line::ZERO; DEPTH * groups];
+        let mut sums = vec![0f32; y.len() * groups * LANES];
+        let end = self.summands.end.next_multiple_of(LANES);
+        for group in range.clone().step_by(groups) {
+            sums.fill(0.0);
+            for (piece, first) in (self.summands.start..end).step_by(DEPTH).enumerate() {
+                let count = DEPTH.min(end - first);
+                let panel = &mut panel[..count * groups];
+                for part in 0..groups {
+                    // Where the matrix ends within the panel, its last group fills the rest.
+                    let group = (group + part).min(last_group);
+                    weights.unpack(group, first..first + count, &mut panel[part..], groups);
+                }
+                self.multiply(kernel, panel, piece, activations, &mut sums);
+            }
+            self.store(group - range.start, groups * LANES, &sums, y);
+        }
+    }
+
+    fn multiply(
+        &self,
+        kernel: &Kernel,
+        panel: &[Line],
+        piece: usize,
+        activations: &[f32],
+        mut sums: &mut [f32],
+    ) {
+        for tile in self.tiles {
+            let length = tile.tokens * kernel.groups * LANES;
+            let sums = sums.split_off_mut(..length).unwrap_or_default();
+            let at = tile.first * self.pieces() + piece * tile.tokens;
+            let activations = &activations[at * DEPTH..][..tile.tokens * DEPTH];
+            (kernel.multiply)(panel, activations, tile.tokens, sums);
+        }
+    }
+
+    /// The sums of a panel, `[token][output]`, to the outputs of its first group on.
+    fn store(&self, group: usize, lanes: usize, sums: &[f32], y: &mut [&mut [f32]]) {
+        let first = group * LANES;
+        for (sums, y) in sums.chunks(lanes).zip(y) {
+            let end = y.len().min(first + lanes);
+            let y = &mut y[first..end];
+            if self.summands.start == 0 {
+                y.copy_from_slice(&sums[..y.len()]);
+            } else {
+                y.iter_mut().zip(sums).for_each(|(y, sum)| *y += sum);
+            }
+        }
+    }
+}
+
+/// Calls the function whose constant is the number of tokens.
+macro_rules! by_tokens {
+    ($tokens:expr, $call:ident $arguments:tt, $($count:literal)*) => {
+        match $tokens {
+            $($count => $crate::panel::by_tokens!(@ $call, $count, $arguments),)*
+            tokens => unreachable!("a tile of {tokens} tokens"),
+        }
+    };
+    (@ $call:ident, $count:literal, ($($argument:expr),*)) => { $call::<$count>($($argument),*) };
+}
+pub(crate) use by_tokens;
