@@ -175,6 +175,7 @@ fn model(case: &Case, ternary: Option<Ternary>) -> Decoder {
             sliding_window: None,
             initializer_range: 0.02,
             ternary,
+            blockwise: None,
         },
         vocab_size: case.vocab,
         eos_token_id: None,

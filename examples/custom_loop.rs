@@ -78,6 +78,7 @@ pub fn train(steps: u64, eval_every: u64) -> Result<(Decoder, Vec<f64>), Box<dyn
             sliding_window: None,
             initializer_range: 0.02,
             ternary: None,
+            blockwise: None,
         },
         vocab_size: corpus.tokenizer.vocab_size(),
         eos_token_id: corpus.tokenizer.eos().map(|token| token.id),

@@ -60,6 +60,7 @@ fn plan(spec: &DecoderSpec, shape: LoraShape) -> AdapterPlan {
             .collect(),
         saved: Vec::new(),
         init: AdapterInit::Default,
+        loftq_iterations: 1,
         lora_plus_ratio: 1.0,
     }
 }

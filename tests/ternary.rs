@@ -261,7 +261,7 @@ fn t2_packed_weights_take_two_bits_or_one_and_three_fifths() {
         rounds_activations: true,
         packed: None,
     });
-    let weights = spec.shape.ternary_parameters() as usize;
+    let weights = spec.shape.block_parameters() as usize;
     let latent = Decoder::new(&spec, 5, &Device::flex()).unwrap();
     for (layout, fifths_of_a_bit) in [(PackedLayout::Compute, 10), (PackedLayout::Storage, 8)] {
         let model = latent.clone().packed(layout).unwrap();

@@ -1,36 +1,128 @@
 //! What adapters begin as, other than nothing.
 
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use burn::tensor::{Device, Tensor, TensorData};
+use firebrick_kernels::blockwise::{BlockwiseShape, Quantised, quantise};
+
 use super::svd::largest_factors;
 use super::{Adapter, AdapterError};
-use crate::config::AdapterPlan;
-use crate::model::Decoder;
+use crate::config::{AdapterInit, AdapterPlan, Blockwise, DecoderSpec, LoraShape};
+use crate::model::folder::{load_quantising, transpose};
+use crate::model::{Decoder, ModelError};
 
 /// Gives every adapter the largest singular directions of its layer's weights, and leaves the rest to
 /// the weights (PiSSA: Meng et al., 2024): W = W' + s A B, where s A B is the best approximation of W
 /// of that rank, and A and B share its singular values evenly. What the model computes stays the
 /// same. Returns the adapter as it begins, which [`Adapter::since`] needs.
-///
-/// # Errors
-/// [`AdapterError::Model`] for a plan of another model.
-pub(crate) fn pissa(
-    mut model: Decoder,
-    plan: &AdapterPlan,
-    seed: u64,
-) -> Result<(Decoder, Adapter), AdapterError> {
+pub(crate) fn pissa(mut model: Decoder, plan: &AdapterPlan, seed: u64) -> (Decoder, Adapter) {
     for (path, shape) in &plan.layers {
         let Some(layer) = model.linear_mut(path) else {
             continue;
         };
         let w = layer.dense_weight();
-        let [a, b] = largest_factors(&w, shape.rank, seed);
-        let share = shape.scale.sqrt().recip();
-        let (a, b) = (a * share, b * share);
-        let rest = w - a.clone().matmul(b.clone()) * shape.scale;
-        layer.set_weight(rest);
-        layer.set_factors([a, b]);
+        let factors = scaled_factors(&w, shape, seed);
+        layer.set_weight(w - product(&factors, shape));
+        layer.set_factors(factors);
     }
     let beginning = Adapter::of(&model);
-    Ok((model, beginning))
+    (model, beginning)
+}
+
+/// Loads a base model's dense weights as the codes that `spec` says, with the adapters of `plan`
+/// beside them, which begin as it says.
+///
+/// # Errors
+/// As [`load_quantising`]; a weight that is not finite.
+pub(crate) fn quantised(
+    spec: &DecoderSpec,
+    blockwise: Blockwise,
+    folder: &Path,
+    (plan, seed): (&AdapterPlan, u64),
+    device: &Device,
+) -> Result<Decoder, AdapterError> {
+    let mut factors: BTreeMap<String, [Tensor<2>; 2]> = BTreeMap::new();
+    let mut quantiser = |path: &str, weights: &[f32], [outputs, inputs]: [usize; 2]| {
+        let of = Blocks {
+            path,
+            shape: blockwise.of_matrix([inputs, outputs]),
+        };
+        let rounds = match plan.init {
+            AdapterInit::Default => 0,
+            AdapterInit::Pissa => 1,
+            AdapterInit::Loftq => plan.loftq_iterations,
+        };
+        let Some(lora) = plan.layers.get(path).filter(|_| rounds > 0) else {
+            return of.codes(weights);
+        };
+        let w = of.matrix(weights);
+        if plan.init == AdapterInit::Pissa {
+            let own = scaled_factors(&w, lora, seed);
+            let codes = of.codes_of(w - product(&own, lora))?;
+            factors.insert(path.to_string(), own);
+            return Ok(codes);
+        }
+        // Li et al., 2023, algorithm 1.
+        let mut codes = of.codes(weights)?;
+        for round in 1..=rounds {
+            let lost = w.clone() - of.matrix(&codes.dequantise());
+            let own = scaled_factors(&lost, lora, seed);
+            if round < rounds {
+                codes = of.codes_of(w.clone() - product(&own, lora))?;
+            }
+            factors.insert(path.to_string(), own);
+        }
+        Ok(codes)
+    };
+    let base = load_quantising(spec, folder, device, &mut quantiser)?;
+    let mut model = base.adapted(plan, seed)?;
+    for (path, factors) in factors {
+        if let Some(layer) = model.linear_mut(&path) {
+            layer.set_factors(factors);
+        }
+    }
+    Ok(model)
+}
+
+/// A matrix that becomes codes.
+struct Blocks<'a> {
+    path: &'a str,
+    shape: BlockwiseShape,
+}
+
+impl Blocks<'_> {
+    /// Of weights `[out, in]`, row after row.
+    fn codes(&self, weights: &[f32]) -> Result<Quantised, ModelError> {
+        quantise(weights, self.shape).map_err(|source| ModelError::Quantised {
+            name: self.path.to_string(),
+            source,
+        })
+    }
+
+    /// Of weights `[in, out]`.
+    fn codes_of(&self, weights: Tensor<2>) -> Result<Quantised, ModelError> {
+        let values: Vec<f32> = weights.transpose().into_data().iter::<f32>().collect();
+        self.codes(&values)
+    }
+
+    /// Weights `[out, in]`, row after row, as `[in, out]` on the CPU.
+    fn matrix(&self, weights: &[f32]) -> Tensor<2> {
+        let BlockwiseShape { rows, cols, .. } = self.shape;
+        let turned = transpose(weights, rows, cols);
+        Tensor::from_data(TensorData::new(turned, [cols, rows]), &Device::flex())
+    }
+}
+
+/// A and B whose product, times the adapter's scale, is the best approximation of W of its rank.
+fn scaled_factors(w: &Tensor<2>, shape: &LoraShape, seed: u64) -> [Tensor<2>; 2] {
+    let share = shape.scale.sqrt().recip();
+    largest_factors(w, shape.rank, seed).map(|factor| factor * share)
+}
+
+/// s A B.
+fn product([a, b]: &[Tensor<2>; 2], shape: &LoraShape) -> Tensor<2> {
+    a.clone().matmul(b.clone()) * shape.scale
 }
 
 impl Adapter {
@@ -93,13 +185,14 @@ mod tests {
                 .collect::<BTreeMap<_, _>>(),
             saved: Vec::new(),
             init: AdapterInit::Pissa,
+            loftq_iterations: 1,
             lora_plus_ratio: 1.0,
         };
         let base = Decoder::new(&spec, 3, &Device::flex().autodiff()).unwrap();
         let batch = Batch::of_row(&[1, 2, 3, 30, 4, 5]);
         let before = values(base.valid().forward(&batch).unwrap());
         let model = base.clone().adapted(&plan, 1).unwrap();
-        let (model, beginning) = pissa(model, &plan, 1).unwrap();
+        let (model, beginning) = pissa(model, &plan, 1);
         assert!(distance(&before, &values(model.valid().forward(&batch).unwrap())) < 1e-4);
         for (path, update) in &beginning.layers {
             let w = values(base.linear(path).unwrap().dense_weight());

@@ -14,7 +14,7 @@ mod svd;
 mod weights;
 
 pub use error::AdapterError;
-pub(crate) use init::pissa;
+pub(crate) use init::{pissa, quantised};
 pub use merge::{Merged, merge};
 pub use peft::{CONFIG, WEIGHTS, base_model};
 pub use registry::Registry;

@@ -97,6 +97,7 @@ impl Adapter {
             layers: self.layers.iter().map(shape).collect(),
             saved,
             init: AdapterInit::Default,
+            loftq_iterations: 1,
             lora_plus_ratio: 1.0,
         };
         let device = model.device();

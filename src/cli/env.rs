@@ -6,7 +6,7 @@ use super::CliError;
 use crate::config::Backend;
 use crate::device::{self, ComputeDevice, DeviceError};
 use crate::environment::Environment;
-use firebrick_kernels::ternary::{Way, ways};
+use firebrick_kernels::{Way, blockwise, ternary};
 
 /// Arguments of `runner env`.
 #[derive(Debug, Args)]
@@ -98,7 +98,11 @@ fn operations(devices: &[(Backend, Result<ComputeDevice, String>)]) -> Vec<Opera
     let mut operations: Vec<Operation> = Vec::new();
     for (backend, device) in devices {
         let Ok(device) = device else { continue };
-        for (name, way) in ways(&device.device) {
+        let all = [
+            ternary::ways(&device.device),
+            blockwise::ways(&device.device),
+        ];
+        for (name, way) in all.into_iter().flatten() {
             let way = (*backend, way);
             match operations.iter_mut().find(|found| found.name == name) {
                 Some(found) => found.ways.push(way),

@@ -53,6 +53,14 @@ pub enum CliError {
     /// A completion.
     #[error(transparent)]
     Generate(#[from] GenerateError),
+    /// A flag that says nothing about the form that was asked for.
+    #[error("{flag} says nothing here: it is for {forms}")]
+    UselessFlag {
+        /// The flag.
+        flag: &'static str,
+        /// The forms it is for.
+        forms: &'static str,
+    },
     /// A folder to write that holds something.
     #[error("{} is not empty", path.display())]
     NotEmpty {
@@ -83,7 +91,7 @@ impl CliError {
             Self::Data(error) => error.exit_code(),
             Self::Model(error) => error.exit_code(),
             Self::Adapter(error) => error.exit_code(),
-            Self::NoBaseModel { .. } | Self::NoAdapter => 2,
+            Self::NoBaseModel { .. } | Self::NoAdapter | Self::UselessFlag { .. } => 2,
             Self::BaseModelGone { .. } => 1,
             Self::Io { .. } | Self::NotEmpty { .. } => 1,
             Self::Generate(error) => error.exit_code(),
@@ -117,6 +125,7 @@ impl CliError {
             Self::Device(error) => ("device", Some(error.help())),
             Self::Data(error) => ("data", error.help()),
             Self::Generate(error) => ("generate", error.help()),
+            Self::UselessFlag { flag, .. } => ("config", Some(format!("remove {flag}"))),
             Self::NotEmpty { .. } => {
                 let help = "an export replaces nothing: name a folder that is absent or empty";
                 ("io", Some(help.to_string()))

@@ -7,9 +7,10 @@ use clap::Args;
 
 use super::CliError;
 use crate::adapter::{self, Adapter, AdapterError};
-use crate::config::DecoderSpec;
+use crate::config::{self, Blockwise, DecoderSpec};
 use crate::data::Tokenizer;
-use crate::model::{Decoder, ModelError, check_vocabulary, folder};
+use crate::model::folder::{self, quantiser};
+use crate::model::{Decoder, ModelError, check_vocabulary};
 
 /// `--model` and `--adapter`.
 #[derive(Debug, Args)]
@@ -27,7 +28,10 @@ pub(super) struct ModelArgs {
 pub(super) struct ModelPlace {
     pub(super) base: PathBuf,
     pub(super) adapter: Option<PathBuf>,
+    /// What is built: the base model as it is, or as the run had it that trained the adapter.
     pub(super) spec: DecoderSpec,
+    /// Whether dense weights become codes.
+    quantises: bool,
 }
 
 impl ModelArgs {
@@ -44,19 +48,41 @@ impl ModelArgs {
             }
             None => (self.model.clone(), None),
         };
-        let spec = match folder::read_config(&base) {
+        let mut spec = match folder::read_config(&base) {
             Err(ModelError::NotAModel { .. }) if base != self.model => {
                 let path = self.model.clone();
                 return Err(CliError::BaseModelGone { path, base });
             }
             spec => spec?,
         };
+        // Named by itself, an adapter is measured beside the weights that it was trained beside.
+        let is_alone = self.adapter.is_none() && adapter.is_some();
+        let trained = if is_alone {
+            trained_beside(&self.model)?
+        } else {
+            None
+        };
+        let quantises = trained.is_some() && spec.shape.blockwise.is_none();
+        if quantises {
+            spec.shape.blockwise = trained;
+        }
         Ok(ModelPlace {
             base,
             adapter,
             spec,
+            quantises,
         })
     }
+}
+
+/// The codes that a run with an adapter had for a base model's weights.
+fn trained_beside(run: &Path) -> Result<Option<Blockwise>, CliError> {
+    let resolved = run.join("resolved.toml");
+    if !resolved.is_file() {
+        return Ok(None);
+    }
+    let plan = config::load(&resolved, &[])?;
+    Ok(plan.shape.blockwise.filter(|_| !plan.changes_base()))
 }
 
 /// A folder that has an adapter and no model.
@@ -84,7 +110,13 @@ impl ModelPlace {
         // An adapter that does not fit is found before the weights are read.
         let adapter = adapter.map(|folder| Adapter::read(folder, &self.spec));
         let adapter = adapter.transpose()?;
-        let base = folder::load_as(&self.spec, &self.base, device)?;
+        let base = match self.spec.shape.blockwise.filter(|_| self.quantises) {
+            Some(blockwise) => {
+                let mut quantiser = quantiser(blockwise);
+                folder::load_quantising(&self.spec, &self.base, device, &mut quantiser)?
+            }
+            None => folder::load_as(&self.spec, &self.base, device)?,
+        };
         Ok((base, adapter))
     }
 

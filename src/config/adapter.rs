@@ -16,6 +16,8 @@ pub struct AdapterPlan {
     pub saved: Vec<String>,
     /// What the new matrices begin as.
     pub init: AdapterInit,
+    /// Rounds of LoftQ.
+    pub loftq_iterations: usize,
     /// The second matrix of each adapter learns at so many times the learning rate.
     pub lora_plus_ratio: f64,
 }

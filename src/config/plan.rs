@@ -14,7 +14,7 @@ use super::adapter::AdapterPlan;
 use super::check::check;
 use super::document::Document;
 use super::error::{ConfigError, Issue};
-use super::keys::{Config, DataConfig, DecayShape, TokenizerConfig};
+use super::keys::{AdapterInit, Config, DataConfig, DecayShape, TokenizerConfig};
 use super::resolve::resolve;
 use super::shape::ModelShape;
 use super::source::{Origin, Sources};
@@ -301,6 +301,13 @@ impl Plan {
     /// Whether the forward pass of training multiplies ternary weights as integers.
     pub fn multiplies_integers(&self) -> bool {
         self.config.quantization.int8_forward == Some(true)
+    }
+
+    /// Whether the base model becomes another one before it is adapted: codes of what an adapter's
+    /// beginning leaves of its weights.
+    pub fn changes_base(&self) -> bool {
+        let begins = |adapter: &AdapterPlan| adapter.init != AdapterInit::Default;
+        self.shape.blockwise.is_some() && self.adapter.as_ref().is_some_and(begins)
     }
 
     /// The resolved configuration as TOML: the contents of `resolved.toml`.

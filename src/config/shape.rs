@@ -1,5 +1,6 @@
 //! A model's shape with every default filled in: what `[model]` resolves to.
 
+use firebrick_kernels::blockwise::{BlockwiseShape, Format};
 use firebrick_kernels::ternary::Granularity;
 use firebrick_kernels::ternary::layout::Layout;
 
@@ -44,6 +45,44 @@ pub struct ModelShape {
     pub initializer_range: f64,
     /// Ternary weights in the linear layers of the blocks.
     pub ternary: Option<Ternary>,
+    /// Blockwise codes in their place, which are not trained.
+    pub blockwise: Option<Blockwise>,
+}
+
+/// Linear layers with weights in four or eight bits, and a scale for each block of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Blockwise {
+    /// What a code stands for.
+    pub format: Format,
+    /// What shares a scale.
+    pub block: BlockSize,
+    /// Whether scales are in eight bits themselves.
+    pub double: bool,
+}
+
+/// What shares a scale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BlockSize {
+    /// So many weights next to each other, outputs one after the other.
+    Weights(usize),
+    /// The weights of one output.
+    Row,
+}
+
+impl Blockwise {
+    /// Of a matrix `[in, out]`.
+    pub fn of_matrix(self, [inputs, outputs]: [usize; 2]) -> BlockwiseShape {
+        BlockwiseShape {
+            rows: outputs,
+            cols: inputs,
+            format: self.format,
+            block: match self.block {
+                BlockSize::Weights(block) => block,
+                BlockSize::Row => inputs,
+            },
+            double: self.double,
+        }
+    }
 }
 
 /// Linear layers with weights of -1, 0 and 1 times a scale (BitNet b1.58).
@@ -119,12 +158,14 @@ impl ModelShape {
         self.architecture == Architecture::Bitnet
     }
 
-    /// Weights in the linear layers of the blocks: those that are ternary where any are.
-    pub fn ternary_parameters(&self) -> u64 {
+    /// Weights in the linear layers of the blocks: those that are ternary or quantised where any are.
+    pub fn block_parameters(&self) -> u64 {
         let hidden = self.hidden_size as u64;
         let queries = (self.num_attention_heads * self.head_dim) as u64;
         let keys = (self.num_key_value_heads * self.head_dim) as u64;
-        let block = 2 * hidden * (queries + keys) + 3 * hidden * self.intermediate_size as u64;
+        let matrices = if self.is_gpt2_form() { 2 } else { 3 };
+        let feed_forward = matrices * hidden * self.intermediate_size as u64;
+        let block = 2 * hidden * (queries + keys) + feed_forward;
         self.num_hidden_layers as u64 * block
     }
 

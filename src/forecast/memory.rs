@@ -343,7 +343,7 @@ const ALLOCATOR_SHARE: u64 = 33;
 /// All weights in half precision, ternary ones in f32 (their masters and the others are used as they are).
 fn rounded(shape: &ModelShape, parameters: u64, element: u64) -> Term {
     let count = match (element, shape.ternary) {
-        (4, Some(_)) => shape.ternary_parameters(),
+        (4, Some(_)) => shape.block_parameters(),
         (4, None) => 0,
         _ => parameters,
     };

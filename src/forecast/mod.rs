@@ -8,7 +8,6 @@
 mod fit;
 mod memory;
 
-use burn::module::Module;
 use burn::tensor::Device;
 
 pub use fit::{Shortage, available_bytes, fit};
@@ -60,7 +59,7 @@ impl Forecast {
             Some(adapter) => model.outlined(adapter, 0)?,
             None => model,
         };
-        let parameters = model.num_params() as u64;
+        let parameters = model.params();
         let trainable = model.trained_params() as u64;
         let state = Optimizer::new(&plan.optimizer).state_bytes(&model);
         let memory = Memory::new(plan, spec, parameters, state, conditions);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use burn::module::Param;
+use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor};
 
 use super::decoder::Block;
@@ -87,12 +87,13 @@ impl Decoder {
     /// The decoder of dense weights that computes what this one and its adapters do, but for
     /// rounding. Layers without an adapter stay as they are, unless they are packed.
     pub fn merged(mut self) -> Self {
-        let packed = self.spec().shape.ternary.is_some();
+        let shape = &self.spec().shape;
+        let packed = shape.ternary.is_some() || shape.blockwise.is_some();
         let layers = self.linears_mut();
         layers
             .filter(|layer| packed || layer.adapter.is_some())
             .for_each(Linear::merge);
-        self.forget_ternary();
+        self.become_dense();
         self.trained = Trained::All;
         self
     }
@@ -134,6 +135,14 @@ impl Decoder {
                 inner: visitor,
             },
         );
+    }
+
+    /// How many weights it has, adapters included; a tied head counts once, and codes count as the
+    /// weights they stand for.
+    pub fn params(&self) -> u64 {
+        let layers = self.linears().filter_map(|layer| layer.adapter.as_ref());
+        let adapters: usize = layers.map(Module::num_params).sum();
+        self.spec().shape.parameters(self.spec().vocab_size) + adapters as u64
     }
 
     /// How many numbers are trained.

@@ -189,9 +189,10 @@ impl Decoder {
         self
     }
 
-    /// Its layers have become dense.
-    pub(super) fn forget_ternary(&mut self) {
+    /// Its layers have.
+    pub(super) fn become_dense(&mut self) {
         self.spec.shape.ternary = None;
+        self.spec.shape.blockwise = None;
     }
 
     pub(super) fn block_linears(&mut self) -> impl Iterator<Item = &mut Linear> {
@@ -399,7 +400,11 @@ struct Cast {
 }
 
 impl MapParameters for Cast {
-    fn map<const D: usize>(&mut self, _path: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+    fn map<const D: usize>(&mut self, path: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        // The scales of codes stay as exact as they are.
+        if path.ends_with(".weight.scales") {
+            return param;
+        }
         let value = param.val();
         let (on_tape, trained) = (value.is_autodiff(), value.is_require_grad());
         let value = value.inner().cast(self.dtype);

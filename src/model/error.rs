@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use firebrick_kernels::blockwise::BlockwiseError;
 use firebrick_kernels::ternary::layout::LayoutError;
 
 use crate::config::{SaveDtype, SpecError};
@@ -84,6 +85,22 @@ pub enum ModelError {
         /// What is wrong with its bytes.
         source: LayoutError,
     },
+    /// Quantised weights that are no weights.
+    #[error("tensor `{name}`: {source}")]
+    Quantised {
+        /// The tensor's name in the file.
+        name: String,
+        /// What is wrong with it.
+        source: BlockwiseError,
+    },
+    /// Quantised weights that say of themselves something else than config.json.
+    #[error("tensor `{name}` {message}")]
+    QuantState {
+        /// The tensor's name in the file.
+        name: String,
+        /// What is wrong with it.
+        message: String,
+    },
     /// A file whose weights are packed in another way than its model's config.json says.
     #[error(
         "{}: its weights are packed as {named}, config.json says {expected}",
@@ -111,6 +128,9 @@ pub enum ModelError {
         /// The layer's path.
         path: String,
     },
+    /// Quantising what is quantised already.
+    #[error("the model's weights are not dense: they are in few bits already")]
+    NotDense,
     /// Packing a model of dense weights.
     #[error("the model's weights are not ternary: there is nothing to pack")]
     NotTernary,
@@ -142,7 +162,10 @@ impl ModelError {
     /// folder is 1.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::TooLong { .. } | Self::TokenizerMismatch { .. } | Self::NotTernary => 2,
+            Self::TooLong { .. }
+            | Self::TokenizerMismatch { .. }
+            | Self::NotTernary
+            | Self::NotDense => 2,
             _ => 1,
         }
     }
@@ -163,6 +186,7 @@ impl ModelError {
                 "train it with `[quantization] weights = \"ternary\"`, from scratch or from this model"
                     .to_string(),
             ),
+            Self::NotDense => Some("name the folder that it was quantised from".to_string()),
             Self::TokenizerMismatch { .. } => {
                 Some("use the tokenizer.json that the model was trained with".to_string())
             }

@@ -68,7 +68,7 @@ impl Init {
     }
 
     /// Packed weights that are to be loaded: their bytes have no random values of their own.
-    pub(super) fn words(&self, shape: [usize; 2]) -> Param<Tensor<2, Int>> {
+    pub(super) fn words<const D: usize>(&self, shape: [usize; D]) -> Param<Tensor<D, Int>> {
         Param::uninitialized(
             ParamId::new(),
             move |device, _| Tensor::zeros(shape, (device, DType::U32)),

@@ -1,16 +1,13 @@
-//! The linear layer: what its weights may be (dense, rounded to trits as they are used, or packed
-//! trits), and an adapter beside them.
+//! The linear layer: weights, which may be rounded to trits as they are used, and an adapter beside
+//! them.
 
 use burn::module::{Module, Param, ParamId};
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use firebrick_kernels::ternary::cpu::latent::{Order, pack_quantised};
-use firebrick_kernels::ternary::layout::compute;
-use firebrick_kernels::ternary::{
-    PackedShape, fake_quantize_activations, fake_quantize_weight, int8_matmul, ternary_linear,
-};
+use burn::tensor::{DType, Tensor, TensorData};
+use firebrick_kernels::ternary::{fake_quantize_activations, fake_quantize_weight, int8_matmul};
 
 use super::init::Init;
 use super::lora::{Dropout, Lora};
+use super::weight::{PackedWeight, QuantisedWeight, Weight};
 use crate::config::{LoraShape, ModelShape, Ternary};
 
 /// y = x W + b.
@@ -33,28 +30,6 @@ pub struct Linear {
     multiplies_integers: bool,
 }
 
-/// What a linear layer multiplies by.
-#[derive(Module, Debug)]
-pub enum Weight {
-    /// `[in, out]`, the layout in which the forward product and both products of the backward pass
-    /// read and write contiguous rows; files hold `[out, in]`.
-    Dense(Param<Tensor<2>>),
-    /// Trits and scales, which are not trained.
-    Packed(PackedWeight),
-}
-
-/// Ternary weights in two bits each; bytes as
-/// [`compute`](firebrick_kernels::ternary::layout::compute) has them.
-#[derive(Module, Debug)]
-pub struct PackedWeight {
-    /// `[groups of 16 outputs, words of a group]`, u32.
-    pub words: Param<Tensor<2, Int>>,
-    /// `[scales]`, f32: one, one an output, or one a group of each output.
-    pub scales: Param<Tensor<1>>,
-    #[module(skip)]
-    shape: PackedShape,
-}
-
 impl Linear {
     /// A dense layer.
     pub(super) fn new(init: &Init, path: &str, dims: [usize; 2], bias: bool, std: f64) -> Self {
@@ -68,7 +43,7 @@ impl Linear {
         }
     }
 
-    /// One of a block's layers: ternary where the shape says so.
+    /// One of a block's layers: ternary or quantised where the shape says so.
     pub(super) fn of_block(
         init: &Init,
         path: &str,
@@ -80,15 +55,10 @@ impl Linear {
         if let Some(ternary) = shape.ternary.filter(|ternary| ternary.packed.is_some()) {
             linear.weight = Weight::Packed(PackedWeight::empty(init, dims, ternary));
         }
-        linear
-    }
-
-    /// `[in, out]`.
-    pub fn dims(&self) -> [usize; 2] {
-        match &self.weight {
-            Weight::Dense(weight) => weight.lazy_shape().dims(),
-            Weight::Packed(weight) => [weight.shape.cols, weight.shape.rows],
+        if let Some(blockwise) = shape.blockwise {
+            linear.weight = Weight::Quantised(QuantisedWeight::empty(init, dims, blockwise));
         }
+        linear
     }
 
     /// `[rows, in]` -> `[rows, out]`.
@@ -166,6 +136,7 @@ impl Linear {
     fn product(&self, x: Tensor<2>) -> Tensor<2> {
         match (&self.weight, self.ternary) {
             (Weight::Packed(weight), _) => weight.product(x),
+            (Weight::Quantised(weight), _) => weight.product(x),
             (Weight::Dense(weight), Some(ternary)) => {
                 let weight = if self.is_rounded {
                     weight.val()
@@ -186,6 +157,7 @@ impl Linear {
     fn plain_product(&self, x: Tensor<2>) -> Tensor<2> {
         match &self.weight {
             Weight::Packed(weight) => weight.plain_product(x),
+            Weight::Quantised(weight) => weight.plain_product(x),
             Weight::Dense(weight) => {
                 let weight = weight.val().inner().cast(DType::F32);
                 let weight = match self.ternary {
@@ -201,7 +173,7 @@ impl Linear {
 
     /// Puts a new adapter beside the weights, which are not looked at yet.
     pub(super) fn attach(&mut self, init: &Init, path: &str, shape: LoraShape) {
-        self.adapter = Some(Lora::new(init, path, self.dims(), shape));
+        self.adapter = Some(Lora::new(init, path, self.weight.dims(), shape));
     }
 
     /// Makes an adapter that was just attached one that changes nothing.
@@ -277,12 +249,11 @@ impl Linear {
     /// Shows the weights as they are multiplied with, f32 and off the autodiff device, a few rows
     /// `[rows, out]` at a time.
     fn for_rows(&self, mut show: impl FnMut(Tensor<2>)) {
-        let weight = match (&self.weight, self.ternary) {
-            (Weight::Dense(weight), None) => return show(weight.val().inner().cast(DType::F32)),
-            (Weight::Dense(weight), Some(_)) => weight.lazy_device(),
-            (Weight::Packed(weight), _) => weight.scales.lazy_device(),
-        };
-        let ([inputs, _], device) = (self.dims(), weight.inner());
+        if let (Weight::Dense(weight), None) = (&self.weight, self.ternary) {
+            return show(weight.val().inner().cast(DType::F32));
+        }
+        let device = self.weight.lazy_device().inner();
+        let [inputs, _] = self.weight.dims();
         // Rows of the identity fetch rows of W, whatever its form.
         for first in (0..inputs).step_by(ROWS_AT_ONCE) {
             let rows = ROWS_AT_ONCE.min(inputs - first);
@@ -341,57 +312,6 @@ impl Linear {
     }
 }
 
-impl PackedWeight {
-    /// Of W' `[in, out]`.
-    fn new(rounded: Tensor<2>, ternary: Ternary) -> Self {
-        let [inputs, outputs] = rounded.dims();
-        let device = rounded.device();
-        let shape = packed_shape(inputs, outputs, ternary);
-        let values = rounded.cast(DType::F32).into_data();
-        // It is f32, and contiguous.
-        let values = values.as_slice::<f32>().expect("f32 values");
-        let dims = [outputs, inputs];
-        let packed = pack_quantised(values, dims, Order::Transposed, ternary.granularity);
-        // Any matrix that is in memory can be packed; groups were checked with the shape.
-        let (words, scales) = packed.expect("a shape that was checked").into_parts();
-        Self {
-            words: Param::initialized(ParamId::new(), words_tensor(words, shape, &device)),
-            scales: Param::initialized(ParamId::new(), scales_tensor(scales, &device)),
-            shape,
-        }
-    }
-
-    /// Of the right sizes, to be loaded.
-    fn empty(init: &Init, [inputs, outputs]: [usize; 2], ternary: Ternary) -> Self {
-        let shape = packed_shape(inputs, outputs, ternary);
-        let scales = ternary.granularity.scales(outputs, inputs);
-        Self {
-            words: init.words(words_dims(shape)),
-            scales: init.full([scales], 0.0),
-            shape,
-        }
-    }
-
-    /// `[rows, in]` -> `[rows, out]`.
-    fn product(&self, x: Tensor<2>) -> Tensor<2> {
-        ternary_linear(x, self.words.val(), self.scales.val(), self.shape)
-    }
-
-    /// The same with x as it is, off the autodiff device.
-    fn plain_product(&self, x: Tensor<2>) -> Tensor<2> {
-        let shape = PackedShape {
-            rounds_activations: false,
-            ..self.shape
-        };
-        ternary_linear(
-            x,
-            self.words.val().inner(),
-            self.scales.val().inner(),
-            shape,
-        )
-    }
-}
-
 /// Rows of a weight that are looked at at a time.
 const ROWS_AT_ONCE: usize = 64;
 
@@ -402,29 +322,4 @@ fn on_tape(value: Tensor<2>, on_tape: bool) -> Tensor<2> {
     } else {
         value
     }
-}
-
-fn packed_shape(inputs: usize, outputs: usize, ternary: Ternary) -> PackedShape {
-    PackedShape {
-        rows: outputs,
-        cols: inputs,
-        granularity: ternary.granularity,
-        rounds_activations: ternary.rounds_activations,
-    }
-}
-
-fn words_dims(shape: PackedShape) -> [usize; 2] {
-    let words = compute::words(shape.rows, shape.cols);
-    let groups = shape.rows.div_ceil(compute::BLOCK);
-    [groups, words / groups]
-}
-
-fn words_tensor(words: Vec<u32>, shape: PackedShape, device: &Device) -> Tensor<2, Int> {
-    let data = TensorData::new(words, words_dims(shape));
-    Tensor::from_data(data, (device, DType::U32))
-}
-
-fn scales_tensor(values: Vec<f32>, device: &Device) -> Tensor<1> {
-    let count = values.len();
-    Tensor::from_data(TensorData::new(values, [count]), device)
 }

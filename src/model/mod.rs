@@ -15,6 +15,7 @@ mod lora;
 mod loss;
 mod parameters;
 mod vocabulary;
+mod weight;
 
 pub use vocabulary::check_vocabulary;
 
@@ -26,7 +27,7 @@ pub(crate) use decoder::logit_chunk;
 pub use decoder::{Block, Decoder, KvCache};
 pub use error::ModelError;
 pub use layers::{Embedding, Mlp, Norm};
-pub use linear::{Linear, PackedWeight, Weight};
+pub use linear::Linear;
 pub(crate) use lora::Dropout;
 pub use lora::Lora;
 pub use loss::{TokenLoss, cross_entropy, cross_entropy_sum};
@@ -35,3 +36,4 @@ pub use parameters::{
     MapParameters, Tensors, VisitParameters, map_parameters, parameters, visit_parameters,
     with_parameters,
 };
+pub use weight::{PackedWeight, QuantisedWeight, Weight};

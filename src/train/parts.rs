@@ -1,6 +1,5 @@
 //! Data, and what follows from data and plan together.
 
-use burn::module::Module;
 use burn::tensor::Device;
 
 use super::TrainError;
@@ -50,7 +49,7 @@ impl Parts {
             Some(adapter) => model.outlined(adapter, config.seed)?,
             None => model,
         };
-        let (parameters, trainable) = (model.num_params() as u64, model.trained_params() as u64);
+        let (parameters, trainable) = (model.params(), model.trained_params() as u64);
         check_length(plan, timeline.steps())?;
         for prompt in &config.eval.sample_prompts {
             let tokens = corpus.tokenizer.encode(prompt).map_err(GenerateError::from);

@@ -9,6 +9,7 @@ use burn::tensor::{FloatDType, TensorData};
 
 use super::card::model_card;
 use super::folder::FinalRecord;
+use super::start::CHANGED_BASE;
 use super::{Evaluation, Event, Interrupt, Observer, RunFolder, StepRecord, TrainError, evaluate};
 use crate::adapter::Adapter;
 use crate::checkpoint::{BestEvaluation, CheckpointStore, Progress};
@@ -406,6 +407,12 @@ impl Trainer {
         let learned = match &self.beginning {
             Some(beginning) => learned.since(beginning)?,
             None => learned,
+        };
+        let changed = self.folder.file(CHANGED_BASE);
+        let base = if self.plan.changes_base() {
+            &changed
+        } else {
+            base
         };
         learned.write(self.folder.path(), &self.spec, base, adapter.use_rslora)?;
         Ok(())

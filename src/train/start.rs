@@ -1,15 +1,20 @@
 //! Where a run begins: a new model, a base model, or a checkpoint.
 
+use std::path::Path;
+
 use burn::tensor::Device;
 
 use super::folder::RunRecord;
 use super::{RunFolder, TrainError};
-use crate::adapter::{Adapter, pissa};
+use crate::adapter::{Adapter, pissa, quantised};
 use crate::checkpoint::Progress;
 use crate::config::{AdapterInit, DecoderSpec, Dtype, Plan};
 use crate::gradient::LossScale;
 use crate::model::{Decoder, folder as model_folder};
 use crate::optimizer::Optimizer;
+
+/// The folder of a base model whose weights are not the ones it came with, in a run folder.
+pub(super) const CHANGED_BASE: &str = "base_model";
 
 /// Where a run begins.
 pub(super) struct Start<'a> {
@@ -32,7 +37,7 @@ impl Start<'_> {
         let config = &self.plan.config;
         let device = self.device.clone().autodiff();
         let (model, beginning) = match &config.model.base_model {
-            Some(base) => self.adapted(model_folder::load_as(self.spec, base, &device)?)?,
+            Some(base) => self.of_base(base, &device)?,
             None => (Decoder::new(self.spec, config.seed, &device)?, None),
         };
         let scaled = config.model.dtype == Dtype::F16;
@@ -66,9 +71,16 @@ impl Start<'_> {
         let device = self.device.clone().autodiff();
         let (model, beginning) = match (&self.plan.adapter, &self.plan.config.model.base_model) {
             (Some(adapter), Some(base)) => {
-                let base = model_folder::load_as(self.spec, base, &device)?;
                 let saved = Adapter::from_tensors(&adapter.layers, snapshot.model);
-                let (model, beginning) = self.adapted(base)?;
+                let (model, beginning) = match self.plan.changes_base() {
+                    // Rounding has chosen it once; it is part of what was trained.
+                    true => {
+                        let base = folder.file(CHANGED_BASE);
+                        let base = model_folder::load_as(self.spec, &base, &device)?;
+                        (base.adapted(adapter, self.plan.config.seed)?, None)
+                    }
+                    false => self.of_base(base, &device)?,
+                };
                 (saved.load(model, &device)?, beginning)
             }
             _ => {
@@ -91,19 +103,34 @@ impl Start<'_> {
 
     /// A base model with new adapters, where the plan has any, and these adapters where they are not
     /// nothing to begin with. The same every time.
-    fn adapted(&self, base: Decoder) -> Result<(Decoder, Option<Adapter>), TrainError> {
-        let Some(adapter) = &self.plan.adapter else {
-            return Ok((base, None));
-        };
+    fn of_base(
+        &self,
+        folder: &Path,
+        device: &Device,
+    ) -> Result<(Decoder, Option<Adapter>), TrainError> {
         let seed = self.plan.config.seed;
-        let model = base.adapted(adapter, seed)?;
-        match adapter.init {
-            AdapterInit::Default => Ok((model, None)),
-            AdapterInit::Pissa => {
-                let (model, beginning) = pissa(model, adapter, seed)?;
-                Ok((model, Some(beginning)))
-            }
+        let Some(adapter) = &self.plan.adapter else {
+            return Ok((model_folder::load_as(self.spec, folder, device)?, None));
+        };
+        let in_files = self
+            .plan
+            .base
+            .as_ref()
+            .and_then(|base| base.shape.blockwise);
+        if let (Some(blockwise), None) = (self.spec.shape.blockwise, in_files) {
+            let plan = (adapter, seed);
+            let model = quantised(self.spec, blockwise, folder, plan, device)?;
+            return Ok((model, None));
         }
+        let model = model_folder::load_as(self.spec, folder, device)?;
+        let model = model.adapted(adapter, seed)?;
+        Ok(match adapter.init {
+            AdapterInit::Pissa => {
+                let (model, beginning) = pissa(model, adapter, seed);
+                (model, Some(beginning))
+            }
+            AdapterInit::Default | AdapterInit::Loftq => (model, None),
+        })
     }
 
     fn optimizer(&self) -> Optimizer {

@@ -28,6 +28,7 @@ pub fn tiny(architecture: Architecture) -> DecoderSpec {
             sliding_window: None,
             initializer_range: 0.2,
             ternary: None,
+            blockwise: None,
         },
         vocab_size: 13,
         eos_token_id: None,

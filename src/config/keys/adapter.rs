@@ -47,6 +47,10 @@ pub struct AdapterConfig {
     /// What the new matrices begin as.
     #[schemars(extend("x-aliases" = ["HF: init_lora_weights", "axolotl: peft_init_lora_weights"]))]
     pub init: AdapterInit,
+    /// Rounds of quantising and of taking the best low-rank correction (init = "loftq"). Default: 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100), extend("x-aliases" = ["HF: loftq_iter"]))]
+    pub loftq_iterations: Option<usize>,
     /// The second matrix learns at so many times the learning rate (LoRA+: Hayou et al., 2024, who
     /// take 16).
     #[schemars(extend("exclusiveMinimum" = 0.0, "x-aliases" = ["axolotl: loraplus_lr_ratio", "LLaMA-Factory: loraplus_lr_ratio", "loraplus_lr_ratio"]))]
@@ -70,6 +74,7 @@ impl Default for AdapterConfig {
             alpha_pattern: BTreeMap::new(),
             use_rslora: false,
             init: AdapterInit::Default,
+            loftq_iterations: None,
             lora_plus_ratio: 1.0,
             modules_to_save: Vec::new(),
         }
@@ -99,4 +104,7 @@ pub enum AdapterInit {
     /// The largest singular directions of each weight, which the base keeps the rest of (PiSSA: Meng
     /// et al., 2024).
     Pissa,
+    /// The best low-rank correction of what quantising takes from each weight (LoftQ: Li et al.,
+    /// 2023). With [quantization] in four or eight bits only.
+    Loftq,
 }

@@ -13,10 +13,12 @@ impl Checks<'_> {
     /// The adapters; none without the section, or where something in it is wrong.
     pub(super) fn adapter(
         &mut self,
-        config: &Config,
-        base: Option<&DecoderSpec>,
+        config: &mut Config,
+        model: Option<&(ModelShape, Option<DecoderSpec>)>,
     ) -> Option<AdapterPlan> {
-        let adapter = config.adapter.as_ref()?;
+        let adapter = config.adapter.as_mut()?;
+        // Without a shape something else is wrong already.
+        let (target, base) = model?;
         let Some(base) = base else {
             self.refuse(
                 &["adapter", "model.base_model"],
@@ -33,7 +35,7 @@ impl Checks<'_> {
             (layer.path.clone(), adapter.shape_of(&paths))
         });
         let shapes: BTreeMap<_, _> = shapes.collect();
-        self.init(adapter, shape);
+        self.init(adapter, target, base);
         self.fused(adapter, shape, &shapes);
         if shapes.contains_key("lm_head") && adapter.lora_dropout > 0.0 {
             self.refuse(
@@ -48,32 +50,51 @@ impl Checks<'_> {
             layers: shapes,
             saved,
             init: adapter.init,
+            loftq_iterations: adapter.loftq_iterations.unwrap_or(1),
             lora_plus_ratio: adapter.lora_plus_ratio,
         })
     }
 
     /// What begins as a part of the weights has to be able to.
-    fn init(&mut self, adapter: &AdapterConfig, shape: &ModelShape) {
-        if adapter.init != AdapterInit::Pissa {
-            return;
+    fn init(&mut self, adapter: &mut AdapterConfig, target: &ModelShape, base: &DecoderSpec) {
+        let is_loftq = adapter.init == AdapterInit::Loftq;
+        let given = adapter.loftq_iterations.is_some();
+        self.only_with(
+            given && !is_loftq,
+            "adapter.loftq_iterations",
+            "adapter.init",
+            "\"loftq\"",
+        );
+        if is_loftq {
+            adapter.loftq_iterations.get_or_insert(1);
         }
+        let name = match adapter.init {
+            AdapterInit::Default => return,
+            AdapterInit::Pissa => "pissa",
+            AdapterInit::Loftq => "loftq",
+        };
         let keys = ["adapter.init", "adapter.type"];
         if adapter.kind == AdapterKind::Dora {
             self.refuse(
                 &keys,
-                "init = \"pissa\" together with type = \"dora\" in [adapter]: the change since the \
-                 beginning would be no adapter of the base model"
-                    .to_string(),
+                format!("init = \"{name}\" together with type = \"dora\" in [adapter]"),
                 "keep one of them",
             );
         }
-        if shape.ternary.is_some() {
+        let changes = if base.shape.blockwise.is_some() {
+            Some("the base model's weights are codes already")
+        } else if target.ternary.is_some() {
+            Some("ternary weights stay as they are")
+        } else if is_loftq && target.blockwise.is_none() {
+            Some("nothing is quantised: there is nothing to correct")
+        } else {
+            None
+        };
+        if let Some(problem) = changes {
             self.refuse(
-                &keys,
-                "init = \"pissa\" in [adapter] takes a part out of the base model's weights, and \
-                 ternary weights stay as they are"
-                    .to_string(),
-                "init = \"default\"",
+                &["adapter.init", "quantization.weights", "model.base_model"],
+                format!("init = \"{name}\" in [adapter]: {problem}"),
+                "init = \"default\"; \"loftq\" goes with [quantization] of a dense base model",
             );
         }
     }

@@ -46,8 +46,7 @@ pub(super) fn resolve(
     if let Some((shape, base)) = &mut shape {
         checks.quantization(&mut config, shape, base.is_some());
     }
-    let base = shape.as_ref().and_then(|(_, base)| base.as_ref());
-    let adapter = checks.adapter(&config, base);
+    let adapter = checks.adapter(&mut config, shape.as_ref());
     let optimizer = checks.optimizer(&mut config);
     let schedule = checks.schedule(&mut config, length);
     match (length, shape) {

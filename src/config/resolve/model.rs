@@ -381,6 +381,7 @@ impl ModelShape {
             sliding_window: model.sliding_window,
             initializer_range: model.initializer_range.unwrap_or(0.02),
             ternary: None,
+            blockwise: None,
         })
     }
 

@@ -1,13 +1,15 @@
 //! `[quantization]`: which layers compute in few bits, and whether their widths allow it.
 
+use firebrick_kernels::blockwise::Format;
 use firebrick_kernels::ternary::Granularity;
 use firebrick_kernels::ternary::layout::compute::BLOCK;
 
 use super::Checks;
 use crate::config::keys::{
-    Architecture, Config, GranularityKey, GranularityName, QuantizationConfig, WeightFormat,
+    Architecture, BlockSizeKey, BlockSizeName, Config, GranularityKey, GranularityName,
+    QuantizationConfig, WeightFormat,
 };
-use crate::config::shape::{ModelShape, Ternary};
+use crate::config::shape::{BlockSize, Blockwise, ModelShape, Ternary};
 
 impl Checks<'_> {
     /// Fills in the defaults and puts what applies into `shape`, which is a base model's when
@@ -18,76 +20,163 @@ impl Checks<'_> {
         shape: &mut ModelShape,
         of_base: bool,
     ) {
+        let adapted = config.adapter.is_some();
         let keys = &mut config.quantization;
         if of_base && let Some(ternary) = shape.ternary {
-            self.agrees_with_base(keys, ternary);
+            self.agrees_with_base(keys, ternary, adapted);
         }
-        if keys.weights != Some(WeightFormat::Ternary) {
-            self.without_ternary(keys);
-            return;
+        if of_base && let Some(blockwise) = shape.blockwise {
+            self.is_of_base(keys, &QuantizationConfig::of_blocks(blockwise));
         }
+        let weights = keys.weights.unwrap_or(WeightFormat::None);
+        self.keys_of_format(keys, weights);
+        match weights {
+            WeightFormat::None => {}
+            WeightFormat::Ternary => self.ternary(keys, shape, of_base && adapted),
+            _ => self.blockwise(keys, shape, weights, adapted),
+        }
+    }
+
+    fn ternary(&mut self, keys: &mut QuantizationConfig, shape: &mut ModelShape, frozen: bool) {
         let granularity = *keys
             .granularity
             .get_or_insert(GranularityKey::Named(GranularityName::Tensor));
         let bits = *keys.activation_bits.get_or_insert(8);
         let int8_forward = *keys.int8_forward.get_or_insert(false);
         self.ternary_keys(shape, granularity, bits, int8_forward);
+        if frozen && int8_forward {
+            self.refuse(
+                &["quantization.int8_forward"],
+                "`int8_forward` in [quantization] with [adapter]: packed weights are multiplied as \
+                 integers anyway"
+                    .to_string(),
+                "remove int8_forward",
+            );
+        }
         shape.ternary = Some(Ternary {
             granularity: granularity.into(),
             rounds_activations: bits == 8,
-            packed: None,
+            packed: shape.ternary.and_then(|ternary| ternary.packed),
         });
     }
 
-    fn agrees_with_base(&mut self, keys: &mut QuantizationConfig, ternary: Ternary) {
-        let base = QuantizationConfig::of(ternary);
-        let key = |name: &str| format!("quantization.{name}");
-        if ternary.packed.is_some() {
+    /// A base model's weights as codes.
+    fn blockwise(
+        &mut self,
+        keys: &mut QuantizationConfig,
+        shape: &mut ModelShape,
+        weights: WeightFormat,
+        adapted: bool,
+    ) {
+        let name = weights.name();
+        if !adapted {
+            self.refuse(
+                &["quantization.weights"],
+                format!("weights = \"{name}\" in [quantization] without [adapter]: codes cannot be trained"),
+                "add [adapter], or remove weights",
+            );
+        }
+        if shape.ternary.is_some() {
+            self.refuse(
+                &["quantization.weights", "model.base_model"],
+                format!("weights = \"{name}\" in [quantization], but the base model's are ternary"),
+                "remove weights: a base model brings its number format",
+            );
+        }
+        let default = match weights {
+            WeightFormat::Int8 => BlockSizeKey::Named(BlockSizeName::Row),
+            _ => BlockSizeKey::Weights(64),
+        };
+        let block = *keys.block_size.get_or_insert(default);
+        let double = *keys.double_quant.get_or_insert(false);
+        let symmetric = weights != WeightFormat::Int4 || *keys.symmetric.get_or_insert(true);
+        let format = match weights {
+            WeightFormat::Nf4 => Format::Nf4,
+            WeightFormat::Fp4 => Format::Fp4,
+            WeightFormat::Int8 => Format::Int8,
+            _ if symmetric => Format::Int4Symmetric,
+            _ => Format::Int4Affine,
+        };
+        shape.blockwise = Some(Blockwise {
+            format,
+            block: match block {
+                BlockSizeKey::Named(BlockSizeName::Row) => BlockSize::Row,
+                BlockSizeKey::Weights(size) => BlockSize::Weights(size),
+            },
+            double,
+        });
+    }
+
+    fn agrees_with_base(&mut self, keys: &mut QuantizationConfig, ternary: Ternary, adapted: bool) {
+        if ternary.packed.is_some() && !adapted {
             self.refuse(
                 &["model.base_model"],
                 "base_model has packed weights: what they were rounded from is not there to be \
                  trained"
                     .to_string(),
-                "name the folder that it was exported from",
+                "name the folder that it was exported from, or add [adapter]",
             );
             return;
         }
-        let differs = [
-            (
-                "weights",
-                keys.weights.is_some() && keys.weights != base.weights,
-            ),
-            (
-                "granularity",
-                keys.granularity.is_some() && keys.granularity != base.granularity,
-            ),
+        self.is_of_base(keys, &QuantizationConfig::of(ternary));
+    }
+
+    /// What the file says of the base model's weights is what they are.
+    fn is_of_base(&mut self, keys: &mut QuantizationConfig, base: &QuantizationConfig) {
+        fn differs<T: PartialEq>(said: &Option<T>, has: &Option<T>) -> bool {
+            said.is_some() && said != has
+        }
+        let differing = [
+            ("weights", differs(&keys.weights, &base.weights)),
+            ("granularity", differs(&keys.granularity, &base.granularity)),
             (
                 "activation_bits",
-                keys.activation_bits.is_some() && keys.activation_bits != base.activation_bits,
+                differs(&keys.activation_bits, &base.activation_bits),
             ),
+            ("block_size", differs(&keys.block_size, &base.block_size)),
+            (
+                "double_quant",
+                differs(&keys.double_quant, &base.double_quant),
+            ),
+            ("symmetric", differs(&keys.symmetric, &base.symmetric)),
         ];
-        for (name, _) in differs.iter().filter(|(_, differs)| *differs) {
+        for (name, _) in differing.iter().filter(|(_, differs)| *differs) {
             self.refuse(
-                &[&key(name), "model.base_model"],
-                format!("`{name}` in [quantization] is not what the base model was trained with"),
+                &[&format!("quantization.{name}"), "model.base_model"],
+                format!("`{name}` in [quantization] is not what the base model has"),
                 &format!("remove {name}: a base model brings its number format"),
             );
         }
         *keys = QuantizationConfig {
             int8_forward: keys.int8_forward,
-            ..base
+            ..base.clone()
         };
     }
 
-    fn without_ternary(&mut self, keys: &QuantizationConfig) {
+    /// A key that the chosen weights would ignore is refused.
+    fn keys_of_format(&mut self, keys: &QuantizationConfig, weights: WeightFormat) {
+        use WeightFormat::{Fp4, Int4, Int8, Nf4, Ternary};
+        let blocks: &[WeightFormat] = &[Nf4, Fp4, Int4, Int8];
         let given = [
-            ("granularity", keys.granularity.is_some()),
-            ("activation_bits", keys.activation_bits.is_some()),
-            ("int8_forward", keys.int8_forward.is_some()),
+            ("granularity", keys.granularity.is_some(), &[Ternary][..]),
+            (
+                "activation_bits",
+                keys.activation_bits.is_some(),
+                &[Ternary],
+            ),
+            ("int8_forward", keys.int8_forward.is_some(), &[Ternary]),
+            ("block_size", keys.block_size.is_some(), blocks),
+            ("double_quant", keys.double_quant.is_some(), blocks),
+            ("symmetric", keys.symmetric.is_some(), &[Int4]),
         ];
-        for (name, given) in given {
+        for (name, given, formats) in given {
             let key = format!("quantization.{name}");
-            self.only_with(given, &key, "quantization.weights", "\"ternary\"");
+            let names: Vec<String> = formats
+                .iter()
+                .map(|format| format!("\"{}\"", format.name()))
+                .collect();
+            let useless = given && !formats.contains(&weights);
+            self.only_with(useless, &key, "quantization.weights", &names.join(" or "));
         }
     }
 
@@ -167,7 +256,41 @@ impl QuantizationConfig {
                 Granularity::Group(size) => GranularityKey::Group(size),
             }),
             activation_bits: Some(if ternary.rounds_activations { 8 } else { 0 }),
-            int8_forward: None,
+            ..Self::default()
+        }
+    }
+
+    /// The keys that say what these weights are.
+    fn of_blocks(blockwise: Blockwise) -> Self {
+        let is_int4 = matches!(blockwise.format, Format::Int4Symmetric | Format::Int4Affine);
+        Self {
+            weights: Some(match blockwise.format {
+                Format::Nf4 => WeightFormat::Nf4,
+                Format::Fp4 => WeightFormat::Fp4,
+                Format::Int4Symmetric | Format::Int4Affine => WeightFormat::Int4,
+                Format::Int8 => WeightFormat::Int8,
+            }),
+            block_size: Some(match blockwise.block {
+                BlockSize::Row => BlockSizeKey::Named(BlockSizeName::Row),
+                BlockSize::Weights(size) => BlockSizeKey::Weights(size),
+            }),
+            double_quant: Some(blockwise.double),
+            symmetric: is_int4.then_some(blockwise.format == Format::Int4Symmetric),
+            ..Self::default()
+        }
+    }
+}
+
+impl WeightFormat {
+    /// Its name in a configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            WeightFormat::None => "none",
+            WeightFormat::Ternary => "ternary",
+            WeightFormat::Nf4 => "nf4",
+            WeightFormat::Fp4 => "fp4",
+            WeightFormat::Int4 => "int4",
+            WeightFormat::Int8 => "int8",
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What fixes a decoder, its shape and its vocabulary, and how both are written in `config.json`.
 
+mod blockwise;
 mod error;
 mod fields;
 mod quantization;

@@ -1,4 +1,4 @@
-//! `quantization_config` of a config.json: ternary weights.
+//! `quantization_config` of a config.json: which kind of weights, and ternary ones.
 //!
 //! What transformers can compute is written as its `bitnet` method with online rounding: the weights
 //! in the files are those that training changes, and are rounded when they are used. Anything else
@@ -7,16 +7,16 @@
 use firebrick_kernels::ternary::Granularity;
 use serde_json::{Value, json};
 
-use super::SpecError;
 use super::fields::Fields;
+use super::{SpecError, blockwise};
 use crate::config::keys::Architecture;
-use crate::config::shape::{ModelShape, PackedLayout, Ternary};
+use crate::config::shape::{Blockwise, ModelShape, PackedLayout, Ternary};
 
 const FIELD: &str = "quantization_config";
 const WITHIN: &str = "quantization_config.";
 
 /// Its method for ternary weights that transformers does not have.
-const OWN: &str = "firebrick";
+pub(super) const OWN: &str = "firebrick";
 
 const OWN_FIELDS: [&str; 5] = [
     "quant_method",
@@ -26,15 +26,23 @@ const OWN_FIELDS: [&str; 5] = [
     "layout",
 ];
 
+/// Ternary weights, or blockwise ones.
+type Quantization = (Option<Ternary>, Option<Blockwise>);
+
 impl Fields<'_> {
-    pub(super) fn ternary(&self, family: Architecture) -> Result<Option<Ternary>, SpecError> {
+    pub(super) fn quantization(&self, family: Architecture) -> Result<Quantization, SpecError> {
         let Some(quantization) = self.inner(FIELD, WITHIN)? else {
-            return Ok(None);
+            return Ok((None, None));
         };
+        let is_ternary = quantization.get("weights") == Some(&json!("ternary"));
+        let ternary = |ternary| (Some(ternary), None);
+        let blockwise = |blockwise| (None, Some(blockwise));
         match quantization.text("quant_method")? {
+            "bitsandbytes" => quantization.bitsandbytes(family).map(blockwise),
+            OWN if !is_ternary => quantization.own_blockwise(family).map(blockwise),
             _ if family == Architecture::Gpt2 => Err(self.unsupported(FIELD)),
-            "bitnet" if family != Architecture::Phi3 => quantization.online_bitnet().map(Some),
-            OWN => quantization.own().map(Some),
+            "bitnet" if family != Architecture::Phi3 => quantization.online_bitnet().map(ternary),
+            OWN => quantization.own().map(ternary),
             _ => Err(quantization.unsupported("quant_method")),
         }
     }
@@ -64,7 +72,6 @@ impl Fields<'_> {
         if let Some(unknown) = self.names().find(|name| !OWN_FIELDS.contains(name)) {
             return Err(self.unsupported(unknown));
         }
-        self.require("weights", &json!("ternary"))?;
         let granularity = match self.get("granularity") {
             Some(Value::String(name)) if name == "tensor" => Granularity::Tensor,
             Some(Value::String(name)) if name == "row" => Granularity::Row,
@@ -93,6 +100,9 @@ impl Fields<'_> {
 
 /// The object in a config.json; none for dense weights.
 pub(super) fn write(shape: &ModelShape) -> Option<Value> {
+    if let Some(quantised) = shape.blockwise {
+        return Some(blockwise::write(shape, quantised));
+    }
     let ternary = shape.ternary?;
     // Transformers rounds phi3's fused matrices with one scale for all parts.
     let is_theirs = ternary.granularity == Granularity::Tensor

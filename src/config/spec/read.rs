@@ -121,6 +121,7 @@ impl Fields<'_> {
         let heads = self.count("num_attention_heads")?;
         let layers = self.count("num_hidden_layers")?;
         let (rope_theta, rope_scaling) = self.rope(family)?;
+        let (ternary, blockwise) = self.quantization(family.architecture)?;
         let shape = ModelShape {
             architecture: family.architecture,
             hidden_size,
@@ -144,7 +145,8 @@ impl Fields<'_> {
             rope_scaling,
             sliding_window: self.window(family, layers)?,
             initializer_range: self.positive_or("initializer_range", 0.02)?,
-            ternary: self.ternary(family.architecture)?,
+            ternary,
+            blockwise,
         };
         self.spec(shape, family.bos, family.eos)
     }
@@ -158,6 +160,7 @@ impl Fields<'_> {
         }
         let hidden_size = self.count("n_embd")?;
         let heads = self.count("n_head")?;
+        let (ternary, blockwise) = self.quantization(Architecture::Gpt2)?;
         let shape = ModelShape {
             architecture: Architecture::Gpt2,
             hidden_size,
@@ -179,7 +182,8 @@ impl Fields<'_> {
             rope_scaling: None,
             sliding_window: None,
             initializer_range: self.positive_or("initializer_range", 0.02)?,
-            ternary: self.ternary(Architecture::Gpt2)?,
+            ternary,
+            blockwise,
         };
         self.spec(shape, Some(50256), Some(50256))
     }

@@ -8,7 +8,9 @@
 use std::collections::HashSet;
 
 use burn::tensor::TensorData;
+use firebrick_kernels::blockwise::Quantised;
 
+use super::blockwise::{self, Matrix};
 use super::packed;
 use super::tensors::floats;
 use crate::config::{Architecture, DecoderSpec, ModelShape, PackedLayout, Ternary};
@@ -120,6 +122,7 @@ pub(crate) fn some_own_tensors(
 fn dense(spec: &DecoderSpec) -> DecoderSpec {
     let mut dense = spec.clone();
     dense.shape.ternary = None;
+    dense.shape.blockwise = None;
     dense
 }
 
@@ -176,7 +179,9 @@ impl Source for Tensors {
 pub(super) fn own_tensors(
     spec: &DecoderSpec,
     mut source: impl Source,
+    mut quantiser: Option<&mut Quantiser>,
 ) -> Result<Tensors, ModelError> {
+    let quantised = blockwise::matrices(spec);
     for tensor in table(spec) {
         match source.shape(&tensor.name) {
             None if tensor.layout == Layout::Zeros => {}
@@ -191,7 +196,19 @@ pub(super) fn own_tensors(
             Some(_) => {}
         }
     }
-    check_the_rest(spec, &source)?;
+    for (name, expected) in quantised.iter().flat_map(Matrix::tensors) {
+        let Some(found) = source.shape(&name) else {
+            return Err(missing(&name));
+        };
+        if let Some(expected) = expected.filter(|expected| *expected != found) {
+            return Err(ModelError::TensorMismatch {
+                name,
+                expected: format!("{expected:?}"),
+                found: format!("{found:?}"),
+            });
+        }
+    }
+    check_the_rest(spec, &quantised, &source)?;
     let mut own = Tensors::new();
     for tensor in table(spec) {
         if tensor.layout == Layout::Zeros && source.shape(&tensor.name).is_none() {
@@ -209,24 +226,44 @@ pub(super) fn own_tensors(
             let name = tensor.name;
             return Err(ModelError::NegativeScale { name, value });
         }
-        tensor.unpack(values, &mut own)?;
+        match &mut quantiser {
+            Some(quantiser) if tensor.is_linear() => {
+                tensor.quantise(values, quantiser, &mut own)?
+            }
+            _ => tensor.unpack(values, &mut own)?,
+        }
+    }
+    for matrix in &quantised {
+        matrix.read(&mut source, &mut own)?;
     }
     Ok(own)
 }
 
+/// Makes codes of the weights `[out, in]`, row after row, of the layer at a path.
+pub type Quantiser<'a> = dyn FnMut(&str, &[f32], [usize; 2]) -> Result<Quantised, ModelError> + 'a;
+
 /// A model's files out of our parameters.
 pub(super) fn file_tensors(spec: &DecoderSpec, mut own: Tensors) -> Tensors {
-    table(spec)
-        .map(|tensor| {
-            let data = tensor.pack(&mut own);
-            (tensor.name, data)
-        })
-        .collect()
+    let mut files = Tensors::new();
+    for tensor in table(spec) {
+        let data = tensor.pack(&mut own);
+        files.insert(tensor.name, data);
+    }
+    for matrix in blockwise::matrices(spec) {
+        matrix.write(&mut own, &mut files);
+    }
+    files
 }
 
 /// Tensors in the files that are not in the table.
-fn check_the_rest(spec: &DecoderSpec, source: &impl Source) -> Result<(), ModelError> {
-    let known: HashSet<String> = table(spec).map(|tensor| tensor.name).collect();
+fn check_the_rest(
+    spec: &DecoderSpec,
+    quantised: &[Matrix],
+    source: &impl Source,
+) -> Result<(), ModelError> {
+    let mut known: HashSet<String> = table(spec).map(|tensor| tensor.name).collect();
+    let codes = quantised.iter().flat_map(Matrix::tensors);
+    known.extend(codes.map(|(name, _)| name));
     for name in source.names() {
         if known.contains(&name) || is_derived(&name, spec.shape.architecture) {
             continue;
@@ -336,7 +373,7 @@ fn rotary_layer(shape: &ModelShape, layer: usize) -> Vec<FileTensor> {
         for ((path, outputs), inputs) in all {
             table.extend(packed_matrix(&ours, path, [*outputs, inputs], ternary));
         }
-    } else {
+    } else if shape.blockwise.is_none() {
         table.push(matrix("self_attn.o_proj", queries, &out));
         table.push(matrix("mlp.down_proj", ffn, &down));
         if shape.architecture == Architecture::Phi3 {
@@ -393,7 +430,9 @@ fn gpt2_layer(shape: &ModelShape, layer: usize) -> Vec<FileTensor> {
             .map(|(path, width)| (format!("layers.{layer}.{path}"), *width))
             .collect();
         let ours: Vec<(&str, usize)> = ours.iter().map(|(path, w)| (path.as_str(), *w)).collect();
-        table.push(columns(format!("{module}.weight"), input, &ours, "weight"));
+        if input == 0 || shape.blockwise.is_none() {
+            table.push(columns(format!("{module}.weight"), input, &ours, "weight"));
+        }
         table.push(gpt2_bias(shape, &module, &ours));
     }
     table
@@ -433,9 +472,10 @@ fn packed_matrix(prefix: &str, path: &str, dims: [usize; 2], ternary: Ternary) -
 const SCALE: &str = "_scale";
 
 /// Whether a tensor is f32 in files whatever the other weights are rounded to.
-pub(super) fn is_exact(spec: &DecoderSpec, name: &str) -> bool {
+pub(crate) fn is_exact(spec: &DecoderSpec, name: &str) -> bool {
     let packed = spec.shape.ternary.and_then(|ternary| ternary.packed);
-    packed.is_some() && name.ends_with(SCALE)
+    let is_quantised = spec.shape.blockwise.is_some();
+    packed.is_some() && name.ends_with(SCALE) || is_quantised && blockwise::is_scale(name)
 }
 
 fn same(name: &str, path: &str, shape: &[usize]) -> FileTensor {
@@ -485,6 +525,44 @@ impl FileTensor {
         self.parts
             .first()
             .map_or_else(String::new, |(path, _)| path.clone())
+    }
+
+    /// Whether it holds the weights of a block's linear layers.
+    fn is_linear(&self) -> bool {
+        let path = self.path();
+        path.starts_with("layers.") && path.ends_with("_proj.weight")
+    }
+
+    /// Its values as codes of its parts. `values` has as many elements as `shape`.
+    fn quantise(
+        self,
+        values: Vec<f32>,
+        quantiser: &mut Quantiser,
+        own: &mut Tensors,
+    ) -> Result<(), ModelError> {
+        let path = |path: &str| path.trim_end_matches(".weight").to_string();
+        let mut quantise = |name: &str, weights: &[f32], dims| {
+            let quantised = quantiser(&path(name), weights, dims)?;
+            blockwise::put(name, quantised.operands(), own);
+            Ok(())
+        };
+        if self.layout == Layout::Transposed {
+            let inputs = self.shape[1];
+            let mut start = 0;
+            return self.parts.iter().try_for_each(|(name, outputs)| {
+                let rows = &values[start * inputs..(start + outputs) * inputs];
+                start += outputs;
+                quantise(name, rows, [*outputs, inputs])
+            });
+        }
+        let mut parts = Tensors::new();
+        self.unpack(values, &mut parts)?;
+        for (name, data) in parts {
+            let dims = [data.shape().as_slice()[0], data.shape().as_slice()[1]];
+            let turned = transpose(&floats(data), dims[0], dims[1]);
+            quantise(&name, &turned, [dims[1], dims[0]])?;
+        }
+        Ok(())
     }
 
     /// Its values as parameters of ours. `values` has as many elements as `shape`.

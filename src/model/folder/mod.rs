@@ -2,19 +2,23 @@
 //! that `model.safetensors.index.json` lists.
 //!
 //! Files name and lay out tensors as each family's class in transformers does (`layout`); in memory
-//! all families have LLaMA's names. Files are mapped and turned into f32 tensor by tensor
-//! (`mapped`), so that loading takes the model's own memory and one tensor more.
+//! all families have LLaMA's names. Files are read and turned into f32, or into codes (`blockwise`),
+//! tensor by tensor (`weight_files`), so that loading takes the model's own memory and one tensor more.
 
+mod blockwise;
 mod layout;
-mod mapped;
 mod packed;
 mod tensors;
+mod weight_files;
 mod write;
 
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
+use firebrick_kernels::blockwise::{Quantised, quantise};
 
+pub use layout::Quantiser;
+pub(crate) use layout::is_exact as is_scale;
 pub(crate) use layout::{FileLinear, file_linears, some_file_tensors, some_own_tensors, transpose};
 pub(crate) use tensors::read_float_tensors;
 pub use tensors::{
@@ -23,8 +27,9 @@ pub use tensors::{
 pub use write::{SaveOptions, save};
 
 use super::{Decoder, DecoderSpec, ModelError, Tensors, parameters, with_parameters};
+use crate::config::Blockwise;
 pub use crate::config::CONFIG_JSON as CONFIG;
-use mapped::WeightFiles;
+use weight_files::WeightFiles;
 
 /// The file name of weights that are in one file.
 pub const WEIGHTS: &str = "model.safetensors";
@@ -49,8 +54,41 @@ pub fn load_as(spec: &DecoderSpec, folder: &Path, device: &Device) -> Result<Dec
     // What the files hold is known, and right, before memory is taken for it.
     let files = WeightFiles::open(folder)?;
     files.check_layout(spec.shape.ternary.and_then(|ternary| ternary.packed))?;
-    let own = layout::own_tensors(spec, files)?;
+    let own = layout::own_tensors(spec, files, None)?;
     build(spec, own, device)
+}
+
+/// Loads the dense weights of a folder as codes: those of the blocks' linear layers pass through
+/// `quantiser` one tensor after the other, so that no more than one of them is dense at a time.
+/// `spec` is what to build, its shape with `blockwise`.
+///
+/// # Errors
+/// As [`load`], and the quantiser's.
+pub fn load_quantising(
+    spec: &DecoderSpec,
+    folder: &Path,
+    device: &Device,
+    quantiser: &mut Quantiser,
+) -> Result<Decoder, ModelError> {
+    spec.check()?;
+    let files = WeightFiles::open(folder)?;
+    let mut dense = spec.clone();
+    dense.shape.blockwise = None;
+    let own = layout::own_tensors(&dense, files, Some(quantiser))?;
+    build(spec, own, device)
+}
+
+/// The [`Quantiser`] that makes codes of weights as they are.
+pub fn quantiser(
+    blockwise: Blockwise,
+) -> impl FnMut(&str, &[f32], [usize; 2]) -> Result<Quantised, ModelError> {
+    move |path, weights, [outputs, inputs]| {
+        let shape = blockwise.of_matrix([inputs, outputs]);
+        quantise(weights, shape).map_err(|source| ModelError::Quantised {
+            name: path.to_string(),
+            source,
+        })
+    }
 }
 
 /// Reads `config.json` alone.
@@ -80,7 +118,7 @@ pub fn read_config(folder: &Path) -> Result<DecoderSpec, ModelError> {
 /// A missing file, or an index that is not one.
 pub fn files(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
     let mut files = vec![folder.join(CONFIG)];
-    files.extend(mapped::weight_paths(folder)?);
+    files.extend(weight_files::weight_paths(folder)?);
     Ok(files)
 }
 
@@ -99,7 +137,7 @@ pub fn decoder_from_hf(
     device: &Device,
 ) -> Result<Decoder, ModelError> {
     spec.check()?;
-    build(spec, layout::own_tensors(spec, tensors)?, device)
+    build(spec, layout::own_tensors(spec, tensors, None)?, device)
 }
 
 fn build(spec: &DecoderSpec, own: Tensors, device: &Device) -> Result<Decoder, ModelError> {

@@ -75,30 +75,34 @@ pub(crate) fn read_float_tensors(path: &Path) -> Result<Tensors, ModelError> {
     let bytes = fs::read(path).map_err(ModelError::io(path))?;
     let file = SafeTensors::deserialize(&bytes).map_err(malformed(path))?;
     let tensors = file.iter().map(|(name, view)| {
-        let values = as_f32(name, view.dtype(), view.data())?;
+        let mut values = Vec::with_capacity(view.shape().iter().product());
+        as_f32(name, view.dtype(), view.data(), &mut values)?;
         let data = TensorData::new(values, view.shape().to_vec());
         Ok((name.to_string(), data))
     });
     tensors.collect()
 }
 
-/// The values of a tensor's bytes.
-pub(super) fn as_f32(name: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>, ModelError> {
+/// Adds the values of some of a tensor's bytes, whole elements, to `values`.
+pub(super) fn as_f32(
+    name: &str,
+    dtype: Dtype,
+    bytes: &[u8],
+    values: &mut Vec<f32>,
+) -> Result<(), ModelError> {
     let pairs = || {
         bytes
             .chunks_exact(2)
             .map(|b| u16::from_le_bytes([b[0], b[1]]))
     };
-    Ok(match dtype {
-        Dtype::F32 => bytes
-            .chunks_exact(4)
-            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-            .collect(),
+    match dtype {
+        Dtype::F32 => {
+            let words = bytes.chunks_exact(4);
+            values.extend(words.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
+        }
         // bf16 is the upper half of an f32.
-        Dtype::BF16 => pairs()
-            .map(|bits| f32::from_bits(u32::from(bits) << 16))
-            .collect(),
-        Dtype::F16 => pairs().map(|bits| f16::from_bits(bits).to_f32()).collect(),
+        Dtype::BF16 => values.extend(pairs().map(|bits| f32::from_bits(u32::from(bits) << 16))),
+        Dtype::F16 => values.extend(pairs().map(|bits| f16::from_bits(bits).to_f32())),
         other => {
             return Err(ModelError::TensorMismatch {
                 name: name.to_string(),
@@ -106,7 +110,8 @@ pub(super) fn as_f32(name: &str, dtype: Dtype, bytes: &[u8]) -> Result<Vec<f32>,
                 found: format!("{other:?}"),
             });
         }
-    })
+    }
+    Ok(())
 }
 
 /// Writes f32 tensors as one safetensors file, atomically.

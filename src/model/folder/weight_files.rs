@@ -1,12 +1,15 @@
-//! The weights of a folder, mapped: one file, or the shards an index names.
+//! The weights of a folder: one file, or the shards an index names.
 //!
 //! Nothing is believed before it is checked: the index may name only plain files of this folder,
 //! each tensor must be in exactly the shard the index puts it in, and offsets, shapes and sizes are
 //! verified by `safetensors` against the length of the file.
+//!
+//! Files are mapped to read their headers. Tensors are read a piece at a time: the pages of a map would
+//! count as this process's memory, and a file that is cut short meanwhile would end it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Component, Path, PathBuf};
 
 use memmap2::Mmap;
@@ -28,9 +31,9 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-/// Mapped files and where in them each tensor lies.
+/// Files and where in them each tensor lies.
 pub(super) struct WeightFiles {
-    files: Vec<(PathBuf, Mmap)>,
+    files: Vec<(PathBuf, File)>,
     tensors: HashMap<String, Place>,
     /// What headers name as the layout of packed weights.
     layouts: Vec<(PathBuf, String)>,
@@ -97,7 +100,7 @@ impl WeightFiles {
         path: PathBuf,
         accept: impl Fn(&str) -> Result<(), ModelError>,
     ) -> Result<(), ModelError> {
-        let map = map(&path).map_err(ModelError::io(&path))?;
+        let (file, map) = map(&path).map_err(ModelError::io(&path))?;
         let (header, metadata) = SafeTensors::read_metadata(&map).map_err(malformed(&path))?;
         // The data begins after the header and the eight bytes of its length.
         let data = header + 8;
@@ -116,7 +119,29 @@ impl WeightFiles {
         if let Some(layout) = named.and_then(|names| names.get(packed::NAME_OF_LAYOUT)) {
             self.layouts.push((path.clone(), layout.clone()));
         }
-        self.files.push((path, map));
+        self.files.push((path, file));
+        Ok(())
+    }
+
+    /// Shows the bytes of a tensor, so many whole elements at a time.
+    fn pieces(
+        &self,
+        place: &Place,
+        mut show: impl FnMut(&[u8]) -> Result<(), ModelError>,
+    ) -> Result<(), ModelError> {
+        let (path, file) = &self.files[place.file];
+        let mut file = file;
+        let mut left = place.end - place.start;
+        let mut piece = vec![0; left.min(PIECE)];
+        let io = ModelError::io;
+        file.seek(SeekFrom::Start(place.start as u64))
+            .map_err(io(path))?;
+        while left > 0 {
+            let count = left.min(PIECE);
+            file.read_exact(&mut piece[..count]).map_err(io(path))?;
+            show(&piece[..count])?;
+            left -= count;
+        }
         Ok(())
     }
 
@@ -152,13 +177,19 @@ impl Source for WeightFiles {
                 found: format!("{:?}", place.dtype),
             });
         }
-        Ok(self.files[place.file].1[place.start..place.end].to_vec())
+        let mut bytes = Vec::with_capacity(place.end - place.start);
+        self.pieces(place, |piece| {
+            bytes.extend_from_slice(piece);
+            Ok(())
+        })?;
+        Ok(bytes)
     }
 
     fn values(&self, name: &str) -> Result<Vec<f32>, ModelError> {
         let place = self.tensors.get(name).ok_or_else(|| is_missing(name))?;
-        let bytes = &self.files[place.file].1[place.start..place.end];
-        as_f32(name, place.dtype, bytes)
+        let mut values = Vec::with_capacity(place.shape.iter().product());
+        self.pieces(place, |piece| as_f32(name, place.dtype, piece, &mut values))?;
+        Ok(values)
     }
 }
 
@@ -223,10 +254,14 @@ fn regular(path: &Path) -> std::io::Result<()> {
 }
 
 #[allow(unsafe_code)]
-fn map(path: &Path) -> std::io::Result<Mmap> {
+fn map(path: &Path) -> std::io::Result<(File, Mmap)> {
     regular(path)?;
     let file = File::open(path)?;
-    // SAFETY: a map is undefined behaviour only if the file changes under it. Weights are read once,
-    // at the start; our own are renamed into place when complete and never written to again.
-    unsafe { Mmap::map(&file) }
+    // SAFETY: a map is undefined behaviour only if the file changes under it. It is held while the
+    // header is read; our own files are renamed into place when complete and never written to again.
+    let map = unsafe { Mmap::map(&file) }?;
+    Ok((file, map))
 }
+
+/// Bytes of a tensor that are read at a time: a multiple of every element's size.
+const PIECE: usize = 1 << 20;
