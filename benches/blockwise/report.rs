@@ -103,7 +103,10 @@ impl Round {
         };
         let both = |who: &str| Some(seconds(&format!("{who} y"))? + seconds(&format!("{who} dx"))?);
         let dense = both("dense f32");
-        let formats = self.rows.iter().filter_map(|row| row.who.strip_suffix(" dx"));
+        let formats = self
+            .rows
+            .iter()
+            .filter_map(|row| row.who.strip_suffix(" dx"));
         formats
             .filter(|who| *who != "dense f32")
             .filter_map(|who| Some((who, both(who)? / dense?)))
