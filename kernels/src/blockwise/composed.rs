@@ -72,8 +72,7 @@ fn dequantised<B: Backend>(
         let count = shape.side_words() - shape.scale_code_words();
         let zeros = parts::<B>(B::int_reshape(zeros, Shape::new([count, 1])), 4, 8, 1);
         let zeros = B::int_reshape(zeros, Shape::new([8 * count]));
-        let zeros = B::int_slice(zeros, &[Slice::from(0..blocks)]);
-        let zeros = B::int_into_float(zeros, FloatDType::F32);
+        let zeros = by_blocks::<B>(B::int_into_float(zeros, FloatDType::F32), shape);
         let zeros = B::float_reshape(zeros, Shape::new([blocks, 1]));
         weights = B::float_sub(weights, B::float_expand(zeros, blocked.clone()));
     }
@@ -118,7 +117,7 @@ fn expanded<B: Backend>(
 ) -> FloatTensor<B> {
     let scales = B::float_cast(scales, FloatDType::F32);
     if !shape.double {
-        return scales;
+        return by_blocks::<B>(scales, shape);
     }
     let (blocks, groups, words) = (
         shape.blocks(),
@@ -128,8 +127,7 @@ fn expanded<B: Backend>(
     let codes = B::int_slice(side, &[Slice::from(0..words)]);
     let codes = parts::<B>(B::int_reshape(codes, Shape::new([words, 1])), 8, 4, 1);
     let codes = B::int_reshape(codes, Shape::new([4 * words]));
-    let codes = B::int_slice(codes, &[Slice::from(0..blocks)]);
-    let levels = looked_up::<B>(&*DYNAMIC_MAP, codes, device);
+    let levels = by_blocks::<B>(looked_up::<B>(&*DYNAMIC_MAP, codes, device), shape);
     let levels = padded::<B>(levels, groups * SCALE_BLOCK - blocks, device);
     let grouped = Shape::new([groups, SCALE_BLOCK]);
     let of_groups = B::float_slice(scales.clone(), &[Slice::from(0..groups)]);
@@ -144,6 +142,19 @@ fn expanded<B: Backend>(
         Shape::new([groups * SCALE_BLOCK]),
     );
     B::float_slice(scales, &[Slice::from(0..blocks)])
+}
+
+/// Of values by places, and perhaps others behind them, those of blocks in their order.
+fn by_blocks<B: Backend>(values: FloatTensor<B>, shape: BlockwiseShape) -> FloatTensor<B> {
+    let values = B::float_slice(values, &[Slice::from(0..shape.places())]);
+    let Some(per_row) = shape.blocks_per_row() else {
+        return values;
+    };
+    let groups = shape.row_groups();
+    let values = B::float_reshape(values, Shape::new([groups, per_row, BLOCK]));
+    let values = B::float_swap_dims(values, 1, 2);
+    let values = B::float_reshape(values, Shape::new([groups * BLOCK * per_row]));
+    B::float_slice(values, &[Slice::from(0..shape.blocks())])
 }
 
 /// So many zeros behind values `[n]`.

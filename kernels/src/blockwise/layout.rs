@@ -12,10 +12,12 @@
 //!
 //! | | scales | side |
 //! |---|---|---|
-//! | single | one for each block | |
-//! | double | one for each 256 scales, then the mean | codes of scales, four a word |
-//! | `int4-affine` | | then zero points, eight a word, each kind from a new word on |
+//! | single | one for each place of a block | |
+//! | double | one for each 256 blocks, then the mean | codes of scales, one for each place, four a word |
+//! | `int4-affine` | | then zero points, one for each place, eight a word, from a new word on |
 //!
+//! Where rows are whole blocks of a multiple of 16 columns, the places of 16 rows' blocks of the same columns follow
+//! each other, as their words do; rows that pad the matrix have places too. Other blocks have the places of their order.
 //! Where nothing is in `side` it is one word of 0, since devices dislike tensors of nothing.
 
 use std::borrow::Cow;
@@ -54,19 +56,44 @@ impl BlockwiseShape {
         self.row_groups() * self.words_per_group()
     }
 
+    /// Blocks of a row, where rows are whole blocks of a multiple of 16 columns.
+    pub(super) fn blocks_per_row(&self) -> Option<usize> {
+        let whole = self.cols > 0 && self.block.is_multiple_of(BLOCK);
+        (whole && self.cols.is_multiple_of(self.block)).then(|| self.cols / self.block)
+    }
+
+    /// Places of blocks.
+    pub(super) fn places(&self) -> usize {
+        match self.blocks_per_row() {
+            Some(per_row) => self.row_groups() * BLOCK * per_row,
+            None => self.blocks(),
+        }
+    }
+
+    /// The place of a block.
+    pub(super) fn place(&self, block: usize) -> usize {
+        match self.blocks_per_row() {
+            Some(per_row) => {
+                let (row, col) = (block / per_row, block % per_row);
+                (row / BLOCK * per_row + col) * BLOCK + row % BLOCK
+            }
+            None => block,
+        }
+    }
+
     /// Scales that products are given.
     pub fn scales(&self) -> usize {
         if self.double {
             self.scale_blocks() + 1
         } else {
-            self.blocks()
+            self.places()
         }
     }
 
     /// Words of codes of scales.
     pub(super) fn scale_code_words(&self) -> usize {
         if self.double {
-            self.blocks().div_ceil(4)
+            self.places().div_ceil(4)
         } else {
             0
         }
@@ -74,7 +101,7 @@ impl BlockwiseShape {
 
     fn zero_words(&self) -> usize {
         if self.format.has_zero_points() {
-            self.blocks().div_ceil(8)
+            self.places().div_ceil(8)
         } else {
             0
         }
@@ -134,6 +161,25 @@ pub struct BlockwiseView<'a> {
     side: &'a [u32],
 }
 
+/// Scales in eight bits.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct DoubleScales<'a> {
+    /// Four a word, by places.
+    pub codes: &'a [u32],
+    /// Of 256 blocks each.
+    pub scales: &'a [f32],
+    pub mean: f32,
+}
+
+impl DoubleScales<'_> {
+    /// The scale of a block, whose code has a place.
+    #[inline(always)]
+    fn expand(&self, map: &[f32; 256], place: usize, block: usize) -> f32 {
+        let code = (self.codes[place / 4] >> (8 * (place % 4))) as u8;
+        double::expand(map, code, self.scales[block / SCALE_BLOCK], self.mean)
+    }
+}
+
 impl<'a> BlockwiseView<'a> {
     /// Checks that the slices have the lengths that the shape asks for. Their values are not looked at: any give some
     /// product.
@@ -170,38 +216,62 @@ impl<'a> BlockwiseView<'a> {
         &self.words[group * size..][..size]
     }
 
-    /// Every block's scale in f32.
+    /// Every place's scale in f32. Rows that pad the matrix have any.
     pub(super) fn expanded_scales(&self) -> Cow<'a, [f32]> {
-        if !self.shape.double {
+        let Some(double) = self.double_scales() else {
             return Cow::Borrowed(self.scales);
+        };
+        let (shape, map) = (self.shape, &*DYNAMIC_MAP);
+        let mut scales = vec![0.0; shape.places()];
+        match shape.blocks_per_row() {
+            None => {
+                for (block, scale) in scales.iter_mut().enumerate() {
+                    *scale = double.expand(map, block, block);
+                }
+            }
+            Some(per_row) => {
+                let groups = scales.chunks_mut(BLOCK * per_row).enumerate();
+                groups.for_each(|(group, scales)| {
+                    for lane in 0..BLOCK.min(shape.rows - group * BLOCK) {
+                        let first = (group * BLOCK + lane) * per_row;
+                        for (col, scale) in scales[lane..].iter_mut().step_by(BLOCK).enumerate() {
+                            let place = (group * per_row + col) * BLOCK + lane;
+                            *scale = double.expand(map, place, first + col);
+                        }
+                    }
+                });
+            }
         }
-        let mut scales = vec![0.0; self.shape.blocks()];
-        self.expand_scales(0, &mut scales);
         Cow::Owned(scales)
     }
 
-    /// The scales of blocks from `first` on.
-    pub(super) fn expand_scales(&self, first: usize, out: &mut [f32]) {
-        let Some((mean, block_scales)) = self.scales.split_last().filter(|_| self.shape.double)
-        else {
-            out.copy_from_slice(&self.scales[first..][..out.len()]);
-            return;
-        };
-        let map = &*DYNAMIC_MAP;
-        for (out, block) in out.iter_mut().zip(first..) {
-            let code = (self.side[block / 4] >> (8 * (block % 4))) as u8;
-            *out = double::expand(map, code, block_scales[block / SCALE_BLOCK], *mean);
-        }
+    /// What scales are made of, where they are in eight bits.
+    pub(super) fn double_scales(&self) -> Option<DoubleScales<'a>> {
+        let (mean, scales) = self.scales.split_last()?;
+        self.shape.double.then_some(DoubleScales {
+            codes: self.side,
+            scales,
+            mean: *mean,
+        })
     }
 
-    /// The zero point of a block: 0 where the format has none.
-    pub(super) fn zero_point(&self, block: usize) -> u8 {
+    /// Every place's scale, where they are in f32.
+    pub(super) fn single_scales(&self) -> &'a [f32] {
+        self.scales
+    }
+
+    /// The zero point of a place: 0 where the format has none.
+    pub(super) fn zero_point(&self, place: usize) -> u8 {
         if self.shape.format.has_zero_points() {
-            let word = self.side[self.shape.scale_code_words() + block / 8];
-            (word >> (4 * (block % 8))) as u8 & 15
+            (self.zero_words()[place / 8] >> (4 * (place % 8))) as u8 & 15
         } else {
             0
         }
+    }
+
+    /// Zero points by places, eight a word.
+    pub(super) fn zero_words(&self) -> &'a [u32] {
+        &self.side[self.shape.scale_code_words()..]
     }
 
     /// The code of a weight.
@@ -230,19 +300,18 @@ impl<'a> BlockwiseView<'a> {
             pack_halves(&codes, shape.format.code_of_zero(), &mut bytes);
             bytes
         };
-        let scales = match self.scales.split_last().filter(|_| shape.double) {
-            Some((offset, scales)) => Scales::Double {
-                codes: (0..shape.blocks())
-                    .map(|block| self.side[block / 4].to_le_bytes()[block % 4])
+        let places = (0..shape.blocks()).map(|block| shape.place(block));
+        let scales = match self.double_scales() {
+            Some(double) => Scales::Double {
+                codes: (places.clone())
+                    .map(|place| double.codes[place / 4].to_le_bytes()[place % 4])
                     .collect(),
-                scales: scales.to_vec(),
-                offset: *offset,
+                scales: double.scales.to_vec(),
+                offset: double.mean,
             },
-            None => Scales::Single(self.scales.to_vec()),
+            None => Scales::Single(places.clone().map(|place| self.scales[place]).collect()),
         };
-        let zeros: Vec<u8> = (0..shape.blocks())
-            .map(|block| self.zero_point(block))
-            .collect();
+        let zeros: Vec<u8> = places.map(|place| self.zero_point(place)).collect();
         let mut zero_bytes = vec![0; shape.zero_bytes()];
         if shape.format.has_zero_points() {
             pack_halves(&zeros, 0, &mut zero_bytes);
@@ -261,7 +330,7 @@ impl Quantised {
             groups.for_each(|(group, words)| self.pack_group(group, words));
         }
         let (scales, mut side) = match self.scales() {
-            Scales::Single(scales) => (scales.clone(), Vec::new()),
+            Scales::Single(scales) => (placed(&shape, |block| scales[block]), Vec::new()),
             Scales::Double {
                 codes,
                 scales,
@@ -269,12 +338,13 @@ impl Quantised {
             } => {
                 let mut scales = scales.clone();
                 scales.push(*offset);
-                (scales, pack_words::<4>(codes.iter().copied(), 8))
+                let codes = placed(&shape, |block| codes[block]);
+                (scales, pack_words::<4>(&codes, 8))
             }
         };
         if shape.format.has_zero_points() {
-            let zeros = (0..shape.blocks()).map(|block| self.zero_point(block));
-            side.extend(pack_words::<8>(zeros, 4));
+            let zeros = placed(&shape, |block| self.zero_point(block));
+            side.extend(pack_words::<8>(&zeros, 4));
         }
         side.resize(shape.side_words(), 0);
         Operands {
@@ -301,16 +371,18 @@ impl Quantised {
     }
 }
 
+/// Values of blocks by places.
+fn placed<T: Clone + Default>(shape: &BlockwiseShape, of_block: impl Fn(usize) -> T) -> Vec<T> {
+    let mut values = vec![T::default(); shape.places()];
+    (0..shape.blocks()).for_each(|block| values[shape.place(block)] = of_block(block));
+    values
+}
+
 /// Codes of so many bits, N a word, the first in the low bits.
-fn pack_words<const N: usize>(codes: impl Iterator<Item = u8>, bits: usize) -> Vec<u32> {
-    let mut words = Vec::new();
-    for (i, code) in codes.enumerate() {
-        if i % N == 0 {
-            words.push(0);
-        }
-        if let Some(word) = words.last_mut() {
-            *word |= u32::from(code) << (bits * (i % N));
-        }
-    }
-    words
+fn pack_words<const N: usize>(codes: &[u8], bits: usize) -> Vec<u32> {
+    let word = |codes: &[u8]| {
+        let codes = codes.iter().enumerate();
+        codes.fold(0, |word, (i, &code)| word | u32::from(code) << (bits * i))
+    };
+    codes.chunks(N).map(word).collect()
 }

@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use std::array;
 use std::hint::black_box;
 
-use super::{DEPTH, Kernel, LANES, Line, by_tokens};
+use super::{DEPTH, Kernel, LANES, Line, Sums, by_tokens};
 
 /// Twelve sums, two halves of a line, and an activation: 15 of 16 registers.
 pub(crate) static KERNEL: Kernel = Kernel {
@@ -18,33 +18,41 @@ pub(super) fn available() -> bool {
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
 }
 
-fn multiply(panel: &[Line], activations: &[f32], tokens: usize, sums: &mut [f32]) {
+fn multiply(panel: &[Line], activations: &[f32], tokens: usize, sums: Sums) {
     assert!(available());
-    let summands = panel.len();
-    assert!(summands <= DEPTH && activations.len() >= tokens * DEPTH);
-    assert!(sums.len() >= tokens * LANES);
-    let (panel, activations, sums) = (panel.as_ptr(), activations.as_ptr(), sums.as_mut_ptr());
+    assert!(panel.len() <= DEPTH && activations.len() >= tokens * DEPTH);
+    assert!(sums.kept.len() >= tokens * LANES);
+    let mut outs = sums.out.iter();
+    assert!(outs.len() == 0 || outs.len() == tokens);
+    assert!(outs.all(|y| y.len() >= sums.at + LANES));
     // SAFETY: the instructions are there, and the slices are as long as the tile is.
-    unsafe { by_tokens!(tokens, multiply_tile(panel, activations, summands, sums), 1 2 3 4 5 6) }
+    unsafe { by_tokens!(tokens, multiply_tile(panel, activations.as_ptr(), sums), 1 2 3 4 5 6) }
 }
 
 /// # Safety
 ///
-/// `panel` must hold `summands` lines, at most [`DEPTH`], `activations` `T * DEPTH` values, `sums` `T * 16`.
+/// `panel` must be of [`DEPTH`] lines at most, `activations` hold `T * DEPTH` values, `sums.kept` `T * 16`; `sums.out`
+/// must be empty or hold T rows of 16 values from `sums.at` on.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn multiply_tile<const T: usize>(
-    panel: *const Line,
-    activations: *const f32,
-    summands: usize,
-    sums: *mut f32,
-) {
-    // SAFETY: by the caller's promise, here and below.
-    let load = |half: usize| unsafe { _mm256_loadu_ps(sums.add(8 * half)) };
+unsafe fn multiply_tile<const T: usize>(panel: &[Line], activations: *const f32, sums: Sums) {
+    let kept = sums.kept.as_mut_ptr();
+    let load = |half: usize| {
+        if sums.first {
+            _mm256_setzero_ps()
+        } else {
+            // SAFETY: by the caller's promise, here and below.
+            unsafe { _mm256_loadu_ps(kept.add(8 * half)) }
+        }
+    };
     let mut tile: [[__m256; 2]; T] = array::from_fn(|token| [load(2 * token), load(2 * token + 1)]);
-    for summand in 0..summands {
+    for y in sums.out.iter() {
+        // A prefetch reads nothing.
+        _mm_prefetch::<_MM_HINT_T0>(y.as_ptr().wrapping_add(sums.at).cast());
+    }
+    for (summand, line) in panel.iter().enumerate() {
         // SAFETY: see above.
         unsafe {
-            let line = panel.add(summand).cast::<f32>();
+            let line = line.0.as_ptr();
             let weights = [_mm256_load_ps(line), _mm256_load_ps(line.add(8))];
             for (token, sums) in tile.iter_mut().enumerate() {
                 let x = _mm256_set1_ps(*activations.add(token * DEPTH + summand));
@@ -56,9 +64,17 @@ unsafe fn multiply_tile<const T: usize>(
     for (token, tile) in tile.into_iter().enumerate() {
         // SAFETY: see above.
         unsafe {
-            let at = sums.add(token * LANES);
-            _mm256_storeu_ps(at, tile[0]);
-            _mm256_storeu_ps(at.add(8), tile[1]);
+            let at = match sums.out.get_mut(token) {
+                Some(y) => y.as_mut_ptr().add(sums.at),
+                None => kept.add(token * LANES),
+            };
+            for (half, mut sum) in tile.into_iter().enumerate() {
+                let at = at.add(8 * half);
+                if sums.add && !sums.out.is_empty() {
+                    sum = _mm256_add_ps(sum, _mm256_loadu_ps(at));
+                }
+                _mm256_storeu_ps(at, sum);
+            }
         }
     }
 }

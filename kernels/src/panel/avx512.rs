@@ -6,7 +6,7 @@ use std::array;
 use std::hint::black_box;
 use std::sync::LazyLock;
 
-use super::{DEPTH, Kernel, LANES, Line, by_tokens};
+use super::{DEPTH, Kernel, LANES, Line, Sums, by_tokens};
 
 /// Groups of 16 outputs of a panel.
 const GROUPS: usize = 2;
@@ -24,17 +24,19 @@ pub(super) fn available() -> bool {
     *AVAILABLE
 }
 
-fn multiply(panel: &[Line], activations: &[f32], tokens: usize, sums: &mut [f32]) {
+fn multiply(panel: &[Line], activations: &[f32], tokens: usize, sums: Sums) {
     assert!(available());
-    let summands = panel.len() / GROUPS;
-    assert!(summands <= DEPTH && activations.len() >= tokens * DEPTH);
-    assert!(sums.len() >= tokens * GROUPS * LANES);
-    let (panel, activations, sums) = (panel.as_ptr(), activations.as_ptr(), sums.as_mut_ptr());
+    let panel = panel.as_chunks::<GROUPS>().0;
+    assert!(panel.len() <= DEPTH && activations.len() >= tokens * DEPTH);
+    assert!(sums.kept.len() >= tokens * GROUPS * LANES);
+    let mut outs = sums.out.iter();
+    assert!(outs.len() == 0 || outs.len() == tokens);
+    assert!(outs.all(|y| y.len() >= sums.at + GROUPS * LANES));
     // SAFETY: the instructions are there, and the slices are as long as the tile is.
     unsafe {
         by_tokens!(
             tokens,
-            multiply_tile(panel, activations, summands, sums),
+            multiply_tile(panel, activations.as_ptr(), sums),
             1 2 3 4 5 6 7 8 9 10 11 12 13 14
         )
     }
@@ -42,26 +44,39 @@ fn multiply(panel: &[Line], activations: &[f32], tokens: usize, sums: &mut [f32]
 
 /// # Safety
 ///
-/// `panel` must hold `summands * GROUPS` lines, at most [`DEPTH`] summands, `activations` `T * DEPTH` values, `sums`
-/// `T * GROUPS * 16`.
+/// `panel` must be of [`DEPTH`] summands at most, `activations` hold `T * DEPTH` values, `sums.kept` `T * GROUPS * 16`;
+/// `sums.out` must be empty or hold T rows of `GROUPS * 16` values from `sums.at` on.
 #[target_feature(enable = "avx512f")]
 unsafe fn multiply_tile<const T: usize>(
-    panel: *const Line,
+    panel: &[[Line; GROUPS]],
     activations: *const f32,
-    summands: usize,
-    sums: *mut f32,
+    sums: Sums,
 ) {
-    // SAFETY: by the caller's promise, here and below.
-    let load = |token: usize, group: usize| unsafe {
-        _mm512_loadu_ps(sums.add((token * GROUPS + group) * LANES))
+    let kept = sums.kept.as_mut_ptr();
+    let load = |token: usize, group: usize| {
+        if sums.first {
+            _mm512_setzero_ps()
+        } else {
+            // SAFETY: by the caller's promise, here and below.
+            unsafe { _mm512_loadu_ps(kept.add((token * GROUPS + group) * LANES)) }
+        }
     };
     // Element by element: passed through memory, they cost as much as some twenty summands.
     let mut tile: [[__m512; GROUPS]; T] = array::from_fn(|token| [load(token, 0), load(token, 1)]);
-    for summand in 0..summands {
+    for y in sums.out.iter() {
+        // What is to be written is there when it is: a prefetch reads nothing.
+        let at = y.as_ptr().wrapping_add(sums.at);
+        _mm_prefetch::<_MM_HINT_T0>(at.cast());
+        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(LANES).cast());
+        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(2 * LANES - 1).cast());
+    }
+    for (summand, lines) in panel.iter().enumerate() {
         // SAFETY: see above.
         unsafe {
-            let lines = panel.add(summand * GROUPS).cast::<f32>();
-            let weights = [_mm512_load_ps(lines), _mm512_load_ps(lines.add(LANES))];
+            let weights = [
+                _mm512_load_ps(lines[0].0.as_ptr()),
+                _mm512_load_ps(lines[1].0.as_ptr()),
+            ];
             for (token, sums) in tile.iter_mut().enumerate() {
                 let x = _mm512_set1_ps(*activations.add(token * DEPTH + summand));
                 sums[0] = _mm512_fmadd_ps(weights[0], x, sums[0]);
@@ -69,10 +84,25 @@ unsafe fn multiply_tile<const T: usize>(
             }
         }
     }
-    for (token, tile) in tile.into_iter().enumerate() {
+    if sums.out.is_empty() {
+        for (token, tile) in tile.into_iter().enumerate() {
+            // SAFETY: see above.
+            unsafe {
+                let at = kept.add(token * GROUPS * LANES);
+                _mm512_storeu_ps(at, tile[0]);
+                _mm512_storeu_ps(at.add(LANES), tile[1]);
+            }
+        }
+        return;
+    }
+    for (token, mut tile) in tile.into_iter().enumerate() {
         // SAFETY: see above.
         unsafe {
-            let at = sums.add(token * GROUPS * LANES);
+            let at = sums.out.get_unchecked_mut(token).as_mut_ptr().add(sums.at);
+            if sums.add {
+                tile[0] = _mm512_add_ps(tile[0], _mm512_loadu_ps(at));
+                tile[1] = _mm512_add_ps(tile[1], _mm512_loadu_ps(at.add(LANES)));
+            }
             _mm512_storeu_ps(at, tile[0]);
             _mm512_storeu_ps(at.add(LANES), tile[1]);
         }

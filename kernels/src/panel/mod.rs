@@ -21,6 +21,7 @@ pub(crate) use avx2::KERNEL as AVX2;
 pub(crate) use avx512::KERNEL as AVX512;
 pub(crate) use portable::KERNEL as PORTABLE;
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::sync::OnceLock;
 use std::time::Instant;
@@ -36,7 +37,7 @@ pub(crate) const DEPTH: usize = 128;
 /// Bytes of activations of a block.
 const BLOCK_BYTES: usize = 1 << 20;
 
-/// Summands of a block at least: sums are written and read again for each block.
+/// Summands of a block at least, about: outputs are written and read again for each block.
 const BLOCK_DEPTH: usize = 512;
 
 /// Tasks for each thread, so that one that is held up does not hold up the others for long.
@@ -127,8 +128,22 @@ pub(crate) struct Kernel {
     pub groups: usize,
     /// The most tokens of a tile.
     pub tile: usize,
-    /// `sums += activations x panel` for a tile of `tokens`, whose activations are `[token][DEPTH]`.
-    pub multiply: fn(panel: &[Line], activations: &[f32], tokens: usize, sums: &mut [f32]),
+    /// Adds the products of a panel and a tile of tokens to their sums.
+    pub multiply: fn(panel: &[Line], activations: &[f32], tokens: usize, sums: Sums),
+}
+
+/// Where the sums of a tile come from and go to.
+pub(crate) struct Sums<'a, 'y> {
+    /// `[token][output of the panel]`.
+    pub kept: &'a mut [f32],
+    /// Whether sums start here, from 0.
+    pub first: bool,
+    /// The outputs of each token, where sums end here; none where they are kept.
+    pub out: &'a mut [&'y mut [f32]],
+    /// The first output of the panel.
+    pub at: usize,
+    /// Whether outputs are added to what is there.
+    pub add: bool,
 }
 
 /// Weights that can be unpacked.
@@ -212,8 +227,13 @@ pub(crate) fn product(
         kernel.groups,
     );
     let mut parts = split(y, outputs, &ranges);
-    let pieces = block_depth.min(summands).div_ceil(DEPTH);
-    let mut activations = vec![0f32; block_tokens.min(tokens) * pieces * DEPTH];
+    let pieces = block_depth.div_ceil(DEPTH);
+    let mut activations = ACTIVATIONS.take();
+    grow(
+        &mut activations,
+        block_tokens.min(tokens) * pieces * DEPTH,
+        0.0,
+    );
     for first_token in (0..tokens).step_by(block_tokens) {
         let count = block_tokens.min(tokens - first_token);
         let tiles = tiles(count, kernel.tile);
@@ -232,14 +252,33 @@ pub(crate) fn product(
             });
         }
     }
+    ACTIVATIONS.set(activations);
 }
 
-/// Tokens and summands of a block.
+// Buffers that each thread keeps for the next product: fresh ones cost page faults, a twentieth of a product's time.
+// A thread that takes up another product while it waits for its own finds none, and makes some.
+thread_local! {
+    /// At most a little over [`BLOCK_BYTES`].
+    static ACTIVATIONS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    /// A panel, and the sums of a block.
+    static SHARE: Cell<(Vec<Line>, Vec<f32>)> = const { Cell::new((Vec::new(), Vec::new())) };
+}
+
+fn grow<T: Clone>(buffer: &mut Vec<T>, length: usize, value: T) {
+    if buffer.len() < length {
+        buffer.resize(length, value);
+    }
+}
+
+/// Tokens and summands of a block: about [`BLOCK_BYTES`], as many tokens as can be.
 fn block(tokens: usize, summands: usize) -> [usize; 2] {
     let values = BLOCK_BYTES / size_of::<f32>();
-    let depth = (values / tokens.next_multiple_of(DEPTH)) / DEPTH * DEPTH;
-    let depth = depth.max(BLOCK_DEPTH).min(summands.next_multiple_of(DEPTH));
-    [values / depth, depth]
+    let most_tokens = values / BLOCK_DEPTH;
+    let block_tokens = tokens.min(most_tokens.max(values / summands));
+    // To the nearest: a block that is a little too large costs less than one that is nearly empty.
+    let blocks = (block_tokens * summands + values / 2) / values;
+    let depth = summands.div_ceil(blocks.max(1)).next_multiple_of(DEPTH);
+    [block_tokens, depth]
 }
 
 /// Activations that are multiplied with all weights before the next are.
@@ -286,12 +325,12 @@ impl Block<'_> {
     ) {
         let groups = kernel.groups;
         let last_group = self.outputs.div_ceil(LANES) - 1;
-        let mut panel = vec![Line::ZERO; DEPTH * groups];
-        let mut sums = vec![0f32; y.len() * groups * LANES];
+        let (mut panel, mut sums) = SHARE.take();
+        grow(&mut panel, DEPTH * groups, Line::ZERO);
+        grow(&mut sums, y.len() * groups * LANES, 0.0);
         let end = self.summands.end.next_multiple_of(LANES);
         for group in range.clone().step_by(groups) {
-            sums.fill(0.0);
-            for (piece, first) in (self.summands.start..end).step_by(DEPTH).enumerate() {
+            for first in (self.summands.start..end).step_by(DEPTH) {
                 let count = DEPTH.min(end - first);
                 let panel = &mut panel[..count * groups];
                 for part in 0..groups {
@@ -299,35 +338,52 @@ impl Block<'_> {
                     let group = (group + part).min(last_group);
                     weights.unpack(group, first..first + count, &mut panel[part..], groups);
                 }
-                self.multiply(kernel, panel, piece, activations, &mut sums);
+                let at = (group - range.start) * LANES;
+                self.multiply(kernel, panel, first, activations, &mut sums, (&mut *y, at));
             }
-            self.store(group - range.start, groups * LANES, &sums, y);
         }
+        SHARE.set((panel, sums));
     }
 
+    /// Multiplies a panel of summands from `first` on with every tile.
     fn multiply(
         &self,
         kernel: &Kernel,
         panel: &[Line],
-        piece: usize,
+        first: usize,
         activations: &[f32],
-        mut sums: &mut [f32],
+        mut kept: &mut [f32],
+        (mut y, at): (&mut [&mut [f32]], usize),
     ) {
+        let lanes = kernel.groups * LANES;
+        let piece = (first - self.summands.start) / DEPTH;
+        let last = piece + 1 == self.pieces();
+        let whole = y.first().is_some_and(|y| y.len() >= at + lanes);
         for tile in self.tiles {
-            let length = tile.tokens * kernel.groups * LANES;
-            let sums = sums.split_off_mut(..length).unwrap_or_default();
-            let at = tile.first * self.pieces() + piece * tile.tokens;
-            let activations = &activations[at * DEPTH..][..tile.tokens * DEPTH];
+            let kept = kept
+                .split_off_mut(..tile.tokens * lanes)
+                .unwrap_or_default();
+            let out = y.split_off_mut(..tile.tokens).unwrap_or_default();
+            let place = tile.first * self.pieces() + piece * tile.tokens;
+            let activations = &activations[place * DEPTH..][..tile.tokens * DEPTH];
+            let sums = Sums {
+                kept: &mut *kept,
+                first: piece == 0,
+                out: if last && whole { &mut *out } else { &mut [] },
+                at,
+                add: self.summands.start > 0,
+            };
             (kernel.multiply)(panel, activations, tile.tokens, sums);
+            if last && !whole {
+                self.store(at, kept.chunks(lanes), out);
+            }
         }
     }
 
-    /// The sums of a panel, `[token][output]`, to the outputs of its first group on.
-    fn store(&self, group: usize, lanes: usize, sums: &[f32], y: &mut [&mut [f32]]) {
-        let first = group * LANES;
-        for (sums, y) in sums.chunks(lanes).zip(y) {
-            let end = y.len().min(first + lanes);
-            let y = &mut y[first..end];
+    /// The sums of a panel that ends beyond the outputs.
+    fn store<'a>(&self, at: usize, sums: impl Iterator<Item = &'a [f32]>, out: &mut [&mut [f32]]) {
+        for (sums, y) in sums.zip(out) {
+            let y = &mut y[at..];
             if self.summands.start == 0 {
                 y.copy_from_slice(&sums[..y.len()]);
             } else {

@@ -12,6 +12,7 @@ pub(super) static KERNEL: Kernel = Kernel {
     panel: &AVX2,
     columns,
     rows,
+    stream: None,
 };
 
 /// Half a line.

@@ -1,9 +1,11 @@
 //! Products with blockwise weights on the CPU.
 //!
-//! A product with many tokens unpacks codes to f32, times their scales, a panel at a time ([`crate::panel`]).
+//! A product with many tokens unpacks codes to f32, times their scales, a panel at a time (`panel`). With few, words
+//! are multiplied as they are read, once, in the order of memory (`stream`).
 //! What differs between processors is a handful of functions, an `unpack::Kernel`; [`Path::detect`] chooses at run time.
 
 mod portable;
+mod stream;
 mod unpack;
 
 #[cfg(target_arch = "x86_64")]
@@ -51,6 +53,10 @@ pub fn linear_on(
     let shape = weights.shape();
     check_length("x", x.len(), tokens * shape.cols)?;
     check_length("y", y.len(), tokens * shape.rows)?;
+    if let Some(stream) = stream::stream(kernel, tokens, &shape) {
+        stream::multiply(stream, x, weights, y);
+        return Ok(());
+    }
     let panels = Forward::new(kernel, weights);
     crate::panel::product(kernel.panel, x, shape.cols, &panels, shape.rows, y);
     Ok(())

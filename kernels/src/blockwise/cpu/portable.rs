@@ -8,6 +8,7 @@ pub(super) static KERNEL: Kernel = Kernel {
     panel: &PORTABLE,
     columns,
     rows,
+    stream: None,
 };
 
 fn columns(words: &[u32], decode: Decode, runs: Runs, panel: &mut [Line], stride: usize) {

@@ -24,6 +24,47 @@ pub(super) struct Kernel {
         panel: &mut [Line],
         stride: usize,
     ),
+    /// Products of few tokens with words as they are read, if the processor gains by that.
+    pub stream: Option<Stream>,
+}
+
+/// See [`super::stream`].
+pub(super) struct Stream {
+    /// The most tokens.
+    pub tokens: usize,
+    /// For so many tokens, from how many places of the matrix row groups are taken at once: memory is read faster so,
+    /// and an activation is used more than once.
+    pub places: fn(tokens: usize) -> usize,
+    /// Sums of one row group, or of as many as there are places, `[group][token][16 rows]`: all words of each group
+    /// times x, `tokens` rows of as many columns.
+    pub multiply:
+        fn(groups: &[Group], decode: Decode, x: &[f32], tokens: usize, sums: &mut [[f32; LANES]]),
+}
+
+/// A row group to be multiplied, whose rows are whole blocks.
+#[derive(Clone, Copy)]
+pub(super) struct Group<'a> {
+    pub words: &'a [u32],
+    pub scales: GroupScales<'a>,
+    /// For each block of 16 rows, 16 zero points in two words; empty where there are none.
+    pub zeros: &'a [u32],
+    /// Columns of a block: a multiple of 16.
+    pub block: usize,
+}
+
+/// For each block of columns, the scales of 16 rows.
+#[derive(Clone, Copy)]
+pub(super) enum GroupScales<'a> {
+    Single(&'a [[f32; LANES]]),
+    Double {
+        /// Sixteen codes in four words.
+        codes: &'a [[u32; LANES / 4]],
+        /// Of 256 blocks each.
+        scales: &'a [f32],
+        mean: f32,
+        /// Each row's first block.
+        first: [i32; LANES],
+    },
 }
 
 /// How codes become numbers, before the scale.
@@ -38,7 +79,7 @@ pub(super) enum Decode {
 }
 
 impl Decode {
-    fn new(format: Format) -> Self {
+    pub fn new(format: Format) -> Self {
         match format.levels() {
             Some(levels) if format.has_zero_points() => Self::Shifted(levels),
             Some(levels) => Self::Levels(levels),
@@ -73,7 +114,10 @@ struct Weights<'a> {
     kernel: &'static Kernel,
     view: &'a BlockwiseView<'a>,
     decode: Decode,
+    /// By places.
     scales: Cow<'a, [f32]>,
+    /// Where rows are whole blocks, how many.
+    per_row: Option<usize>,
     /// Columns that share a scale in every row, from multiples of it on: a power of two, [`DEPTH`] at most.
     run: usize,
 }
@@ -86,12 +130,26 @@ impl<'a> Weights<'a> {
             view,
             decode: Decode::new(shape.format),
             scales: view.expanded_scales(),
+            per_row: shape.blocks_per_row(),
             run: run(&shape),
         }
     }
 
-    fn zero(&self, block: usize) -> f32 {
-        f32::from(self.view.zero_point(block))
+    fn zero(&self, place: usize) -> f32 {
+        f32::from(self.view.zero_point(place))
+    }
+
+    /// Scales and zero points of a row group's blocks of some columns, where rows are so many whole blocks.
+    fn lines(&self, group: usize, col: usize, per_row: usize) -> (Line, Line) {
+        let place = (group * per_row + col / self.view.shape().block) * LANES;
+        let scales = self.scales[place..].first_chunk();
+        // There are places for all 16 rows of a group.
+        let scale = Line(*scales.expect("a line of scales"));
+        let mut zero = Line::ZERO;
+        if self.has_zeros() {
+            zero = Line(std::array::from_fn(|lane| self.zero(place + lane)));
+        }
+        (scale, zero)
     }
 
     fn has_zeros(&self) -> bool {
@@ -164,6 +222,13 @@ impl<'a> Forward<'a> {
         }
     }
 
+    fn fill(&self, group: usize, first: usize, scales: &mut [Line], zeros: &mut [Line]) {
+        self.lines(group, first, scales, |block| self.0.scales[block]);
+        if self.0.has_zeros() {
+            self.lines(group, first, zeros, |block| self.0.zero(block));
+        }
+    }
+
     fn unpack_with<const LINES: usize>(
         &self,
         group: usize,
@@ -176,13 +241,12 @@ impl<'a> Forward<'a> {
         let mut scales = [Line::ZERO; LINES];
         let mut zeros = [Line::ZERO; LINES];
         let first = columns.start;
-        self.lines(group, first, &mut scales[..count], |block| {
-            weights.scales[block]
-        });
-        if weights.has_zeros() {
-            self.lines(group, first, &mut zeros[..count], |block| {
-                weights.zero(block)
-            });
+        if let Some(per_row) = weights.per_row {
+            for i in 0..count {
+                (scales[i], zeros[i]) = weights.lines(group, first + i * weights.run, per_row);
+            }
+        } else {
+            self.fill(group, first, &mut scales[..count], &mut zeros[..count]);
         }
         let per_word = weights.view.shape().format.codes_per_word();
         let words = &weights.view.row_group(group)[first / per_word * BLOCK..];
@@ -252,13 +316,16 @@ impl Panels for Backward<'_> {
             ..
         } = weights.view.shape();
         let shared = weights.run >= LANES;
+
         let tile = BLOCK * BLOCK / format.codes_per_word();
         let mut place = Place::new(summands.start * cols + group * LANES, block);
         let (blocks_a_row, rest_of_a_row) = (cols / block, cols % block);
         let (mut scale, mut zero) = (Line([1.0; LANES]), Line::ZERO);
         let lines = panel.chunks_mut(BLOCK * stride);
         for (first, panel) in summands.step_by(BLOCK).zip(lines) {
-            if shared {
+            if let Some(per_row) = weights.per_row {
+                (scale, zero) = weights.lines(first / BLOCK, group * LANES, per_row);
+            } else if shared {
                 for lane in 0..LANES {
                     let inside = first + lane < rows;
                     scale.0[lane] = if inside {
