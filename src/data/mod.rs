@@ -12,6 +12,7 @@
 mod batch;
 mod bigram;
 mod cache;
+mod chat;
 mod corpus;
 mod documents;
 mod encode;
@@ -30,6 +31,7 @@ mod tokenizer;
 pub use batch::Batch;
 pub use bigram::Bigram;
 pub use cache::{Lookup, TokenCache, TokenFile};
+pub use chat::{Chat, ChatTemplate, Rendered, SpecialTexts, TemplateError};
 pub use corpus::{Corpus, TrainStream};
 pub use documents::Format;
 pub use encode::encode_documents;

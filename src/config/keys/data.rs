@@ -138,3 +138,13 @@ impl OneOrMany {
         }
     }
 }
+
+/// The chat templates that come with the program, as `data.chat_template` names them.
+pub const CHAT_TEMPLATES: [&str; 8] = [
+    "chatml", "llama3", "mistral", "zephyr", "gemma", "phi3", "vicuna", "alpaca",
+];
+
+/// Whether `data.chat_template` means a file.
+pub fn is_chat_template_path(choice: &str) -> bool {
+    choice.contains(['/', '\\']) || choice.ends_with(".jinja") || choice.ends_with(".jinja2")
+}

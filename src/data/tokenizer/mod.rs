@@ -29,8 +29,12 @@ pub use build::END_OF_TEXT;
 pub use stream::StreamDecoder;
 
 use super::DataError;
+use super::chat::TemplateError;
 use super::files::working_directory;
 use crate::durable;
+
+/// Where newer tokenizers keep their chat template.
+const CHAT_TEMPLATE_FILE: &str = "chat_template.jinja";
 
 /// A special token and its id.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,6 +66,10 @@ pub struct Tokenizer {
     characters: Option<HashMap<char, u32>>,
     eos: Option<SpecialToken>,
     bos: Option<SpecialToken>,
+    /// The chat templates by name.
+    chat_templates: Vec<(String, String)>,
+    /// Whether the template is a file of its own, not a part of the config.
+    writes_template: bool,
     vocab_size: usize,
     tokens: usize,
     unknown: Unknown,
@@ -102,7 +110,15 @@ impl Tokenizer {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Map::new(),
             Err(error) => return Err(invalid(&config_path, error.to_string())),
         };
-        Self::from_json(json, config, path)
+        let mut tokenizer = Self::from_json(json, config, path)?;
+        let template_path = path.with_file_name(CHAT_TEMPLATE_FILE);
+        match fs::read_to_string(&template_path) {
+            // It takes precedence, as in transformers.
+            Ok(template) => tokenizer.set_chat_template(&template),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(invalid(&template_path, error.to_string())),
+        }
+        Ok(tokenizer)
     }
 
     /// From the contents of tokenizer.json and tokenizer_config.json; `path` is for messages.
@@ -123,6 +139,8 @@ impl Tokenizer {
             .map_err(|error| invalid(error.to_string()))?;
         let ids: Vec<u32> = inner.get_vocab(true).into_values().collect();
         let vocab_size = check_ids(&ids, path)?;
+        // It would add special tokens, which nothing here asks for, and take blanks off offsets.
+        inner.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
         let special = special::find(&inner, &config).map_err(invalid)?;
         let characters = build::characters_of(&json, &inner);
         let mut tokenizer = Self {
@@ -130,7 +148,9 @@ impl Tokenizer {
             characters,
             inner,
             json,
+            chat_templates: special::chat_templates(&config),
             config,
+            writes_template: false,
             eos: special.eos,
             bos: special.bos,
             vocab_size,
@@ -225,7 +245,36 @@ impl Tokenizer {
         &self.json
     }
 
-    /// Writes tokenizer.json and tokenizer_config.json into a folder that exists.
+    /// The source of the chat template called `name`; a tokenizer with one calls it `default`.
+    ///
+    /// # Errors
+    /// There is none, or none of that name.
+    pub fn chat_template(&self, name: &str) -> Result<&str, TemplateError> {
+        let found = self.chat_templates.iter().find(|(known, _)| known == name);
+        match found {
+            Some((_, source)) => Ok(source),
+            None if self.chat_templates.is_empty() => Err(TemplateError::NoneInTokenizer),
+            None => Err(TemplateError::NotInTokenizer {
+                name: name.to_string(),
+                known: self
+                    .chat_templates
+                    .iter()
+                    .map(|(name, _)| name.clone())
+                    .collect(),
+            }),
+        }
+    }
+
+    /// Makes `source` the chat template: the one that [`save`](Self::save) writes.
+    pub fn set_chat_template(&mut self, source: &str) {
+        self.chat_templates = vec![("default".to_string(), source.to_string())];
+        // Two places that say different things would be read differently by different programs.
+        self.config.shift_remove("chat_template");
+        self.writes_template = true;
+    }
+
+    /// Writes tokenizer.json, tokenizer_config.json and chat_template.jinja, where there is one of
+    /// its own, into a folder that exists.
     pub fn save(&self, directory: &Path) -> Result<(), DataError> {
         let write = |name: &str, contents: &str| {
             let path = directory.join(name);
@@ -236,7 +285,11 @@ impl Tokenizer {
         write(
             "tokenizer_config.json",
             &format!("{:#}\n", Value::Object(self.config.clone())),
-        )
+        )?;
+        match self.chat_templates.first() {
+            Some((_, template)) if self.writes_template => write(CHAT_TEMPLATE_FILE, template),
+            _ => Ok(()),
+        }
     }
 
     /// Adds to the config what `AutoTokenizer` needs; what a loaded config says stays.

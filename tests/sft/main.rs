@@ -1,0 +1,5 @@
+//! Instruction data: chat templates, record formats, masks, packing. Tests are named by the rows of
+//! the checklist they belong to.
+#![allow(missing_docs)]
+
+mod chat;
