@@ -14,7 +14,7 @@ use super::adapter::AdapterPlan;
 use super::check::check;
 use super::document::Document;
 use super::error::{ConfigError, Issue};
-use super::keys::{Config, DataConfig, DecayShape, TokenizerConfig};
+use super::keys::{Config, DataConfig, DecayShape, Sampling, Task, TokenizerConfig};
 use super::resolve::resolve;
 use super::shape::ModelShape;
 use super::source::{Origin, Sources};
@@ -230,6 +230,10 @@ impl Plan {
         let untouched = config.data.val_fraction == DataConfig::default().val_fraction;
         if config.data.val_path.is_some() && untouched {
             config.data.val_fraction = 0.0;
+        }
+        // So with the order of rows.
+        if config.task == Task::Sft && config.data.sampling == DataConfig::default().sampling {
+            config.data.sampling = Sampling::Epoch;
         }
         // So with a base model's tokenizer.
         if let Some(base) = &config.model.base_model

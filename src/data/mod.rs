@@ -18,10 +18,14 @@ mod documents;
 mod encode;
 mod error;
 mod eval;
+mod feed;
 mod files;
 mod notes;
+mod parquet;
 mod permutation;
 mod pieces;
+mod records;
+mod rows;
 mod sampler;
 mod source;
 mod split;
@@ -37,7 +41,11 @@ pub use documents::Format;
 pub use encode::encode_documents;
 pub use error::DataError;
 pub use eval::{EvalText, eval_batches};
+pub use feed::{Feed, Pass};
 pub use files::{FileRecord, expand};
+pub use rows::{
+    PairBatch, Pairs, Place, RowCorpus, RowError, RowFormat, RowSampler, RowSet, TrainRows,
+};
 pub use sampler::Sampler;
 pub use token_stream::{TokenStream, Width};
 pub use tokenizer::{END_OF_TEXT, SpecialToken, StreamDecoder, Tokenizer, Unknown};

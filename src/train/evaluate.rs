@@ -38,9 +38,19 @@ pub fn evaluate(
     sequence_len: usize,
     rows: usize,
 ) -> Result<Evaluation, ModelError> {
+    evaluate_batches(model, eval_batches(stream, sequence_len, rows), bytes)
+}
+
+/// Evaluates `model` (on a plain device) on batches, whose trained tokens stand for `bytes` UTF-8
+/// bytes of text.
+pub(super) fn evaluate_batches(
+    model: &Decoder,
+    batches: impl Iterator<Item = Batch>,
+    bytes: u64,
+) -> Result<Evaluation, ModelError> {
     let lanes = lanes(&model.device());
     let (mut nats, mut tokens) = (0.0, 0.0);
-    let mut batches = eval_batches(stream, sequence_len, rows).peekable();
+    let mut batches = batches.peekable();
     while batches.peek().is_some() {
         // As many batches at a time as the device takes; added up in order, so that the sum does not depend on timing.
         let group: Vec<Batch> = batches.by_ref().take(lanes).collect();

@@ -8,12 +8,13 @@ use burn::module::Module;
 use burn::tensor::{FloatDType, TensorData};
 
 use super::card::model_card;
+use super::evaluate::evaluate_batches;
 use super::folder::FinalRecord;
-use super::{Evaluation, Event, Interrupt, Observer, RunFolder, StepRecord, TrainError, evaluate};
+use super::{Evaluation, Event, Interrupt, Observer, RunFolder, StepRecord, TrainError};
 use crate::adapter::Adapter;
 use crate::checkpoint::{BestEvaluation, CheckpointStore, Progress};
 use crate::config::{OnNonfinite, Plan, SaveDtype};
-use crate::data::{Batch, Bigram, Corpus, Sampler};
+use crate::data::{Batch, Bigram, Feed};
 use crate::device::lanes;
 use crate::environment::resident_memory_bytes;
 use crate::generate::{GenerateError, Sampling, TextRequest, complete};
@@ -38,8 +39,7 @@ pub(super) struct Trainer {
     pub(super) plan: Plan,
     pub(super) spec: DecoderSpec,
     pub(super) timeline: Timeline,
-    pub(super) corpus: Corpus,
-    pub(super) sampler: Sampler,
+    pub(super) feed: Feed,
     /// What the forward and backward pass compute in.
     pub(super) dtype: FloatDType,
     /// The adapter as it began, where that is not nothing.
@@ -183,7 +183,7 @@ impl Trainer {
         let rows = phase.micro_batch_size;
         let first = self.progress.sequences;
         (0..phase.accumulation as u64)
-            .map(|pass| self.sampler.batch(first + pass * rows as u64, rows))
+            .map(|pass| self.feed.batch(first + pass * rows as u64, rows))
             .collect()
     }
 
@@ -229,7 +229,7 @@ impl Trainer {
             grad_norm: norm.to_string(),
         };
         let tokens = self
-            .sampler
+            .feed
             .batch(first_sequence, phase.sequences_per_step() as usize)
             .tokens;
         let dump = serde_json::json!({ "event": event, "tokens": tokens });
@@ -271,13 +271,16 @@ impl Trainer {
         let model = model.valid().for_inference().cast(self.dtype);
         let step = self.progress.step;
         let mut result = None;
-        if let Some(val) = &self.corpus.val {
-            let config = &self.plan.config;
-            // All lanes together hold as much as a training step does.
-            let lanes = lanes(&model.device());
-            let rows = config.train.micro_batch_size.div_ceil(lanes);
-            let seq = config.data.sequence_len;
-            let evaluation = evaluate(&model, val, self.corpus.val_bytes, seq, rows)?;
+        let config = &self.plan.config;
+        // All lanes together hold as much as a training step does.
+        let lanes = lanes(&model.device());
+        let rows = config.train.micro_batch_size.div_ceil(lanes);
+        let seq = config.data.sequence_len;
+        let batches = self.feed.eval_batches(seq, rows);
+        let measured = batches
+            .map(|batches| evaluate_batches(&model, batches, self.feed.val_bytes()))
+            .transpose()?;
+        if let Some(evaluation) = measured {
             let val_loss = evaluation.val_loss;
             let lower = |best: BestEvaluation| val_loss < best.val_loss;
             let best = val_loss.is_finite() && self.progress.best.is_none_or(lower);
@@ -317,14 +320,15 @@ impl Trainer {
             temperature: eval.sample_temperature,
             ..Sampling::default()
         };
+        let prompt = self.feed.prompt(prompt)?;
         let request = TextRequest {
-            prompt,
+            prompt: &prompt,
             max_new_tokens: eval.sample_tokens,
             sampling,
             seed: self.plan.config.seed,
             stop: &[],
         };
-        Ok(complete(model, &self.corpus.tokenizer, &request, |_| {})?.0)
+        Ok(complete(model, self.feed.tokenizer(), &request, |_| {})?.0)
     }
 
     /// Exports the best model, else the last, and closes the record.
@@ -353,13 +357,12 @@ impl Trainer {
             .and_then(|record| record.device["name"].as_str());
         let card = model_card(
             (&self.plan, device),
-            &self.corpus,
+            &self.feed,
             &self.progress,
             exported_step,
         );
         self.folder.write("README.md", &card)?;
-        let fits = self.corpus.train_tokens() <= BIGRAM_LIMIT;
-        let bigram = if fits { self.bigram() } else { None };
+        let bigram = self.bigram();
         if let Some(record) = &mut record {
             record.exported_step = Some(exported_step);
             record.bigram_loss = bigram;
@@ -399,9 +402,9 @@ impl Trainer {
         ) else {
             return self
                 .folder
-                .export(&self.spec, &tensors, &self.corpus.tokenizer, dtype);
+                .export(&self.spec, &tensors, self.feed.tokenizer(), dtype);
         };
-        self.corpus.tokenizer.save(self.folder.path())?;
+        self.feed.tokenizer().save(self.folder.path())?;
         let learned = Adapter::from_tensors(&plan.layers, tensors);
         let learned = match &self.beginning {
             Some(beginning) => learned.since(beginning)?,
@@ -413,9 +416,16 @@ impl Trainer {
 
     /// Nats per token of the bigram model on the validation split.
     fn bigram(&self) -> Option<f64> {
-        let train = self.corpus.train.iter().map(|stream| &stream.tokens);
-        let model = Bigram::fit(train, self.corpus.tokenizer.vocab_size());
-        model.nats_per_token(self.corpus.val.as_ref()?)
+        // Of rows, which are trained in parts, it would say nothing.
+        let Feed::Text { corpus, .. } = &self.feed else {
+            return None;
+        };
+        if corpus.train_tokens() > BIGRAM_LIMIT {
+            return None;
+        }
+        let train = corpus.train.iter().map(|stream| &stream.tokens);
+        let model = Bigram::fit(train, corpus.tokenizer.vocab_size());
+        model.nats_per_token(corpus.val.as_ref()?)
     }
 
     /// Tells every observer that the run ends early. That some of them cannot take it, perhaps

@@ -2,4 +2,11 @@
 //! the checklist they belong to.
 #![allow(missing_docs)]
 
+mod bench;
 mod chat;
+mod errors;
+mod formats;
+mod masks;
+mod packing;
+mod pairs;
+mod real;

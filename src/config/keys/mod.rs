@@ -106,4 +106,6 @@ impl Default for Config {
 pub enum Task {
     /// A language model, from random weights or a base model's: predict every next token.
     Pretrain,
+    /// Supervised fine-tuning: predict the answers in conversations, instructions and completions.
+    Sft,
 }

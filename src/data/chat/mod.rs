@@ -25,4 +25,5 @@ mod json;
 mod template;
 
 pub use error::TemplateError;
+pub(in crate::data) use template::Messages;
 pub use template::{Chat, ChatTemplate, Rendered, SpecialTexts};

@@ -18,9 +18,10 @@ mod build;
 mod special;
 mod stream;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
@@ -66,6 +67,10 @@ pub struct Tokenizer {
     characters: Option<HashMap<char, u32>>,
     eos: Option<SpecialToken>,
     bos: Option<SpecialToken>,
+    /// Ids of special tokens.
+    special: HashSet<u32>,
+    /// Bytes of the longest token.
+    longest: usize,
     /// The chat templates by name.
     chat_templates: Vec<(String, String)>,
     /// Whether the template is a file of its own, not a part of the config.
@@ -137,11 +142,16 @@ impl Tokenizer {
             .with_padding(None)
             .with_truncation(None)
             .map_err(|error| invalid(error.to_string()))?;
-        let ids: Vec<u32> = inner.get_vocab(true).into_values().collect();
+        let vocab = inner.get_vocab(true);
+        let longest = vocab.keys().map(String::len).max().unwrap_or(1).max(1);
+        let ids: Vec<u32> = vocab.into_values().collect();
         let vocab_size = check_ids(&ids, path)?;
         // It would add special tokens, which nothing here asks for, and take blanks off offsets.
         inner.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
         let special = special::find(&inner, &config).map_err(invalid)?;
+        let added = inner.get_added_tokens_decoder();
+        let special_ids = added.iter().filter(|(_, token)| token.special);
+        let special_ids = special_ids.map(|(&id, _)| id).collect();
         let characters = build::characters_of(&json, &inner);
         let mut tokenizer = Self {
             unknown: special::unknown(&json, &inner, characters.is_some()),
@@ -153,6 +163,8 @@ impl Tokenizer {
             writes_template: false,
             eos: special.eos,
             bos: special.bos,
+            special: special_ids,
+            longest,
             vocab_size,
             tokens: ids.len(),
         };
@@ -175,6 +187,42 @@ impl Tokenizer {
                     reason: error.to_string(),
                 })?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Token ids of a text, each with the bytes of the text that it stands for. Tokens of one
+    /// character, such as its bytes, all stand for that character; a token may stand for no text.
+    pub(super) fn encode_with_offsets(
+        &self,
+        text: &str,
+    ) -> Result<Vec<(u32, Range<usize>)>, DataError> {
+        if let Some(characters) = &self.characters {
+            let ids = encode_characters(characters, text)?;
+            let places = text.char_indices();
+            let ranges = places.map(|(at, character)| at..at + character.len_utf8());
+            return Ok(ids.into_iter().zip(ranges).collect());
+        }
+        let encoding = self
+            .inner
+            .encode(text, false)
+            .map_err(|error| DataError::Tokenizer {
+                action: "encode",
+                reason: error.to_string(),
+            })?;
+        let ranges = encoding
+            .get_offsets()
+            .iter()
+            .map(|&(start, end)| start..end);
+        Ok(encoding.get_ids().iter().copied().zip(ranges).collect())
+    }
+
+    /// Whether an id is a special token's.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.special.contains(&id)
+    }
+
+    /// Bytes of text that one token stands for at most, where no text is unknown.
+    pub(super) fn longest_token_bytes(&self) -> usize {
+        self.longest
     }
 
     /// The text of token ids, special tokens included. Bytes that are not UTF-8 become U+FFFD.
