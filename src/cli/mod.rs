@@ -7,6 +7,7 @@ mod eval;
 mod export;
 mod generate;
 mod init;
+mod inspect;
 mod logits;
 mod merge;
 mod model;
@@ -42,6 +43,8 @@ enum Verb {
     Validate(validate::ValidateArgs),
     /// Say what a run will need: parameters, arithmetic, memory, time
     Estimate(estimate::EstimateArgs),
+    /// Show what the model will see of the data, and which of it is trained
+    Inspect(inspect::InspectArgs),
     /// Complete a prompt with a trained model
     Generate(generate::GenerateArgs),
     /// Measure a model on a text
@@ -74,6 +77,7 @@ pub fn run() -> ExitCode {
         Verb::Train(args) => train::run(&args),
         Verb::Validate(args) => validate::run(&args),
         Verb::Estimate(args) => estimate::run(&args),
+        Verb::Inspect(args) => inspect::run(&args),
         Verb::Generate(args) => generate::run(&args),
         Verb::Eval(args) => eval::run(&args),
         Verb::Logits(args) => logits::run(&args),

@@ -5,8 +5,8 @@
 
 use super::rows::eval_batches as eval_row_batches;
 use super::{
-    Batch, Chat, Corpus, DataError, FileRecord, RowCorpus, RowSampler, Sampler, TokenCache,
-    Tokenizer, eval_batches,
+    Batch, Chat, ChatTemplate, Corpus, DataError, FileRecord, Place, RowCorpus, RowSampler, RowSet,
+    Sampler, TokenCache, Tokenizer, eval_batches,
 };
 use crate::config::{Config, Task};
 use crate::readable::grouped;
@@ -37,6 +37,24 @@ pub struct Pass {
     pub sequences: u64,
     /// Trained tokens in them.
     pub targets: u64,
+}
+
+/// A part of a sequence that attends to itself alone: a window of text, or a row.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Part {
+    /// Where a row comes from; none for a window.
+    pub place: Option<Place>,
+    /// Its tokens: inputs, and the last target.
+    pub tokens: Vec<u32>,
+    /// Which of them are trained. The first is given and never is.
+    pub trained: Vec<bool>,
+}
+
+impl Part {
+    /// Trained tokens.
+    pub fn targets(&self) -> usize {
+        self.trained.iter().filter(|&&trained| trained).count()
+    }
 }
 
 impl Feed {
@@ -96,6 +114,35 @@ impl Feed {
         match self {
             Self::Text { sampler, .. } => sampler.batch(first, rows),
             Self::Rows { sampler, .. } => sampler.batch(first, rows),
+        }
+    }
+
+    /// What sequence `number` of the run is made of.
+    pub fn sequence(&self, number: u64) -> Vec<Part> {
+        match self {
+            Self::Text { sampler, .. } => {
+                let batch = sampler.batch(number, 1);
+                let first = batch.tokens.first().copied();
+                let tokens: Vec<u32> = first.into_iter().chain(batch.targets).collect();
+                vec![Part {
+                    place: None,
+                    trained: (0..tokens.len()).map(|at| at > 0).collect(),
+                    tokens,
+                }]
+            }
+            Self::Rows { corpus, sampler } => {
+                let rows = sampler.sequence(number).into_iter();
+                rows.map(|(set, row)| part(&corpus.train[set].rows, row))
+                    .collect()
+            }
+        }
+    }
+
+    /// The chat template that rows are written with, where one is.
+    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+        match self {
+            Self::Text { .. } => None,
+            Self::Rows { corpus, .. } => corpus.chat_template.as_ref(),
         }
     }
 
@@ -179,15 +226,28 @@ impl Feed {
     /// # Errors
     /// A template that does not take it.
     pub fn prompt(&self, prompt: &str) -> Result<String, DataError> {
-        let Self::Rows { corpus, .. } = self else {
-            return Ok(prompt.to_string());
-        };
-        let Some(template) = &corpus.chat_template else {
+        let Some(template) = self.chat_template() else {
             return Ok(prompt.to_string());
         };
         let messages = [serde_json::json!({"role": "user", "content": prompt})];
         let rendered = template.render(&Chat::new(&messages).with_generation_prompt())?;
         Ok(rendered.text)
+    }
+}
+
+fn part(rows: &RowSet, row: usize) -> Part {
+    let tokens = rows.tokens(row);
+    let mut trained = vec![false; tokens.len()];
+    for span in rows.trained(row) {
+        trained[span].fill(true);
+    }
+    if let Some(first) = trained.first_mut() {
+        *first = false;
+    }
+    Part {
+        place: Some(rows.place(row)),
+        tokens,
+        trained,
     }
 }
 

@@ -41,7 +41,7 @@ pub use documents::Format;
 pub use encode::encode_documents;
 pub use error::DataError;
 pub use eval::{EvalText, eval_batches};
-pub use feed::{Feed, Pass};
+pub use feed::{Feed, Part, Pass};
 pub use files::{FileRecord, expand};
 pub use rows::{
     PairBatch, Pairs, Place, RowCorpus, RowError, RowFormat, RowSampler, RowSet, TrainRows,

@@ -33,11 +33,11 @@ fn r5_each_named_template_trains_answers_and_their_ends() {
         ),
         (
             "mistral",
-            "<|endoftext|>[INST] S\n\nA [/INST][ B<|endoftext|>][INST] C [/INST][ D<|endoftext|>]",
+            "<s>[INST] S\n\nA [/INST][ B<|endoftext|>][INST] C [/INST][ D<|endoftext|>]",
         ),
         (
             "gemma",
-            "<|endoftext|><start_of_turn>user\nS\n\nA<end_of_turn>\n<start_of_turn>model\n[B<end_of_turn>\n]\
+            "<s><start_of_turn>user\nS\n\nA<end_of_turn>\n<start_of_turn>model\n[B<end_of_turn>\n]\
              <start_of_turn>user\nC<end_of_turn>\n<start_of_turn>model\n[D<end_of_turn>\n]",
         ),
         (

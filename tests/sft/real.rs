@@ -16,7 +16,7 @@ fn bench(path: &str) -> Bench {
     let mut bench = Bench::new();
     bench.tokenizer.path = Some(data("tokenizers/gpt2.json").into());
     bench.data.datasets.push(DatasetConfig::new(data(path)));
-    bench.data.sequence_len = 4096;
+    bench.data.sequence_len = 8192;
     bench.template("chatml");
     bench
 }
@@ -56,7 +56,7 @@ fn r3_gsm8k_packs_without_a_template_and_with_one() {
         let sampler = RowSampler::new(&corpus.train, 512, true, 1);
         let places = sampler.places_per_epoch() as f64;
         let fill = places / (512 * sampler.sequences_per_epoch()) as f64;
-        assert!(fill > 0.99, "{fill}");
+        assert!(fill > 0.98, "{fill}");
     }
 }
 
