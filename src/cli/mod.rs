@@ -1,5 +1,6 @@
 //! The command line: one file per verb. `main.rs` only calls [`run`].
 
+mod chat;
 mod env;
 mod error;
 mod estimate;
@@ -13,6 +14,7 @@ mod merge;
 mod model;
 mod output;
 pub mod report;
+mod sampling;
 mod schema;
 mod train;
 mod validate;
@@ -47,6 +49,8 @@ enum Verb {
     Inspect(inspect::InspectArgs),
     /// Complete a prompt with a trained model
     Generate(generate::GenerateArgs),
+    /// Talk with a trained model
+    Chat(chat::ChatArgs),
     /// Measure a model on a text
     Eval(eval::EvalArgs),
     /// Write a model's logits for some tokens to a file
@@ -79,6 +83,7 @@ pub fn run() -> ExitCode {
         Verb::Estimate(args) => estimate::run(&args),
         Verb::Inspect(args) => inspect::run(&args),
         Verb::Generate(args) => generate::run(&args),
+        Verb::Chat(args) => chat::run(&args),
         Verb::Eval(args) => eval::run(&args),
         Verb::Logits(args) => logits::run(&args),
         Verb::Merge(args) => merge::run(&args),

@@ -44,13 +44,19 @@ impl ModelArgs {
             }
             None => (self.model.clone(), None),
         };
-        let spec = match folder::read_config(&base) {
+        let mut spec = match folder::read_config(&base) {
             Err(ModelError::NotAModel { .. }) if base != self.model => {
                 let path = self.model.clone();
                 return Err(CliError::BaseModelGone { path, base });
             }
             spec => spec?,
         };
+        // A model that an adapter has taught to answer ends as the adapter's tokenizer says.
+        let own = adapter.as_ref().map(|folder| folder.join("tokenizer.json"));
+        if let Some(own) = own.filter(|file| file.exists()) {
+            let eos = Tokenizer::from_file(&own)?.eos().map(|eos| eos.id);
+            spec.eos_token_id = eos.or(spec.eos_token_id);
+        }
         Ok(ModelPlace {
             base,
             adapter,

@@ -75,7 +75,7 @@ impl Feed {
                 let mut corpus = RowCorpus::load(data, &config.tokenizer, cache)?;
                 let is_packed = data.sample_packing.unwrap_or(true);
                 let sampler =
-                    RowSampler::new(&corpus.train, data.sequence_len, is_packed, config.seed);
+                    RowSampler::new(&corpus.train, data.sequence_len, is_packed, config.seed)?;
                 corpus
                     .notes
                     .push(describe(&sampler, data.sequence_len, is_packed));
@@ -196,10 +196,19 @@ impl Feed {
                 let val = corpus.val.as_ref()?;
                 Some(Box::new(eval_batches(val, sequence_len, rows)))
             }
-            Self::Rows { corpus, .. } => {
+            Self::Rows { corpus, sampler } => {
                 let val = corpus.val.as_ref()?;
-                Some(Box::new(eval_row_batches(val, sequence_len, rows)))
+                let room = sampler.widest().min(sequence_len);
+                Some(Box::new(eval_row_batches(val, room, rows)))
             }
+        }
+    }
+
+    /// Columns of the widest batch there will be.
+    pub fn widest(&self, sequence_len: usize) -> usize {
+        match self {
+            Self::Text { .. } => sequence_len,
+            Self::Rows { sampler, .. } => sampler.widest(),
         }
     }
 

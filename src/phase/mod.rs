@@ -52,7 +52,8 @@ impl Timeline {
         let sequence_len = plan.config.data.sequence_len;
         let sequences = (train.micro_batch_size * train.gradient_accumulation_steps) as u64;
         // On average: sequences of rows are not all trained to the same extent.
-        let tokens_per_step = (sequences * pass.targets) as f64 / pass.sequences as f64;
+        let targets_per_sequence = pass.targets as f64 / pass.sequences as f64;
+        let tokens_per_step = sequences as f64 * targets_per_sequence;
         let steps = match plan.length {
             Length::Steps(steps) => steps,
             Length::Tokens(tokens) => (tokens as f64 / tokens_per_step).ceil() as u64,

@@ -129,8 +129,12 @@ impl Parts {
             is_cpu,
             process_bytes: self.program_bytes + self.feed.token_bytes(),
         };
+        // Rows that are not packed may all be shorter than a sequence can be.
+        let mut plan = plan.clone();
+        let sequence_len = &mut plan.config.data.sequence_len;
+        *sequence_len = self.feed.widest(*sequence_len);
         let available = available_bytes().filter(|_| is_cpu).unwrap_or(u64::MAX);
-        Ok(fit(plan, &self.spec, conditions, available)?)
+        Ok(fit(&plan, &self.spec, conditions, available)?)
     }
 }
 

@@ -359,3 +359,31 @@ fn r5_a_tokenizer_brings_its_template_and_takes_another() {
     let config = std::fs::read_to_string(saved.path().join("tokenizer_config.json")).unwrap();
     assert!(!config.contains("chat_template"), "{config}");
 }
+
+#[test]
+fn r5_the_end_of_a_turn_is_read_off_the_template() {
+    let special = SpecialTexts {
+        bos: "<s>".to_string(),
+        eos: "</s>".to_string(),
+    };
+    let ends = [
+        ("chatml", Some("<|im_end|>")),
+        ("llama3", Some("<|eot_id|>")),
+        ("mistral", Some("</s>")),
+        ("zephyr", Some("</s>")),
+        ("gemma", Some("<end_of_turn>")),
+        ("phi3", Some("<|end|>")),
+        ("vicuna", Some("</s>")),
+        ("alpaca", Some("</s>")),
+    ];
+    assert_eq!(ends.map(|(name, _)| name), CHAT_TEMPLATES);
+    for (name, end) in ends {
+        let template = ChatTemplate::named(name, &special).unwrap();
+        assert_eq!(template.turn_end().as_deref(), end, "{name}");
+    }
+    assert_eq!(
+        compile("{% for m in messages %}{{ m.content }}{% endfor %}").turn_end(),
+        None
+    );
+    assert_eq!(compile("{{ raise_exception('no') }}").turn_end(), None);
+}

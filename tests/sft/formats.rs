@@ -319,3 +319,48 @@ fn r3_the_validation_part_is_the_last_rows() {
     bench.data.val_fraction = 0.0;
     assert_eq!(bench.load().val.unwrap().len(), 10);
 }
+
+#[test]
+#[cfg(feature = "parquet")]
+fn r3_parquet_rows_are_records() {
+    use std::sync::Arc;
+
+    use parquet::basic::Compression;
+    use parquet::data_type::{ByteArray, ByteArrayType};
+    use parquet::file::properties::WriterProperties;
+    use parquet::file::writer::SerializedFileWriter;
+    use parquet::schema::parser::parse_message_type;
+
+    for compression in [Compression::UNCOMPRESSED, Compression::SNAPPY] {
+        let mut bench = Bench::new();
+        bench.file("rows.parquet", "");
+        let schema = "message rows { REQUIRED BYTE_ARRAY prompt (UTF8); REQUIRED BYTE_ARRAY completion (UTF8); }";
+        let properties = WriterProperties::builder()
+            .set_compression(compression)
+            .build();
+        let file = std::fs::File::create(bench.path("rows.parquet")).unwrap();
+        let schema = Arc::new(parse_message_type(schema).unwrap());
+        let mut writer = SerializedFileWriter::new(file, schema, Arc::new(properties)).unwrap();
+        let mut group = writer.next_row_group().unwrap();
+        for values in [["a", "c"], ["b", "d"]] {
+            let mut column = group.next_column().unwrap().unwrap();
+            let values = values.map(ByteArray::from);
+            column
+                .typed::<ByteArrayType>()
+                .write_batch(&values, None, None)
+                .unwrap();
+            column.close().unwrap();
+        }
+        group.close().unwrap();
+        writer.close().unwrap();
+        assert_eq!(bench.marked(), ["a[b<|endoftext|>]", "c[d<|endoftext|>]"]);
+        assert_eq!(bench.load().train[0].rows.place(1).line, 2);
+    }
+    let mut bench = Bench::new();
+    bench.file("rows.parquet", "PAR1 this is none PAR1");
+    assert!(
+        bench.error().starts_with("`rows.parquet`: "),
+        "{}",
+        bench.error()
+    );
+}

@@ -57,8 +57,8 @@ proptest! {
         let bench = bench(&lengths);
         let train = train(&bench);
         let model = decoder();
-        let packed = RowSampler::new(&train, 32, true, 7);
-        let alone = RowSampler::new(&train, 32, false, 7);
+        let packed = RowSampler::new(&train, 32, true, 7).unwrap();
+        let alone = RowSampler::new(&train, 32, false, 7).unwrap();
         let wanted = measure(&model, &alone, 1);
         prop_assert_eq!(wanted.2, lengths.iter().map(|n| n + 1).sum::<usize>() as f64);
         for (sampler, rows) in [(&packed, 1), (&packed, 16), (&alone, 16), (&alone, 3)] {
@@ -81,7 +81,9 @@ fn r4_attention_does_not_leak_between_rows() {
             json!({"prompt": "P", "completion": other.to_string().repeat(12)}),
             json!({"prompt": "P", "completion": "same"}),
         ]);
-        RowSampler::new(&train(&bench), 32, true, 1).batch(0, 1)
+        RowSampler::new(&train(&bench), 32, true, 1)
+            .unwrap()
+            .batch(0, 1)
     };
     let nats = |batch: &Batch, wanted: &[u32]| {
         let mut batch = batch.clone();
@@ -112,7 +114,7 @@ fn r4_every_row_comes_once_per_epoch_whole_and_in_another_order() {
     let lengths: Vec<usize> = (0..40).map(|n| 1 + n * 7 % 29).collect();
     let train = train(&bench(&lengths));
     for packed in [true, false] {
-        let sampler = RowSampler::new(&train, 32, packed, 3);
+        let sampler = RowSampler::new(&train, 32, packed, 3).unwrap();
         let sequences = sampler.sequences_per_epoch();
         let mut orders = Vec::new();
         for epoch in 0..3 {
@@ -129,7 +131,7 @@ fn r4_every_row_comes_once_per_epoch_whole_and_in_another_order() {
             lengths.iter().map(|n| n + 1).sum::<usize>()
         );
     }
-    let packed = RowSampler::new(&train, 32, true, 3);
+    let packed = RowSampler::new(&train, 32, true, 3).unwrap();
     let fill = packed.places_per_epoch() as f64 / (32 * packed.sequences_per_epoch()) as f64;
     assert!(fill > 0.9, "{fill}");
 }
@@ -141,18 +143,18 @@ fn r4_batches_do_not_depend_on_what_was_drawn_before() {
     let mut train = train(&bench(&lengths));
     for weight in [1.0, 2.0, 0.3, 1.7] {
         train[0].weight = weight;
-        let sampler = RowSampler::new(&train, 32, true, 9);
+        let sampler = RowSampler::new(&train, 32, true, 9).unwrap();
         let far: Vec<_> = (0..60)
             .rev()
             .map(|number| sampler.sequence(number))
             .collect();
-        let again = RowSampler::new(&train, 32, true, 9);
+        let again = RowSampler::new(&train, 32, true, 9).unwrap();
         let near: Vec<_> = (0..60).map(|number| again.sequence(number)).collect();
         assert_eq!(far.into_iter().rev().collect::<Vec<_>>(), near);
         let rows = sampler.rows_per_epoch();
         assert_eq!(rows, (weight * 17.0).round() as u64);
         assert_ne!(
-            RowSampler::new(&train, 32, true, 10).sequence(0),
+            RowSampler::new(&train, 32, true, 10).unwrap().sequence(0),
             near[0],
             "seed"
         );
@@ -162,7 +164,7 @@ fn r4_batches_do_not_depend_on_what_was_drawn_before() {
 #[test]
 fn r4_rows_end_where_they_end() {
     let train = train(&bench(&[3, 5]));
-    let batch = RowSampler::new(&train, 32, true, 1).batch(0, 1);
+    let batch = RowSampler::new(&train, 32, true, 1).unwrap().batch(0, 1);
     // P bbbbb <end>, P aaa <end>: the longer one first, six and four places, then padding to 16.
     assert_eq!(batch.cols, 16);
     let letter = |c: char| u32::from(c);

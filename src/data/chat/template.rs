@@ -179,6 +179,20 @@ impl ChatTemplate {
         self.marks
     }
 
+    /// What the template writes after an answer, such as `<|im_end|>`, without the blanks around it;
+    /// none if it writes nothing, or does not say.
+    pub fn turn_end(&self) -> Option<String> {
+        const ANSWER: &str = "x";
+        let user = serde_json::json!({"role": "user", "content": "?"});
+        let answer = serde_json::json!({"role": "assistant", "content": ANSWER});
+        let chat = [user, answer];
+        let given = self.render(&Chat::new(&chat[..1]).with_generation_prompt());
+        let whole = self.render(&Chat::new(&chat)).ok()?.text;
+        let turn = whole.strip_prefix(&given.ok()?.text)?;
+        let end = turn.trim_start().strip_prefix(ANSWER)?.trim();
+        (!end.is_empty()).then(|| end.to_string())
+    }
+
     /// The text of a chat.
     ///
     /// # Errors

@@ -131,6 +131,13 @@ impl RowCorpus {
         };
         if let Some(template) = &corpus.chat_template {
             corpus.tokenizer.set_chat_template(template.source());
+            // The model ends its answers as it has learned to; a template that writes the end token
+            // would write another one then.
+            if let Some(end) = corpus.turn_end
+                && !template.source().contains("eos_token")
+            {
+                corpus.tokenizer.set_eos(end);
+            }
         }
         let more = corpus.describe(&summary, data.sequence_len, origin);
         corpus.notes.extend(more);

@@ -207,6 +207,12 @@ pub enum RowError {
         /// Whether it was cut off by truncation.
         cut: bool,
     },
+    /// Weights that repeat rows too often.
+    #[error("an epoch of {rows} rows, weights included, does not fit into memory")]
+    TooManyRows {
+        /// Rows of an epoch.
+        rows: u128,
+    },
     /// Nothing left to train on.
     #[error("{what}: no rows are left to {purpose} on, of {} in the files", grouped(*rows))]
     NothingLeft {
@@ -274,6 +280,7 @@ impl RowError {
             Self::Untrainable { .. } => {
                 "take them out, or train on every token: data.train_on = \"all\"".to_string()
             }
+            Self::TooManyRows { .. } => "lower the weights of the datasets".to_string(),
             Self::NothingLeft { purpose: "train", .. } => {
                 "add rows, raise data.sequence_len, or lower data.val_fraction".to_string()
             }

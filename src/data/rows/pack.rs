@@ -2,8 +2,8 @@
 //!
 //! Best-fit decreasing: the longest rows first, each into the sequence with the least room that
 //! still takes it. The number of sequences depends on the lengths alone and is at most 11/9 of the
-//! least possible, plus one (Johnson, 1973). GSM8K in sequences of 512 leaves two places in a
-//! hundred empty. A row is never cut in two.
+//! least possible, plus one (Johnson, 1973). GSM8K in sequences of 512, some three rows in each,
+//! leaves two to four places in a hundred empty. A row is never cut in two.
 
 use std::collections::BTreeSet;
 

@@ -17,9 +17,12 @@ use rand::SeedableRng;
 use rand::rngs::ChaCha8Rng;
 
 use super::pack::Bins;
-use super::{RowSet, TrainRows};
+use super::{RowError, RowSet, TrainRows};
 use crate::data::Batch;
 use crate::data::permutation::Permutation;
+
+/// Rows of an epoch that are listed in memory.
+const MOST_ROWS: u128 = 1 << 28;
 
 /// Batches have a multiple of this many columns, so that few different shapes occur.
 const COLUMNS: usize = 16;
@@ -31,7 +34,19 @@ pub struct RowSampler {
     sequence_len: usize,
     is_packed: bool,
     seed: u64,
+    first: FirstEpoch,
     epochs: Arc<Mutex<Epochs>>,
+}
+
+/// Sums over the first epoch.
+#[derive(Debug, Clone, Copy, Default)]
+struct FirstEpoch {
+    rows: u64,
+    sequences: u64,
+    places: u64,
+    targets: u64,
+    /// Places of the fullest sequence.
+    widest: usize,
 }
 
 #[derive(Debug, Clone)]
@@ -85,14 +100,23 @@ enum Purpose {
 impl RowSampler {
     /// A sampler of rows, each of which has to fit `sequence_len`.
     ///
+    /// # Errors
+    /// Weights that repeat rows beyond what fits into memory.
+    ///
     /// # Panics
-    /// If `sequence_len` is 0, there are no rows, or one does not fit.
-    pub fn new(train: &[TrainRows], sequence_len: usize, is_packed: bool, seed: u64) -> Self {
+    /// If `sequence_len` is 0, a set is empty, or a row does not fit.
+    pub fn new(
+        train: &[TrainRows],
+        sequence_len: usize,
+        is_packed: bool,
+        seed: u64,
+    ) -> Result<Self, RowError> {
         assert!(sequence_len > 0, "an empty sequence holds no rows");
         let sets: Vec<Weighted> = train
             .iter()
             .map(|set| {
                 let rows = set.rows.len() as u64;
+                assert!(rows > 0, "an empty set has no rows to draw");
                 // At least one: a small weight makes a dataset rare, it does not switch it off.
                 let slots = ((set.weight * rows as f64).round() as u64).max(1);
                 Weighted {
@@ -105,46 +129,76 @@ impl RowSampler {
         let longest = sets
             .iter()
             .flat_map(|set| (0..set.rows.len()).map(|row| set.rows.places(row)));
-        let longest = longest.max().expect("there is a row");
+        let longest = longest.max().unwrap_or(0);
         assert!(
             longest <= sequence_len,
             "a row of {longest} places does not fit {sequence_len}"
         );
-        Self {
+        let drawn = |set: &Weighted| u128::from(set.passes) * set.rows.len() as u128;
+        let rows = sets.iter().map(drawn).sum();
+        if rows > MOST_ROWS {
+            return Err(RowError::TooManyRows { rows });
+        }
+        let mut sampler = Self {
             sets,
             sequence_len,
             is_packed,
             seed,
+            first: FirstEpoch::default(),
             epochs: Arc::default(),
+        };
+        sampler.first = sampler.sums(&sampler.epoch(0));
+        Ok(sampler)
+    }
+
+    fn sums(&self, epoch: &Epoch) -> FirstEpoch {
+        let mut sums = FirstEpoch {
+            rows: epoch.rows.len() as u64,
+            sequences: epoch.bins.len() as u64,
+            ..FirstEpoch::default()
+        };
+        for place in 0..sums.sequences {
+            let mut width = 0;
+            for (set, row) in epoch.sequence(place) {
+                let rows = &self.sets[set].rows;
+                width += rows.places(row);
+                sums.targets += rows.targets(row) as u64;
+            }
+            sums.places += width as u64;
+            sums.widest = sums.widest.max(width);
         }
+        sums
     }
 
     /// Sequences of the first epoch. Of later ones there are as many, or a few more or less where a
     /// dataset's weight is a fraction.
     pub fn sequences_per_epoch(&self) -> u64 {
-        self.epoch(0).bins.len() as u64
+        self.first.sequences
     }
 
     /// Predictions of the first epoch that count.
     pub fn targets_per_epoch(&self) -> u64 {
-        self.sum_of_first_epoch(RowSet::targets)
+        self.first.targets
     }
 
     /// Places of the first epoch's sequences that rows take.
     pub fn places_per_epoch(&self) -> u64 {
-        self.sum_of_first_epoch(RowSet::places)
+        self.first.places
     }
 
     /// Rows of the first epoch.
     pub fn rows_per_epoch(&self) -> u64 {
-        self.epoch(0).rows.len() as u64
+        self.first.rows
     }
 
-    fn sum_of_first_epoch(&self, of_row: impl Fn(&RowSet, usize) -> usize) -> u64 {
-        let epoch = self.epoch(0);
-        let rows = epoch.rows.iter();
-        rows.map(|&(set, row)| of_row(&self.sets[set as usize].rows, row as usize) as u64)
-            .sum()
+    /// Columns of the widest batch.
+    pub fn widest(&self) -> usize {
+        // Of another part of the rows, another sequence may be the fullest.
+        let has_fractions = self.sets.iter().any(|set| set.more > 0);
+        if has_fractions || self.is_packed {
+            return self.sequence_len;
+        }
+        columns(self.first.widest, self.sequence_len)
     }
 
     /// The rows of a sequence of the run, as dataset and row.
@@ -167,7 +221,7 @@ impl RowSampler {
     fn locate(&self, number: u64) -> (Arc<Epoch>, u64) {
         let has_fractions = self.sets.iter().any(|set| set.more > 0);
         if !has_fractions {
-            let sequences = self.sequences_per_epoch();
+            let sequences = self.first.sequences;
             return (self.epoch(number / sequences), number % sequences);
         }
         let mut index = 0;
@@ -258,14 +312,15 @@ impl RowSampler {
     }
 }
 
-/// Every row once, `rows` sequences at a time, packed: for validation. Which rows share a sequence
-/// changes nothing about their losses.
+/// Every row once, `rows` sequences at a time, packed into `room` places or what the longest row
+/// takes: for validation. Which rows share a sequence changes nothing about their losses.
 pub(in crate::data) fn eval_batches(
     set: &RowSet,
-    sequence_len: usize,
+    room: usize,
     rows: usize,
 ) -> impl Iterator<Item = Batch> + '_ {
     let sizes: Vec<usize> = (0..set.len()).map(|row| set.places(row)).collect();
+    let sequence_len = sizes.iter().copied().fold(room, usize::max);
     let bins = Bins::packed(&sizes, sequence_len);
     (0..bins.len()).step_by(rows.max(1)).map(move |first| {
         let end = bins.len().min(first + rows.max(1));
@@ -286,10 +341,7 @@ pub(super) fn batch_of(sequences: &[Vec<(&RowSet, usize)>], sequence_len: usize)
     let places =
         |rows: &Vec<(&RowSet, usize)>| rows.iter().map(|(set, row)| set.places(*row)).sum();
     let longest: usize = sequences.iter().map(places).max().unwrap_or(0);
-    let cols = longest
-        .max(1)
-        .next_multiple_of(COLUMNS)
-        .min(sequence_len.max(longest));
+    let cols = columns(longest, sequence_len);
     let mut batch = Batch {
         rows: sequences.len(),
         cols,
@@ -314,6 +366,12 @@ pub(super) fn batch_of(sequences: &[Vec<(&RowSet, usize)>], sequence_len: usize)
         batch.positions.extend(0..padding as u32);
     }
     batch
+}
+
+/// Columns of a batch whose fullest sequence takes so many places.
+fn columns(longest: usize, sequence_len: usize) -> usize {
+    let rounded = longest.max(1).next_multiple_of(COLUMNS);
+    rounded.min(sequence_len.max(longest))
 }
 
 fn push_row(batch: &mut Batch, set: &RowSet, row: usize, segment: u32) {

@@ -268,6 +268,15 @@ impl Tokenizer {
         self.eos.as_ref()
     }
 
+    /// Makes the token with this id the end token, for what [`save`](Self::save) writes too. Without
+    /// such a token nothing changes.
+    pub fn set_eos(&mut self, id: u32) {
+        if let Some(text) = self.inner.id_to_token(id) {
+            self.config.insert("eos_token".to_string(), json!(text));
+            self.eos = Some(SpecialToken { text, id });
+        }
+    }
+
     /// The token that begins a document, if the tokenizer has one.
     pub fn bos(&self) -> Option<&SpecialToken> {
         self.bos.as_ref()
