@@ -12,6 +12,7 @@
 //! | `cube.rs` | one CubeCL kernel for wgpu and CUDA |
 
 pub mod blockwise;
+pub mod dynamic;
 mod panel;
 pub mod ternary;
 mod ways;

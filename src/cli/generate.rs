@@ -6,8 +6,9 @@ use clap::Args;
 use serde_json::json;
 
 use super::model::ModelArgs;
+use super::sampling::SamplingArgs;
 use super::{CliError, DeviceArgs};
-use crate::generate::{Sampling, TextRequest, complete};
+use crate::generate::{TextRequest, complete};
 
 /// Arguments of `runner generate`.
 #[derive(Debug, Args)]
@@ -20,24 +21,8 @@ pub(super) struct GenerateArgs {
     /// Most tokens to add
     #[arg(long, default_value_t = 128, value_name = "N")]
     max_new_tokens: usize,
-    /// Randomness; 0 takes the most likely token every time
-    #[arg(long, default_value_t = 0.8, value_name = "T", value_parser = at_least_zero)]
-    temperature: f64,
-    /// Choose among the K most likely tokens; 0 = all
-    #[arg(long, default_value_t = 0, value_name = "K")]
-    top_k: usize,
-    /// Choose among the fewest tokens whose probabilities reach P
-    #[arg(long, default_value_t = 1.0, value_name = "P", value_parser = share)]
-    top_p: f64,
-    /// Drop tokens less likely than this share of the most likely one
-    #[arg(long, default_value_t = 0.0, value_name = "P", value_parser = share)]
-    min_p: f64,
-    /// Make tokens that occurred less likely; 1 = off
-    #[arg(long, default_value_t = 1.0, value_name = "X", value_parser = penalty)]
-    repetition_penalty: f64,
-    /// Seed of the choice
-    #[arg(long, default_value_t = 0, value_name = "S")]
-    seed: u64,
+    #[command(flatten)]
+    sampling: SamplingArgs,
     /// End the completion before this text; repeatable
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     stop: Vec<String>,
@@ -59,14 +44,8 @@ pub(super) fn run(args: &GenerateArgs) -> Result<(), CliError> {
     let request = TextRequest {
         prompt: &prompt,
         max_new_tokens: args.max_new_tokens,
-        sampling: Sampling {
-            temperature: args.temperature,
-            top_k: args.top_k,
-            top_p: args.top_p,
-            min_p: args.min_p,
-            repetition_penalty: args.repetition_penalty,
-        },
-        seed: args.seed,
+        sampling: args.sampling.sampling(),
+        seed: args.sampling.seed,
         stop: &args.stop,
     };
     let mut broken_pipe = None;
@@ -110,31 +89,4 @@ fn standard_input() -> Result<String, CliError> {
         .read_to_string(&mut text)
         .map_err(CliError::io("standard input"))?;
     Ok(text)
-}
-
-fn at_least_zero(text: &str) -> Result<f64, String> {
-    number(text, "0 or more", |value| value >= 0.0)
-}
-
-fn penalty(text: &str) -> Result<f64, String> {
-    number(text, "between 0.01 and 100", |value| {
-        (0.01..=100.0).contains(&value)
-    })
-}
-
-fn share(text: &str) -> Result<f64, String> {
-    number(text, "between 0 and 1", |value| {
-        (0.0..=1.0).contains(&value)
-    })
-}
-
-fn number(text: &str, range: &str, fits: impl Fn(f64) -> bool) -> Result<f64, String> {
-    let value: f64 = text
-        .parse()
-        .map_err(|_| format!("`{text}` is not a number"))?;
-    if value.is_finite() && fits(value) {
-        Ok(value)
-    } else {
-        Err(format!("must be {range}"))
-    }
 }

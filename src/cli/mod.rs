@@ -1,5 +1,6 @@
 //! The command line: one file per verb. `main.rs` only calls [`run`].
 
+mod chat;
 mod env;
 mod error;
 mod estimate;
@@ -7,11 +8,13 @@ mod eval;
 mod export;
 mod generate;
 mod init;
+mod inspect;
 mod logits;
 mod merge;
 mod model;
 mod output;
 pub mod report;
+mod sampling;
 mod schema;
 mod train;
 mod validate;
@@ -42,8 +45,12 @@ enum Verb {
     Validate(validate::ValidateArgs),
     /// Say what a run will need: parameters, arithmetic, memory, time
     Estimate(estimate::EstimateArgs),
+    /// Show what the model will see of the data, and which of it is trained
+    Inspect(inspect::InspectArgs),
     /// Complete a prompt with a trained model
     Generate(generate::GenerateArgs),
+    /// Talk with a trained model
+    Chat(chat::ChatArgs),
     /// Measure a model on a text
     Eval(eval::EvalArgs),
     /// Write a model's logits for some tokens to a file
@@ -74,7 +81,9 @@ pub fn run() -> ExitCode {
         Verb::Train(args) => train::run(&args),
         Verb::Validate(args) => validate::run(&args),
         Verb::Estimate(args) => estimate::run(&args),
+        Verb::Inspect(args) => inspect::run(&args),
         Verb::Generate(args) => generate::run(&args),
+        Verb::Chat(args) => chat::run(&args),
         Verb::Eval(args) => eval::run(&args),
         Verb::Logits(args) => logits::run(&args),
         Verb::Merge(args) => merge::run(&args),

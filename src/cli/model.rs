@@ -66,6 +66,12 @@ impl ModelArgs {
         if quantises {
             spec.shape.blockwise = trained;
         }
+        // A model that an adapter has taught to answer ends as the adapter's tokenizer says.
+        let own = adapter.as_ref().map(|folder| folder.join("tokenizer.json"));
+        if let Some(own) = own.filter(|file| file.exists()) {
+            let eos = Tokenizer::from_file(&own)?.eos().map(|eos| eos.id);
+            spec.eos_token_id = eos.or(spec.eos_token_id);
+        }
         Ok(ModelPlace {
             base,
             adapter,

@@ -14,7 +14,9 @@ use super::adapter::AdapterPlan;
 use super::check::check;
 use super::document::Document;
 use super::error::{ConfigError, Issue};
-use super::keys::{AdapterInit, Config, DataConfig, DecayShape, TokenizerConfig};
+use super::keys::{
+    AdapterInit, Config, DataConfig, DecayShape, DpoConfig, Sampling, Task, TokenizerConfig,
+};
 use super::resolve::resolve;
 use super::shape::ModelShape;
 use super::source::{Origin, Sources};
@@ -55,6 +57,15 @@ pub enum Length {
 pub enum OptimizerPlan {
     /// Adam with decoupled weight decay.
     AdamW {
+        /// Decay of the first and second moment estimates.
+        betas: [f64; 2],
+        /// Added to the denominator.
+        eps: f64,
+        /// Decay of matrices and embeddings.
+        weight_decay: f64,
+    },
+    /// The same with both moments in eight bits.
+    AdamW8bit {
         /// Decay of the first and second moment estimates.
         betas: [f64; 2],
         /// Added to the denominator.
@@ -231,6 +242,10 @@ impl Plan {
         if config.data.val_path.is_some() && untouched {
             config.data.val_fraction = 0.0;
         }
+        // So with the order of rows.
+        if config.task == Task::Sft && config.data.sampling == DataConfig::default().sampling {
+            config.data.sampling = Sampling::Epoch;
+        }
         // So with a base model's tokenizer.
         if let Some(base) = &config.model.base_model
             && config.tokenizer == TokenizerConfig::default()
@@ -301,6 +316,12 @@ impl Plan {
     /// Whether the forward pass of training multiplies ternary weights as integers.
     pub fn multiplies_integers(&self) -> bool {
         self.config.quantization.int8_forward == Some(true)
+    }
+
+    /// What turns pairs of answers into a loss; none for other tasks.
+    pub fn dpo(&self) -> Option<&DpoConfig> {
+        let is_dpo = self.config.task == Task::Dpo;
+        self.config.dpo.as_ref().filter(|_| is_dpo)
     }
 
     /// Whether the base model becomes another one before it is adapted: codes of what an adapter's

@@ -153,7 +153,7 @@ fn train_name(index: usize) -> String {
 }
 
 /// The tokenizer the config asks for.
-fn make_tokenizer(
+pub(super) fn make_tokenizer(
     config: &TokenizerConfig,
     source: &Source,
     cache: &TokenCache,

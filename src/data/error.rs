@@ -7,6 +7,9 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::chat::TemplateError;
+use super::rows::RowError;
+
 /// A problem with the training data, the tokenizer or the token cache.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
@@ -89,6 +92,26 @@ pub enum DataError {
         /// What the parser says.
         reason: String,
     },
+    /// A .parquet file, and a build that cannot read one.
+    #[error("`{}`: this build does not read Parquet", path.display())]
+    ParquetNotCompiledIn {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A .parquet file that cannot be read.
+    #[error("`{}`: {reason}", path.display())]
+    Parquet {
+        /// The file.
+        path: PathBuf,
+        /// What the library says.
+        reason: String,
+    },
+    /// Rows of instruction or preference data.
+    #[error(transparent)]
+    Rows(Box<RowError>),
+    /// The chat template.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
     /// A record without the text field.
     #[error("{}:{line}: the record has no field `{field}` (it has: {})", path.display(), listed(fields))]
     NoTextField {
@@ -242,6 +265,14 @@ impl DataError {
             }
             DataError::NothingToPredict { .. } => "name a longer text".to_string(),
             DataError::Empty { .. } => "check that the path names the right files".to_string(),
+            DataError::ParquetNotCompiledIn { .. } => {
+                "build it with `--features parquet`, or convert the file to .jsonl".to_string()
+            }
+            DataError::Parquet { .. } => {
+                "Parquet is read uncompressed or compressed with Snappy, gzip or LZ4".to_string()
+            }
+            DataError::Rows(error) => return error.help(),
+            DataError::Template(error) => return error.help(),
             DataError::BadJson { .. } => {
                 ".jsonl has one object per line; .json that, or one array of objects".to_string()
             }
@@ -290,7 +321,9 @@ impl DataError {
             | DataError::TokenizerGaps { .. }
             | DataError::Tokenizer { .. }
             | DataError::UnknownChar { .. }
+            | DataError::Template(_)
             | DataError::UnknownId { .. } => 2,
+            DataError::Rows(error) => error.exit_code(),
             _ => 3,
         }
     }

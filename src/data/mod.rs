@@ -12,15 +12,20 @@
 mod batch;
 mod bigram;
 mod cache;
+mod chat;
 mod corpus;
 mod documents;
 mod encode;
 mod error;
 mod eval;
+mod feed;
 mod files;
 mod notes;
+mod parquet;
 mod permutation;
 mod pieces;
+mod records;
+mod rows;
 mod sampler;
 mod source;
 mod split;
@@ -30,12 +35,18 @@ mod tokenizer;
 pub use batch::Batch;
 pub use bigram::Bigram;
 pub use cache::{Lookup, TokenCache, TokenFile};
+pub use chat::{Chat, ChatTemplate, Rendered, SpecialTexts, TemplateError};
 pub use corpus::{Corpus, TrainStream};
 pub use documents::Format;
 pub use encode::encode_documents;
 pub use error::DataError;
 pub use eval::{EvalText, eval_batches};
+pub use feed::{Feed, Part, Pass};
 pub use files::{FileRecord, expand};
+pub use rows::{
+    PairBatch, PairFeed, Pairs, Place, RowCorpus, RowError, RowFormat, RowSampler, RowSet,
+    TrainRows,
+};
 pub use sampler::Sampler;
 pub use token_stream::{TokenStream, Width};
 pub use tokenizer::{END_OF_TEXT, SpecialToken, StreamDecoder, Tokenizer, Unknown};

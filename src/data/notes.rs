@@ -93,7 +93,7 @@ pub(super) fn formats(paths: &[PathBuf], kind: DatasetKind, field: &str) -> Stri
         .collect();
     let prefix = match kind {
         DatasetKind::Auto => "auto: ",
-        DatasetKind::Text => "",
+        _ => "",
     };
     format!(
         "{} ({prefix}{})",

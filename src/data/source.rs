@@ -22,14 +22,14 @@ const CACHE_VERSION: &str = "firebrick tokens 1";
 pub(super) struct Source<'a> {
     pub(super) config: &'a DataConfig,
     pub(super) datasets: Vec<Dataset<'a>>,
-    val_file: Option<FileRecord>,
+    pub(super) val_file: Option<FileRecord>,
     texts: OnceCell<Texts>,
 }
 
 /// One dataset's files.
 pub(super) struct Dataset<'a> {
     pub(super) config: &'a DatasetConfig,
-    files: Vec<FileRecord>,
+    pub(super) files: Vec<FileRecord>,
 }
 
 impl Dataset<'_> {

@@ -56,7 +56,7 @@ pub(super) fn split(files: Vec<(Format, Documents)>, val_fraction: f64) -> Split
 }
 
 /// `int(n * (1 - val_fraction))`.
-fn train_share(n: usize, val_fraction: f64) -> usize {
+pub(super) fn train_share(n: usize, val_fraction: f64) -> usize {
     (n as f64 * (1.0 - val_fraction)) as usize
 }
 

@@ -117,11 +117,7 @@ pub fn backward_with(
         weight,
         gradient: Gradient::default(),
     };
-    let mut compute = model.clone().rounded().with_fixed_norms();
-    if precision.int8_forward {
-        compute = compute.with_integer_products();
-    }
-    let compute = compute.cast(precision.dtype);
+    let compute = computing(model, precision);
     let lanes = lanes(&model.device());
     let mut first = 0;
     for batch in batches {
@@ -148,6 +144,15 @@ pub fn backward_with(
     Ok(total)
 }
 
+/// The model as the passes of one step compute it.
+pub(super) fn computing(model: &Decoder, precision: Precision) -> Decoder {
+    let mut compute = model.clone().rounded().with_fixed_norms();
+    if precision.int8_forward {
+        compute = compute.with_integer_products();
+    }
+    compute.cast(precision.dtype)
+}
+
 fn share(
     model: &Decoder,
     batch: &Batch,
@@ -158,15 +163,15 @@ fn share(
     let model = model.clone().cast(precision.dtype);
     let scale = precision.loss_scale / weight;
     let (nats, gradient) = if precision.gradient_checkpointing {
-        blockwise(&model, batch, scale, dropout)?
+        blockwise(&model, batch, scale, dropout, None)?
     } else {
-        whole(&model, batch, scale, dropout)?
+        whole(&model, batch, scale, dropout, None)?
     };
     Ok((nats, gradient.cast(FloatDType::F32, &model)))
 }
 
 /// Rows of each share: as equal as possible, none empty.
-fn shares(rows: usize, threads: usize) -> Vec<Range<usize>> {
+pub(super) fn shares(rows: usize, threads: usize) -> Vec<Range<usize>> {
     let count = threads.clamp(1, rows.max(1));
     (0..count)
         .map(|i| i * rows / count..(i + 1) * rows / count)

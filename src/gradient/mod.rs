@@ -2,6 +2,7 @@
 
 mod backward;
 mod loss_scale;
+mod preference;
 mod share;
 
 use burn::module::{Module, Param};
@@ -10,6 +11,7 @@ use burn::tensor::{FloatDType, Gradients, Tensor};
 
 pub use backward::{Backward, Precision, backward, backward_with};
 pub use loss_scale::LossScale;
+pub use preference::{Preference, PreferenceBackward, backward_preference, evaluate_preference};
 
 use crate::model::{VisitParameters, visit_parameters};
 

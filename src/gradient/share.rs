@@ -14,6 +14,8 @@
 //! order in which gradients of joining paths are added differs, so the result is the same to
 //! rounding.
 
+use std::borrow::Cow;
+
 use burn::module::Module;
 use burn::tensor::Tensor;
 
@@ -27,10 +29,12 @@ pub(super) fn blockwise(
     batch: &Batch,
     scale: f64,
     dropout: Option<Dropout>,
+    reweigh: Option<&mut Reweigh>,
 ) -> Result<(f64, Gradient), ModelError> {
     let context = model.context(batch).with_dropout(dropout);
     let (inputs, output) = untracked(model, &context, batch)?;
-    let mut head = head_backward(model, output, batch, scale);
+    let weighed = weighed(model, &output, batch, reweigh);
+    let mut head = head_backward(model, output, &weighed, scale);
     // Nothing below the first block with something to train needs a gradient.
     let through = model.trains_embedding();
     let first = if through {
@@ -59,16 +63,41 @@ pub(super) fn whole(
     batch: &Batch,
     scale: f64,
     dropout: Option<Dropout>,
+    reweigh: Option<&mut Reweigh>,
 ) -> Result<(f64, Gradient), ModelError> {
     let context = model.context(batch).with_dropout(dropout);
     let hidden = model.hidden_in(&context, batch)?;
-    let head = head_backward(model, hidden.clone().inner(), batch, scale);
+    let output = hidden.clone().inner();
+    let weighed = weighed(model, &output, batch, reweigh);
+    let head = head_backward(model, output, &weighed, scale);
     if !hidden.is_tracked() {
         return Ok((head.nats, head.gradient));
     }
     let objective = inner_product(hidden, head.upstream);
     let below = Gradient::backward(&objective, model);
     Ok((head.nats, head.gradient.accumulate(below, model)))
+}
+
+/// New loss weights for a batch, from the weight · nats of each of its tokens: for losses that are no
+/// sum over tokens.
+pub(super) type Reweigh<'a> = dyn FnMut(&[f32], &Batch) -> Vec<f32> + 'a;
+
+/// The batch with the weights that its loss has for what came out of the last block.
+fn weighed<'a>(
+    model: &Decoder,
+    output: &Tensor<2>,
+    batch: &'a Batch,
+    reweigh: Option<&mut Reweigh>,
+) -> Cow<'a, Batch> {
+    let Some(reweigh) = reweigh else {
+        return Cow::Borrowed(batch);
+    };
+    let nats = model.valid().token_nats(output.clone(), batch);
+    let weights = reweigh(&nats, batch);
+    Cow::Owned(Batch {
+        weights,
+        ..batch.clone()
+    })
 }
 
 /// What the last norm, the output head and the loss give back.

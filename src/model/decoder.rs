@@ -11,7 +11,7 @@ use super::attention::{Attention, Context, LayerCache, Rotary, additive_mask};
 use super::init::Init;
 use super::layers::{Embedding, Mlp, Norm};
 use super::linear::Linear;
-use super::loss::{TokenLoss, cross_entropy, cross_entropy_sum};
+use super::loss::{TokenLoss, cross_entropy, cross_entropy_nats, cross_entropy_sum};
 use super::parameters::{MapParameters, map_parameters};
 use crate::config::{DecoderSpec, PackedLayout, Ternary};
 use crate::data::Batch;
@@ -274,6 +274,20 @@ impl Decoder {
         });
         let zero = Tensor::zeros([1], &device);
         Ok(sums.fold(zero, |total, sum| total + sum))
+    }
+
+    /// Weight · nats of each token of a batch, from what the last block makes of them
+    /// `[rows x cols, dim]`, on the plain device.
+    pub(crate) fn token_nats(&self, hidden: Tensor<2>, batch: &Batch) -> Vec<f32> {
+        let device = self.device();
+        let mut nats = Vec::with_capacity(batch.targets.len());
+        for tokens in self.logit_chunks(batch.targets.len()) {
+            let hidden = hidden.clone().narrow(0, tokens.start, tokens.len());
+            let (targets, weights) = targets(batch, tokens, &device);
+            let chunk = cross_entropy_nats(self.head(hidden), targets, weights);
+            nats.extend(chunk.into_data().iter::<f32>());
+        }
+        nats
     }
 
     /// Logits `[1, vocab]` after the last of `tokens`, which continue the sequence in `cache`.

@@ -30,7 +30,7 @@ pub fn cross_entropy(
 ) -> TokenLoss {
     let plain = logits.clone().inner();
     let probabilities = softmax(plain.clone(), 1);
-    let sum = weighted_nats(plain, &probabilities, targets.clone(), weights.clone());
+    let sum = weighted_nats(plain, &probabilities, targets.clone(), weights.clone()).sum();
 
     let [rows] = targets.dims();
     let minus_one = Tensor::full([rows, 1], -1.0, &probabilities.device());
@@ -50,6 +50,15 @@ pub fn cross_entropy_sum(
     targets: Tensor<1, Int>,
     weights: Tensor<1>,
 ) -> Tensor<1> {
+    cross_entropy_nats(logits, targets, weights).sum()
+}
+
+/// Weight · nats of each row `[rows]`, without a gradient.
+pub(crate) fn cross_entropy_nats(
+    logits: Tensor<2>,
+    targets: Tensor<1, Int>,
+    weights: Tensor<1>,
+) -> Tensor<1> {
     let probabilities = softmax(logits.clone(), 1);
     weighted_nats(logits, &probabilities, targets, weights)
 }
@@ -65,5 +74,5 @@ fn weighted_nats(
     let log_sum_exp = logits.clone().max_dim(1) - probabilities.clone().max_dim(1).log();
     let target_logits = logits.gather(1, targets.unsqueeze_dim(1));
     let nats: Tensor<1> = (log_sum_exp - target_logits).squeeze_dim(1);
-    (nats * weights).sum()
+    nats * weights
 }

@@ -7,6 +7,7 @@
 //! Groups: matrices and embeddings are decayed, norms and biases never. With Muon the blocks'
 //! matrices take Muon's rule and everything else AdamW's.
 
+mod eight_bit;
 mod rules;
 mod schedule;
 
@@ -23,7 +24,7 @@ use crate::gradient::Gradient;
 use crate::model::{
     Decoder, MapParameters, Tensors, VisitParameters, map_parameters, visit_parameters,
 };
-use rules::Rules;
+use rules::{Rule, Rules};
 pub use schedule::Schedule;
 
 /// Updates a module's parameters from their gradients.
@@ -31,7 +32,15 @@ pub struct Optimizer {
     rules: Rules,
     /// The second matrix of adapters learns at so many times the learning rate.
     lora_plus_ratio: f64,
-    states: BTreeMap<String, DynState>,
+    states: BTreeMap<String, State>,
+}
+
+/// What is kept of a parameter from step to step.
+enum State {
+    /// By one of burn's optimizers.
+    Burn(DynState),
+    /// Moments in eight bits.
+    EightBit(eight_bit::State),
 }
 
 /// The whole state of an [`Optimizer`] on the host. Tensors are keyed
@@ -126,45 +135,51 @@ impl Optimizer {
         struct Collect<'a> {
             optimizer: &'a Optimizer,
             sink: StateSink,
+            kept: OptimizerState,
         }
         impl VisitParameters for Collect<'_> {
             fn visit<const D: usize>(&mut self, path: &str, _param: &Param<Tensor<D>>) {
-                if let Some(state) = self.optimizer.states.get(path) {
-                    let rule = self.optimizer.rules.of(path, D);
-                    rule.state_flatten(path, state, &mut self.sink);
+                let rule = self.optimizer.rules.of(path, D);
+                match (self.optimizer.states.get(path), rule) {
+                    (Some(State::Burn(state)), Rule::Burn(rule)) => {
+                        rule.state_flatten(path, state, &mut self.sink);
+                    }
+                    (Some(State::EightBit(state)), _) => state.save(path, &mut self.kept),
+                    _ => {}
                 }
             }
         }
         let mut collect = Collect {
             optimizer: self,
             sink: StateSink::default(),
+            kept: OptimizerState::default(),
         };
         visit_parameters(model, &mut collect);
-        let scalars = collect.sink.scalars.into_iter();
-        OptimizerState {
-            tensors: collect.sink.tensors.into_iter().collect(),
-            scalars: scalars.map(|(name, value)| (name, value.into())).collect(),
-        }
+        let (mut kept, scalars) = (collect.kept, collect.sink.scalars.into_iter());
+        kept.tensors.extend(collect.sink.tensors);
+        let scalars = scalars.map(|(name, value)| (name, value.into()));
+        kept.scalars.extend(scalars);
+        kept
     }
 
     /// Bytes of the tensors that [`state`](Self::state) will hold after the first update.
     pub fn state_bytes(&self, model: &Decoder) -> u64 {
         struct Count<'a> {
             rules: &'a Rules,
-            values: u64,
+            bytes: u64,
         }
         impl VisitParameters for Count<'_> {
             fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
                 let dims: Vec<usize> = param.lazy_shape().iter().copied().collect();
-                self.values += self.rules.kept_values(path, &dims);
+                self.bytes += self.rules.kept_bytes(path, &dims);
             }
         }
         let mut count = Count {
             rules: &self.rules,
-            values: 0,
+            bytes: 0,
         };
         model.visit_trained(&mut count);
-        count.values * size_of::<f32>() as u64
+        count.bytes
     }
 
     /// Puts a saved state in place, on `device` (the plain one).
@@ -208,17 +223,30 @@ impl MapParameters for Update<'_> {
         let state = self.optimizer.states.remove(path);
         // Consuming the parameter leaves one owner of its memory, so that the update is in place.
         let (id, value, mapper) = param.consume();
-        let (value, state) = rule.step_dyn(
-            D,
-            learning_rate,
-            value.inner().into_bridge(),
-            gradient.into_bridge(),
-            state,
-        );
+        let value = value.inner();
+        let (value, state) = match (rule, state) {
+            (Rule::EightBit(rule), state) => {
+                let state = match state {
+                    Some(State::EightBit(state)) => Some(state),
+                    _ => None,
+                };
+                let (value, state) = rule.step(learning_rate, value, gradient, state);
+                (value, Some(State::EightBit(state)))
+            }
+            (Rule::Burn(rule), state) => {
+                let state = match state {
+                    Some(State::Burn(state)) => Some(state),
+                    _ => None,
+                };
+                let (value, gradient) = (value.into_bridge(), gradient.into_bridge());
+                let (value, state) = rule.step_dyn(D, learning_rate, value, gradient, state);
+                (Tensor::<D>::from_bridge(value), state.map(State::Burn))
+            }
+        };
         if let Some(state) = state {
             self.optimizer.states.insert(path.to_string(), state);
         }
-        let value = Tensor::<D>::from_inner(Tensor::from_bridge(value)).require_grad();
+        let value = Tensor::from_inner(value).require_grad();
         Param::from_mapped_value(id, value, mapper)
     }
 }
@@ -231,6 +259,12 @@ struct Restore<'a> {
 }
 
 impl Restore<'_> {
+    fn miss(&mut self, path: &str) {
+        self.problem.get_or_insert(OptimizerError::State {
+            path: path.to_string(),
+        });
+    }
+
     /// The tensors and scalars of one parameter, taken out of the state.
     fn source(&mut self, path: &str) -> StateSource {
         let prefix = format!("{path}.");
@@ -266,6 +300,20 @@ impl VisitParameters for Restore<'_> {
         if !param.is_require_grad() {
             return;
         }
+        let rule = match self.optimizer.rules.of(path, D) {
+            Rule::Burn(rule) => rule.clone(),
+            Rule::EightBit(_) => {
+                let weights = param.lazy_shape().num_elements();
+                match eight_bit::State::load(path, weights, &mut self.state) {
+                    Some(state) => {
+                        let state = State::EightBit(state);
+                        self.optimizer.states.insert(path.to_string(), state);
+                    }
+                    None => self.miss(path),
+                }
+                return;
+            }
+        };
         let rank_fits = |data: &TensorData| data.shape().num_dims() == D;
         let prefix = format!("{path}.");
         let mut own = self
@@ -275,20 +323,16 @@ impl VisitParameters for Restore<'_> {
             .filter(|(name, _)| name.starts_with(&prefix));
         let ranks_fit = own.all(|(_, data)| rank_fits(data));
         let mut source = self.source(path);
-        let rule = self.optimizer.rules.of(path, D);
         let state = ranks_fit
             .then(|| rule.state_unflatten(D, path, &mut source, self.device))
             .flatten()
             .filter(|state| fits(rule.as_ref(), state, path, &param.lazy_shape()));
         match state {
             Some(state) => {
+                let state = State::Burn(state);
                 self.optimizer.states.insert(path.to_string(), state);
             }
-            None => {
-                self.problem.get_or_insert(OptimizerError::State {
-                    path: path.to_string(),
-                });
-            }
+            None => self.miss(path),
         }
     }
 }

@@ -9,9 +9,17 @@ use burn::optim::{
     SgdConfig,
 };
 
+use super::eight_bit::{self, AdamW8bit};
 use crate::config::OptimizerPlan;
 
-type Rule = Arc<dyn DynOptimizer>;
+/// How a parameter is updated.
+#[derive(Clone)]
+pub(super) enum Rule {
+    /// By one of burn's optimizers.
+    Burn(Arc<dyn DynOptimizer>),
+    /// By our own AdamW with moments in eight bits.
+    EightBit(AdamW8bit),
+}
 
 /// What a rule keeps of a parameter from step to step, counters apart.
 #[derive(Debug, Clone, Copy)]
@@ -20,17 +28,20 @@ enum Kept {
     Whole(u64),
     /// A value for each row and one for each column of a matrix; of a vector all.
     RowsAndColumns,
+    /// Two tensors of the parameter's shape in eight bits.
+    EightBit,
 }
 
 impl Kept {
-    fn values(self, dims: &[usize]) -> u64 {
+    fn bytes(self, dims: &[usize]) -> u64 {
         let all: usize = dims.iter().product();
         match (self, dims) {
             (Self::RowsAndColumns, [.., rows, columns]) => {
-                ((all / columns.max(&1)) + (all / rows.max(&1))) as u64
+                4 * ((all / columns.max(&1)) + (all / rows.max(&1))) as u64
             }
-            (Self::RowsAndColumns, _) => all as u64,
-            (Self::Whole(tensors), _) => tensors * all as u64,
+            (Self::RowsAndColumns, _) => 4 * all as u64,
+            (Self::Whole(tensors), _) => 4 * tensors * all as u64,
+            (Self::EightBit, _) => eight_bit::kept_bytes(all),
         }
     }
 }
@@ -68,6 +79,20 @@ impl Rules {
                 adamw(betas, eps, 0.0),
                 Kept::Whole(2),
             ),
+            OptimizerPlan::AdamW8bit {
+                betas,
+                eps,
+                weight_decay,
+            } => {
+                let rule = |weight_decay: f64| {
+                    Rule::EightBit(AdamW8bit {
+                        betas: betas.map(|beta| beta as f32),
+                        eps: eps as f32,
+                        weight_decay: weight_decay as f32,
+                    })
+                };
+                both(rule(weight_decay), rule(0.0), Kept::EightBit)
+            }
             OptimizerPlan::Adam {
                 betas,
                 eps,
@@ -119,11 +144,11 @@ impl Rules {
         }
     }
 
-    /// Values in the tensors that the rule of a parameter keeps.
-    pub(super) fn kept_values(&self, path: &str, dims: &[usize]) -> u64 {
+    /// Bytes of the tensors that the rule of a parameter keeps.
+    pub(super) fn kept_bytes(&self, path: &str, dims: &[usize]) -> u64 {
         match dims.len() {
-            2.. if is_in_block(path) => self.kept_of_block_matrices.values(dims),
-            _ => self.kept.values(dims),
+            2.. if is_in_block(path) => self.kept_of_block_matrices.bytes(dims),
+            _ => self.kept.bytes(dims),
         }
     }
 }
@@ -133,68 +158,68 @@ fn is_in_block(path: &str) -> bool {
 }
 
 fn adamw(betas: [f64; 2], eps: f64, weight_decay: f64) -> Rule {
-    Arc::new(
+    Rule::Burn(Arc::new(
         AdamWConfig::new()
             .with_beta_1(betas[0] as f32)
             .with_beta_2(betas[1] as f32)
             .with_epsilon(eps as f32)
             .with_weight_decay(weight_decay as f32)
             .build(),
-    )
+    ))
 }
 
 fn adam(betas: [f64; 2], eps: f64, weight_decay: f64) -> Rule {
-    Arc::new(
+    Rule::Burn(Arc::new(
         AdamConfig::new()
             .with_beta_1(betas[0] as f32)
             .with_beta_2(betas[1] as f32)
             .with_epsilon(eps as f32)
             .with_weight_decay(decay(weight_decay))
             .build(),
-    )
+    ))
 }
 
 fn sgd(momentum: f64, nesterov: bool, weight_decay: f64) -> Rule {
     let momentum = (momentum > 0.0).then(|| momentum_without_dampening(momentum, nesterov));
-    Arc::new(
+    Rule::Burn(Arc::new(
         SgdConfig::new()
             .with_momentum(momentum)
             .with_weight_decay(decay(weight_decay))
             .build(),
-    )
+    ))
 }
 
 fn lion(betas: [f64; 2], weight_decay: f64) -> Rule {
-    Arc::new(
+    Rule::Burn(Arc::new(
         LionConfig::new()
             .with_beta_1(betas[0] as f32)
             .with_beta_2(betas[1] as f32)
             .with_weight_decay(weight_decay as f32)
             .build(),
-    )
+    ))
 }
 
 /// The learning rate is the schedule's, absolute: neither capped nor scaled by the parameter.
 fn adafactor(weight_decay: f64) -> Rule {
-    Arc::new(
+    Rule::Burn(Arc::new(
         AdafactorConfig::new()
             .with_relative_step(false)
             .with_scale_parameter(false)
             .with_weight_decay(weight_decay as f32)
             .build(),
-    )
+    ))
 }
 
 /// Scaled to the size of AdamW's updates, so that both halves share one learning rate. That scale
 /// is symmetric in the matrix's sides, so our `[in, out]` layout does not matter to it.
 fn muon(momentum: f64, nesterov: bool, weight_decay: f64) -> Rule {
-    Arc::new(
+    Rule::Burn(Arc::new(
         MuonConfig::new()
             .with_momentum(momentum_without_dampening(momentum, nesterov))
             .with_weight_decay(decay(weight_decay))
             .with_adjust_lr_fn(AdjustLrFn::MatchRmsAdamW)
             .build(),
-    )
+    ))
 }
 
 fn decay(penalty: f64) -> Option<WeightDecayConfig> {

@@ -2,6 +2,7 @@
 //! one phase; the loop already asks the timeline what holds at a step instead of the config.
 
 use crate::config::{Length, Plan};
+use crate::data::Pass;
 use crate::optimizer::Schedule;
 
 /// A stretch of optimizer steps with the same settings.
@@ -45,18 +46,19 @@ pub struct Timeline {
 }
 
 impl Timeline {
-    /// Turns the plan's length into steps. `tokens_per_epoch` is the sampler's: the training tokens
-    /// of one pass, weights of datasets included.
-    pub fn new(plan: &Plan, tokens_per_epoch: u64) -> Self {
+    /// Turns the plan's length into steps. `pass` is one pass over the training data.
+    pub fn new(plan: &Plan, pass: Pass) -> Self {
         let train = &plan.config.train;
         let sequence_len = plan.config.data.sequence_len;
         let sequences = (train.micro_batch_size * train.gradient_accumulation_steps) as u64;
-        let tokens_per_step = (sequences * sequence_len as u64) as f64;
+        // On average: sequences of rows are not all trained to the same extent.
+        let targets_per_sequence = pass.targets as f64 / pass.sequences as f64;
+        let tokens_per_step = sequences as f64 * targets_per_sequence;
         let steps = match plan.length {
             Length::Steps(steps) => steps,
             Length::Tokens(tokens) => (tokens as f64 / tokens_per_step).ceil() as u64,
             Length::Epochs(epochs) => {
-                (epochs * tokens_per_epoch as f64 / tokens_per_step).ceil() as u64
+                (epochs * pass.sequences as f64 / sequences as f64).ceil() as u64
             }
         };
         let phase = Phase {

@@ -2,13 +2,13 @@
 
 use crate::checkpoint::Progress;
 use crate::config::Plan;
-use crate::data::Corpus;
+use crate::data::Feed;
 use crate::environment::Environment;
 
 /// Markdown with the front matter that model hubs read.
 pub(super) fn model_card(
     (plan, device): (&Plan, Option<&str>),
-    corpus: &Corpus,
+    feed: &Feed,
     progress: &Progress,
     exported_step: u64,
 ) -> String {
@@ -25,17 +25,17 @@ pub(super) fn model_card(
             "Validation loss {:.4} nats per token at step {}, over {} held-out tokens.",
             best.val_loss,
             best.step,
-            corpus.val.as_ref().map_or(0, |val| val.len()),
+            feed.val_tokens().unwrap_or(0),
         ),
         None => "Trained without a validation split.".to_string(),
     };
-    let files: String = corpus
-        .files
+    let files: String = feed
+        .files()
         .iter()
         .take(50)
         .map(|file| format!("- `{}`, {} bytes\n", file.path.display(), file.bytes))
         .collect();
-    let more = corpus.files.len().saturating_sub(50);
+    let more = feed.files().len().saturating_sub(50);
     let more = if more > 0 {
         format!("- and {more} more, listed in run.json\n")
     } else {
@@ -52,7 +52,7 @@ pub(super) fn model_card(
         shape.hidden_size,
         shape.num_attention_heads,
         shape.num_key_value_heads,
-        corpus.tokenizer.vocab_size(),
+        feed.tokenizer().vocab_size(),
         environment.firebrick,
         progress.step,
         progress.tokens,

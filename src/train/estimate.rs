@@ -74,7 +74,7 @@ impl Run {
         start_threads(plan.config.train.threads)?;
         let (plan, device, dtype) = on_device(plan)?;
         let parts = Parts::load(&plan)?;
-        parts.corpus.notes.iter().for_each(|text| note(text));
+        parts.feed.notes().iter().for_each(|text| note(text));
         let forecast = parts.forecast(&plan, &device)??;
         let start = Start {
             plan: &plan,
@@ -92,7 +92,7 @@ impl Run {
             int8_forward: plan.multiplies_integers(),
             dropout_seed: Some([plan.config.seed, 0]),
         };
-        let batch = || parts.sampler.batch(0, train.micro_batch_size);
+        let batch = || parts.feed.batch(0, train.micro_batch_size);
         let seconds = timed
             .then(|| time_step(&start, precision, batch))
             .transpose()?;

@@ -146,7 +146,7 @@ pub struct StepRecord {
     pub step: u64,
     /// Tokens trained on so far.
     pub tokens: u64,
-    /// Nats per trained token over the whole step.
+    /// Nats per trained token over the whole step; of pairs of answers, the loss of a pair.
     pub loss: f64,
     /// Learning rate of the step.
     pub lr: f64,
@@ -156,6 +156,12 @@ pub struct StepRecord {
     pub tokens_per_second: f64,
     /// Resident memory of the process after the step; none where the system does not say.
     pub memory_bytes: Option<u64>,
+    /// Of pairs of answers, the share of the step's whose chosen one is preferred.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reward_accuracy: Option<f64>,
+    /// Of pairs of answers, by how much the chosen one's reward is larger, on average.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reward_margin: Option<f64>,
 }
 
 /// Watches a run. An error ends the run: a metrics file that cannot be written is a failure, not a

@@ -157,6 +157,8 @@ mod tests {
             grad_norm: 2.0,
             tokens_per_second: 3.0,
             memory_bytes: None,
+            reward_accuracy: None,
+            reward_margin: None,
         })
     }
 
@@ -164,6 +166,7 @@ mod tests {
         let evaluation = Evaluation {
             val_loss,
             bits_per_byte: 0.5,
+            reward_accuracy: None,
             tokens: 0,
         };
         Event::Evaluated {

@@ -23,7 +23,7 @@ pub(super) struct Row {
 
 impl Row {
     /// The columns in order; a missing value is JSON's null.
-    pub(super) fn cells(&self) -> [(&'static str, Value); 9] {
+    pub(super) fn cells(&self) -> [(&'static str, Value); 12] {
         let of = |value: fn(&StepRecord) -> Value| self.record.as_ref().map_or(Value::Null, value);
         let evaluated = |value: fn(&Evaluation) -> f64| {
             self.evaluation
@@ -46,6 +46,16 @@ impl Row {
                 evaluated(|evaluation| evaluation.bits_per_byte),
             ),
             ("memory_bytes", of(|record| json!(record.memory_bytes))),
+            (
+                "reward_accuracy",
+                of(|record| json!(record.reward_accuracy)),
+            ),
+            ("reward_margin", of(|record| json!(record.reward_margin))),
+            (
+                "val_reward_accuracy",
+                self.evaluation
+                    .map_or(Value::Null, |e| json!(e.reward_accuracy)),
+            ),
         ]
     }
 
@@ -275,6 +285,8 @@ mod tests {
             grad_norm: 2.0,
             tokens_per_second: 3.0,
             memory_bytes: Some(1 << 20),
+            reward_accuracy: None,
+            reward_margin: None,
         })
     }
 
@@ -291,6 +303,7 @@ mod tests {
         let evaluation = Evaluation {
             val_loss: 1.25,
             bits_per_byte: 0.5,
+            reward_accuracy: None,
             tokens: 9,
         };
         Event::Evaluated {

@@ -6,7 +6,7 @@ use super::TrainError;
 use super::estimate::Summary;
 use super::folder::RunRecord;
 use crate::config::{DecoderSpec, Plan};
-use crate::data::{Corpus, FileRecord, Sampler, TokenCache};
+use crate::data::{Feed, FileRecord, TokenCache};
 use crate::device::{ComputeDevice, is_cpu, lanes};
 use crate::environment::{Environment, resident_memory_bytes};
 use crate::forecast::{Conditions, Forecast, Shortage, available_bytes, fit};
@@ -16,8 +16,7 @@ use crate::phase::Timeline;
 
 /// Data, and what follows from data and plan together.
 pub(super) struct Parts {
-    pub(super) corpus: Corpus,
-    pub(super) sampler: Sampler,
+    pub(super) feed: Feed,
     pub(super) spec: DecoderSpec,
     pub(super) timeline: Timeline,
     pub(super) parameters: u64,
@@ -34,15 +33,9 @@ impl Parts {
         let config = &plan.config;
         // Before the data: what reading it takes is free again when training begins.
         let program_bytes = resident_memory_bytes().unwrap_or_default();
-        let corpus = Corpus::load(
-            &config.data,
-            &config.tokenizer,
-            &TokenCache::from_environment(),
-        )?;
-        let spec = decoder_spec(plan, &corpus)?;
-        let data = &config.data;
-        let sampler = Sampler::new(&corpus, data.sampling, data.sequence_len, config.seed)?;
-        let timeline = Timeline::new(plan, sampler.tokens_per_epoch());
+        let feed = Feed::load(config, &TokenCache::from_environment())?;
+        let spec = decoder_spec(plan, &feed)?;
+        let timeline = Timeline::new(plan, feed.pass());
         // Parameters are drawn when first used: counting those of a built module is free.
         let model = Decoder::new(&spec, config.seed, &Device::flex())?;
         let model = match &plan.adapter {
@@ -52,7 +45,9 @@ impl Parts {
         let (parameters, trainable) = (model.params(), model.trained_params() as u64);
         check_length(plan, timeline.steps())?;
         for prompt in &config.eval.sample_prompts {
-            let tokens = corpus.tokenizer.encode(prompt).map_err(GenerateError::from);
+            let text = feed.prompt(prompt);
+            let tokens = text.and_then(|text| feed.tokenizer().encode(&text));
+            let tokens = tokens.map_err(GenerateError::from);
             let checked = tokens.and_then(|tokens| check_prompt(&spec, &tokens));
             checked.map_err(|source| TrainError::Sample {
                 prompt: prompt.clone(),
@@ -60,8 +55,7 @@ impl Parts {
             })?;
         }
         Ok(Self {
-            corpus,
-            sampler,
+            feed,
             spec,
             timeline,
             parameters,
@@ -101,24 +95,23 @@ impl Parts {
             environment.threads,
             plan.config.model.dtype.name(),
         )];
-        notes.extend(self.corpus.notes.iter().cloned());
+        notes.extend(self.feed.notes().iter().cloned());
         notes
     }
 
     pub(super) fn summary(&self) -> Summary {
-        let train_tokens = self.corpus.train_tokens();
+        let train_tokens = self.feed.train_tokens();
         let steps = self.timeline.steps();
-        let tokens_per_step = self
-            .timeline
-            .at(0)
-            .map_or(0, |phase| phase.tokens_per_step());
+        let first = self.timeline.at(0);
+        let tokens_per_step = first.map_or(0, |phase| phase.tokens_per_step());
+        let sequences_per_step = first.map_or(0, |phase| phase.sequences_per_step());
         Summary {
             vocab_size: self.spec.vocab_size as u64,
             train_tokens,
-            val_tokens: self.corpus.val.as_ref().map_or(0, |val| val.len() as u64),
+            val_tokens: self.feed.val_tokens().unwrap_or(0),
             steps,
             tokens_per_step,
-            epochs: steps as f64 * tokens_per_step as f64 / self.sampler.tokens_per_epoch() as f64,
+            epochs: steps as f64 * sequences_per_step as f64 / self.feed.pass().sequences as f64,
         }
     }
 
@@ -133,10 +126,15 @@ impl Parts {
         let conditions = Conditions {
             lanes: lanes(&device.device),
             is_cpu,
-            process_bytes: self.program_bytes + self.corpus.token_bytes(),
+            process_bytes: self.program_bytes + self.feed.token_bytes(),
         };
+        // Rows that are not packed may all be shorter than a sequence can be.
+        let mut plan = plan.clone();
+        let sequence_len = &mut plan.config.data.sequence_len;
+        *sequence_len = self.feed.widest(*sequence_len);
+        plan.config.train.micro_batch_size *= self.feed.rows_per_sequence();
         let available = available_bytes().filter(|_| is_cpu).unwrap_or(u64::MAX);
-        Ok(fit(plan, &self.spec, conditions, available)?)
+        Ok(fit(&plan, &self.spec, conditions, available)?)
     }
 }
 
@@ -152,11 +150,12 @@ fn check_length(plan: &Plan, steps: u64) -> Result<(), TrainError> {
 }
 
 /// The tokenizer's vocabulary, or the base model's, which has to have room for it.
-fn decoder_spec(plan: &Plan, corpus: &Corpus) -> Result<DecoderSpec, TrainError> {
-    let tokenizer = &corpus.tokenizer;
+fn decoder_spec(plan: &Plan, feed: &Feed) -> Result<DecoderSpec, TrainError> {
+    let tokenizer = feed.tokenizer();
     let base = plan.base.as_ref();
     base.map_or(Ok(()), |base| check_vocabulary(base, tokenizer))?;
-    let eos = tokenizer.eos().map(|token| token.id);
+    // What ends an answer ends a generation.
+    let eos = feed.end_token();
     let bos = tokenizer.bos().map(|token| token.id);
     Ok(DecoderSpec {
         shape: plan.shape.clone(),

@@ -98,11 +98,11 @@ impl Run {
 
         let mut trainer = Trainer {
             plan: plan.clone(),
-            sampler: parts.sampler,
             spec: parts.spec,
             timeline: parts.timeline,
             dtype,
-            corpus: parts.corpus,
+            feed: parts.feed,
+            reference: state.reference,
             beginning: state.beginning,
             optimizer: state.optimizer,
             clock: Clock::new(progress.seconds, plan.config.logging.logging_steps),
@@ -241,7 +241,7 @@ fn same_inputs(
         let folder = folder();
         return Err(TrainError::OtherBaseModel { folder, file });
     }
-    match changed(&record.data, &data_record(&parts.corpus.files)) {
+    match changed(&record.data, &data_record(parts.feed.files())) {
         Some(file) => Err(TrainError::OtherData {
             folder: folder(),
             file,
@@ -282,7 +282,7 @@ fn record(
         device,
         [parts.parameters, parts.trainable],
         tokens,
-        &parts.corpus.files,
+        parts.feed.files(),
     );
     if !parts.base.is_empty() {
         record.base_model = data_record(&parts.base);

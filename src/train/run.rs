@@ -8,17 +8,18 @@ use burn::module::Module;
 use burn::tensor::{FloatDType, TensorData};
 
 use super::card::model_card;
+use super::evaluate::{evaluate_batches, evaluate_pairs};
 use super::folder::FinalRecord;
 use super::start::CHANGED_BASE;
-use super::{Evaluation, Event, Interrupt, Observer, RunFolder, StepRecord, TrainError, evaluate};
+use super::{Evaluation, Event, Interrupt, Observer, RunFolder, StepRecord, TrainError};
 use crate::adapter::Adapter;
 use crate::checkpoint::{BestEvaluation, CheckpointStore, Progress};
 use crate::config::{OnNonfinite, Plan, SaveDtype};
-use crate::data::{Batch, Bigram, Corpus, Sampler};
+use crate::data::{Batch, Bigram, Feed};
 use crate::device::lanes;
 use crate::environment::resident_memory_bytes;
 use crate::generate::{GenerateError, Sampling, TextRequest, complete};
-use crate::gradient::{Precision, backward_with};
+use crate::gradient::{Gradient, Precision, Preference, backward_preference, backward_with};
 use crate::model::{Decoder, DecoderSpec, Tensors};
 use crate::optimizer::Optimizer;
 use crate::phase::{Phase, Timeline};
@@ -27,6 +28,16 @@ use crate::phase::{Phase, Timeline};
 const MOST_NONFINITE: u32 = 3;
 /// Largest training split that the bigram baseline is fitted on: it is counted in memory.
 const BIGRAM_LIMIT: u64 = 50_000_000;
+
+/// What a step's forward and backward pass found.
+struct Pass {
+    loss: f64,
+    /// Trained tokens.
+    tokens: f64,
+    gradient: Gradient,
+    reward_accuracy: Option<f64>,
+    reward_margin: Option<f64>,
+}
 
 /// A run that only has to be started. Made by [`Run::prepare`].
 pub struct Run {
@@ -39,10 +50,11 @@ pub(super) struct Trainer {
     pub(super) plan: Plan,
     pub(super) spec: DecoderSpec,
     pub(super) timeline: Timeline,
-    pub(super) corpus: Corpus,
-    pub(super) sampler: Sampler,
+    pub(super) feed: Feed,
     /// What the forward and backward pass compute in.
     pub(super) dtype: FloatDType,
+    /// The base model as it came, which answers are held against (task = "dpo").
+    pub(super) reference: Option<Decoder>,
     /// The adapter as it began, where that is not nothing.
     pub(super) beginning: Option<Adapter>,
     pub(super) optimizer: Optimizer,
@@ -139,8 +151,13 @@ impl Trainer {
         let started = Instant::now();
         let step = self.progress.step;
         let batches = self.micro_batches(phase);
-        let result = backward_with(&model, &batches, self.precision())?;
-        let (loss, weight, gradient) = (result.loss(), result.weight, result.gradient);
+        let Pass {
+            loss,
+            tokens: weight,
+            gradient,
+            reward_accuracy,
+            reward_margin,
+        } = self.pass(&model, &batches)?;
         let norm = gradient.norm(&model);
         let learning_rate = phase.learning_rate(step);
         let finite = loss.is_finite() && norm.is_finite();
@@ -175,8 +192,43 @@ impl Trainer {
             grad_norm: norm,
             tokens_per_second: self.clock.tokens_per_second(),
             memory_bytes: resident_memory_bytes(),
+            reward_accuracy,
+            reward_margin,
         }))?;
         Ok(model)
+    }
+
+    /// Forward and backward over the micro-batches of a step.
+    fn pass(&self, model: &Decoder, batches: &[Batch]) -> Result<Pass, TrainError> {
+        let precision = self.precision();
+        let Some((preference, reference)) = self.preference() else {
+            let result = backward_with(model, batches, precision)?;
+            return Ok(Pass {
+                loss: result.loss(),
+                tokens: result.weight,
+                gradient: result.gradient,
+                reward_accuracy: None,
+                reward_margin: None,
+            });
+        };
+        let result = backward_preference(model, reference, batches, (preference, precision))?;
+        Ok(Pass {
+            loss: result.loss(),
+            tokens: batches.iter().map(Batch::weight).sum(),
+            reward_accuracy: Some(result.won / result.pairs),
+            reward_margin: Some(result.margin / result.pairs),
+            gradient: result.gradient,
+        })
+    }
+
+    /// What pairs of answers are judged by; none for other tasks.
+    fn preference(&self) -> Option<(Preference, &Decoder)> {
+        let dpo = self.plan.dpo()?;
+        let preference = Preference {
+            beta: dpo.beta,
+            label_smoothing: dpo.label_smoothing,
+        };
+        Some((preference, self.reference.as_ref()?))
     }
 
     /// The micro-batches of the next step: sequences in data order, whatever their grouping.
@@ -184,7 +236,7 @@ impl Trainer {
         let rows = phase.micro_batch_size;
         let first = self.progress.sequences;
         (0..phase.accumulation as u64)
-            .map(|pass| self.sampler.batch(first + pass * rows as u64, rows))
+            .map(|pass| self.feed.batch(first + pass * rows as u64, rows))
             .collect()
     }
 
@@ -230,7 +282,7 @@ impl Trainer {
             grad_norm: norm.to_string(),
         };
         let tokens = self
-            .sampler
+            .feed
             .batch(first_sequence, phase.sequences_per_step() as usize)
             .tokens;
         let dump = serde_json::json!({ "event": event, "tokens": tokens });
@@ -272,13 +324,22 @@ impl Trainer {
         let model = model.valid().for_inference().cast(self.dtype);
         let step = self.progress.step;
         let mut result = None;
-        if let Some(val) = &self.corpus.val {
-            let config = &self.plan.config;
-            // All lanes together hold as much as a training step does.
-            let lanes = lanes(&model.device());
-            let rows = config.train.micro_batch_size.div_ceil(lanes);
-            let seq = config.data.sequence_len;
-            let evaluation = evaluate(&model, val, self.corpus.val_bytes, seq, rows)?;
+        let config = &self.plan.config;
+        // All lanes together hold as much as a training step does.
+        let lanes = lanes(&model.device());
+        let rows = config.train.micro_batch_size.div_ceil(lanes);
+        let seq = config.data.sequence_len;
+        let batches = self.feed.eval_batches(seq, rows);
+        let measured = batches
+            .map(|batches| match self.preference() {
+                Some((preference, reference)) => {
+                    let reference = reference.clone().cast(self.dtype);
+                    evaluate_pairs([&model, &reference], batches, preference)
+                }
+                None => evaluate_batches(&model, batches, self.feed.val_bytes()),
+            })
+            .transpose()?;
+        if let Some(evaluation) = measured {
             let val_loss = evaluation.val_loss;
             let lower = |best: BestEvaluation| val_loss < best.val_loss;
             let best = val_loss.is_finite() && self.progress.best.is_none_or(lower);
@@ -318,14 +379,15 @@ impl Trainer {
             temperature: eval.sample_temperature,
             ..Sampling::default()
         };
+        let prompt = self.feed.prompt(prompt)?;
         let request = TextRequest {
-            prompt,
+            prompt: &prompt,
             max_new_tokens: eval.sample_tokens,
             sampling,
             seed: self.plan.config.seed,
             stop: &[],
         };
-        Ok(complete(model, &self.corpus.tokenizer, &request, |_| {})?.0)
+        Ok(complete(model, self.feed.tokenizer(), &request, |_| {})?.0)
     }
 
     /// Exports the best model, else the last, and closes the record.
@@ -354,13 +416,12 @@ impl Trainer {
             .and_then(|record| record.device["name"].as_str());
         let card = model_card(
             (&self.plan, device),
-            &self.corpus,
+            &self.feed,
             &self.progress,
             exported_step,
         );
         self.folder.write("README.md", &card)?;
-        let fits = self.corpus.train_tokens() <= BIGRAM_LIMIT;
-        let bigram = if fits { self.bigram() } else { None };
+        let bigram = self.bigram();
         if let Some(record) = &mut record {
             record.exported_step = Some(exported_step);
             record.bigram_loss = bigram;
@@ -400,9 +461,9 @@ impl Trainer {
         ) else {
             return self
                 .folder
-                .export(&self.spec, &tensors, &self.corpus.tokenizer, dtype);
+                .export(&self.spec, &tensors, self.feed.tokenizer(), dtype);
         };
-        self.corpus.tokenizer.save(self.folder.path())?;
+        self.feed.tokenizer().save(self.folder.path())?;
         let learned = Adapter::from_tensors(&plan.layers, tensors);
         let learned = match &self.beginning {
             Some(beginning) => learned.since(beginning)?,
@@ -420,9 +481,16 @@ impl Trainer {
 
     /// Nats per token of the bigram model on the validation split.
     fn bigram(&self) -> Option<f64> {
-        let train = self.corpus.train.iter().map(|stream| &stream.tokens);
-        let model = Bigram::fit(train, self.corpus.tokenizer.vocab_size());
-        model.nats_per_token(self.corpus.val.as_ref()?)
+        // Of rows, which are trained in parts, it would say nothing.
+        let Feed::Text { corpus, .. } = &self.feed else {
+            return None;
+        };
+        if corpus.train_tokens() > BIGRAM_LIMIT {
+            return None;
+        }
+        let train = corpus.train.iter().map(|stream| &stream.tokens);
+        let model = Bigram::fit(train, corpus.tokenizer.vocab_size());
+        model.nats_per_token(corpus.val.as_ref()?)
     }
 
     /// Tells every observer that the run ends early. That some of them cannot take it, perhaps

@@ -36,7 +36,7 @@ impl Trainer {
         let config = &self.plan.config;
         let parameters = model.trained_params() as u64;
         let step = self.progress.step;
-        let eval_steps = match self.corpus.val {
+        let eval_steps = match self.feed.val_tokens() {
             Some(_) => config.eval.eval_steps,
             None => 0,
         };

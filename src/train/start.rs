@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use burn::module::Module;
 use burn::tensor::Device;
 
 use super::folder::RunRecord;
@@ -26,6 +27,8 @@ pub(super) struct Start<'a> {
 /// What changes from step to step.
 pub(super) struct State {
     pub(super) model: Decoder,
+    /// The base model as it came, where answers are held against it.
+    pub(super) reference: Option<Decoder>,
     /// The adapter as it began, where that is not nothing.
     pub(super) beginning: Option<Adapter>,
     pub(super) optimizer: Optimizer,
@@ -42,6 +45,7 @@ impl Start<'_> {
         };
         let scaled = config.model.dtype == Dtype::F16;
         Ok(State {
+            reference: self.reference(&model),
             model,
             beginning,
             optimizer: self.optimizer(),
@@ -69,6 +73,7 @@ impl Start<'_> {
             *counted = 0;
         }
         let device = self.device.clone().autodiff();
+        let mut reference = None;
         let (model, beginning) = match (&self.plan.adapter, &self.plan.config.model.base_model) {
             (Some(adapter), Some(base)) => {
                 let saved = Adapter::from_tensors(&adapter.layers, snapshot.model);
@@ -81,9 +86,13 @@ impl Start<'_> {
                     }
                     false => self.of_base(base, &device)?,
                 };
+                reference = self.reference(&model);
                 (saved.load(model, &device)?, beginning)
             }
-            _ => {
+            (_, base) => {
+                if let Some(base) = base.as_ref().filter(|_| self.plan.dpo().is_some()) {
+                    reference = self.reference(&self.of_base(base, &device)?.0);
+                }
                 let model = model_folder::decoder_from_hf(self.spec, snapshot.model, &device)?;
                 (model, None)
             }
@@ -95,6 +104,7 @@ impl Start<'_> {
         }
         Ok(State {
             model,
+            reference,
             beginning,
             optimizer,
             progress: snapshot.progress,
@@ -131,6 +141,13 @@ impl Start<'_> {
             }
             AdapterInit::Default | AdapterInit::Loftq => (model, None),
         })
+    }
+
+    /// The base model alone, where answers are held against it. It shares the weights that are not
+    /// trained.
+    fn reference(&self, fresh: &Decoder) -> Option<Decoder> {
+        let is_held = self.plan.dpo().is_some();
+        is_held.then(|| fresh.valid().without_adapters().for_inference())
     }
 
     fn optimizer(&self) -> Optimizer {

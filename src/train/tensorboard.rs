@@ -141,6 +141,9 @@ fn tag(column: &str) -> Option<&'static str> {
         "val_loss" => "eval/val_loss",
         "bits_per_byte" => "eval/bits_per_byte",
         "memory_bytes" => "system/memory_bytes",
+        "reward_accuracy" => "train/reward_accuracy",
+        "reward_margin" => "train/reward_margin",
+        "val_reward_accuracy" => "eval/reward_accuracy",
         _ => return None,
     })
 }
@@ -365,6 +368,8 @@ mod tests {
             grad_norm: 2.0,
             tokens_per_second: 3.0,
             memory_bytes: Some(4096),
+            reward_accuracy: None,
+            reward_margin: None,
         };
         let sample = Event::Sample {
             step: 1,

@@ -106,9 +106,13 @@ impl Observer for Terminal {
             } => {
                 self.val_loss = Some(evaluation.val_loss);
                 let mark = if *best { "  best so far" } else { "" };
+                let more = match evaluation.reward_accuracy {
+                    Some(share) => format!("{:.1} % of pairs preferred rightly", 100.0 * share),
+                    None => format!("{:.3} bits per byte", evaluation.bits_per_byte),
+                };
                 self.line(&format!(
-                    "step {step}: val loss {:.4}, {:.3} bits per byte{mark}",
-                    evaluation.val_loss, evaluation.bits_per_byte
+                    "step {step}: val loss {:.4}, {more}{mark}",
+                    evaluation.val_loss
                 ));
             }
             Event::Sample {

@@ -16,3 +16,4 @@ mod reports;
 mod resume;
 mod runs;
 mod saving;
+mod tuning;

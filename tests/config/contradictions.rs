@@ -28,6 +28,32 @@ fn r1_every_contradiction_is_refused() {
         (&["data.datasets.0.path="], "names no file"),
         (&["data.datasets.0.path=[\"a\", \"\"]"], "names no file"),
         (&["data.datasets.0.fields.text="], "names no field"),
+        (&["data.datasets.0.fields.value="], "names no field"),
+        // Rows.
+        (
+            &["data.datasets.0.type=messages"],
+            "`type` in [[data.datasets]] takes effect only with task = \"sft\"",
+        ),
+        (&["data.sample_packing=true"], "only with task = \"sft\""),
+        (&["data.overlong=drop"], "only with task = \"sft\""),
+        (&["data.chat_template=chatml"], "only with task = \"sft\""),
+        (&["data.train_on=all"], "only with task = \"sft\""),
+        (
+            &["task=sft"],
+            "`task` = \"sft\" needs a tokenizer that is already there",
+        ),
+        (
+            &["task=sft", "tokenizer.type=byte", "data.sampling=random"],
+            "`sampling` = \"random\" with `task` = \"sft\"",
+        ),
+        (
+            &[
+                "task=sft",
+                "tokenizer.type=byte",
+                "data.chat_template=chatmll",
+            ],
+            "there is no chat template \"chatmll\"",
+        ),
         (
             &["data.val_path=v.txt", "data.val_fraction=0.05"],
             "together with `val_path`",

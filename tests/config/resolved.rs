@@ -4,8 +4,8 @@ use std::path::Path;
 
 use firebrick::cli::report::render_config;
 use firebrick::config::{
-    Decay, Length, OptimizerPlan, Plan, Preset, TemplateName, Warmup, json_schema, load,
-    reference_markdown, template,
+    Config, DatasetConfig, Decay, Length, OptimizerPlan, Overlong, Plan, Preset, Sampling, Task,
+    TemplateName, TokenizerKind, TrainOn, Warmup, json_schema, load, reference_markdown, template,
 };
 use proptest::prelude::*;
 
@@ -116,6 +116,13 @@ fn r2_running_the_resolved_config_gives_the_same_plan() {
     let variants: &[&[&str]] = &[
         &[],
         &["data.val_path=v.txt"],
+        &["task=sft", "tokenizer.type=byte"],
+        &[
+            "task=sft",
+            "tokenizer.type=byte",
+            "data.chat_template=chatml",
+            "data.datasets.0.fields.prompt=question",
+        ],
         &["model.preset=gpt2-xl", "data.datasets.0.fields.text=body"],
         &[
             "model.preset=tinyllama-1.1b",
@@ -303,6 +310,12 @@ const SETTINGS: &[&str] = &[
     "device.backend=cuda",
     "model.dtype=bf16",
     "train.gradient_checkpointing=true",
+    "task=sft",
+    "data.train_on=last",
+    "data.overlong=truncate",
+    "data.sample_packing=false",
+    "data.chat_template=tokenizer:tool_use",
+    "data.datasets.0.type=alpaca",
 ];
 
 /// A run that was started before there was `[quantization]` goes on: its resolved.toml says nothing of it.
@@ -312,4 +325,29 @@ fn r10_dense_weights_leave_nothing_of_quantization_in_the_resolved_toml() {
     assert!(!dense.contains("weights"), "{dense}");
     let ternary = plan(&["quantization.weights=ternary"]).to_toml();
     assert!(ternary.contains("weights = \"ternary\""), "{ternary}");
+}
+
+#[test]
+fn r2_rows_have_their_defaults_filled_in() {
+    let config = plan(&["task=sft", "tokenizer.type=byte"]).config;
+    assert_eq!(config.data.sampling, Sampling::Epoch);
+    assert_eq!(config.data.sample_packing, Some(true));
+    assert_eq!(config.data.overlong, Some(Overlong::Error));
+    assert_eq!(config.data.train_on, Some(TrainOn::Assistant));
+    assert_eq!(config.data.chat_template, None);
+    let text = plan(&[]).to_toml();
+    assert!(!text.contains("sample_packing"), "{text}");
+    // From code as from a file.
+    let mut config = Config {
+        task: Task::Sft,
+        ..Config::default()
+    };
+    config.model.preset = Some(Preset::Stories260K);
+    config.tokenizer.kind = TokenizerKind::Byte;
+    config.data.datasets.push(DatasetConfig::new("a.jsonl"));
+    config.train.max_steps = Some(1);
+    assert_eq!(
+        Plan::from_config(config).unwrap().config.data.sampling,
+        Sampling::Epoch
+    );
 }

@@ -100,6 +100,22 @@ fn r1_hints_name_the_key_that_was_meant() {
             "val_set_size=0.1",
             "did you mean `val_fraction` in [data]? (axolotl: val_set_size)",
         ),
+        (
+            "packing=true",
+            "did you mean `sample_packing` in [data]? (HF: packing)",
+        ),
+        (
+            "data.template=\"llama3\"",
+            "did you mean `chat_template`? (LLaMA-Factory: template)",
+        ),
+        (
+            "train.train_on_inputs=true",
+            "did you mean `train_on` in [data]? (axolotl: train_on_inputs)",
+        ),
+        (
+            "data.mask_prompt=true",
+            "did you mean `train_on`? (mlx-lm: mask_prompt)",
+        ),
         // Sections.
         ("optimiser={name=\"sgd\"}", "did you mean [optimizer]?"),
         (

@@ -113,6 +113,22 @@ pub fn dynamic_map() -> [f32; 256] {
     std::array::from_fn(|i| levels[i])
 }
 
+/// The same without signs, ascending: for each exponent e from 0 to 6 there are 2^(e + 1) magnitudes, and 0 and 1.
+pub fn unsigned_dynamic_map() -> [f32; 256] {
+    let mut levels = Vec::with_capacity(256);
+    for exponent in 0..7 {
+        let power = 10f64.powi(exponent - 6) as f32;
+        let ends = linspace((2 << exponent) + 1);
+        levels.extend(
+            ends.windows(2)
+                .map(|ends| power * ((ends[0] + ends[1]) / 2.0)),
+        );
+    }
+    levels.extend([0.0, 1.0]);
+    levels.sort_by(f32::total_cmp);
+    std::array::from_fn(|i| levels[i])
+}
+
 /// So many numbers from 0.1 to 1, equally far apart, in f32: the first half counted from the start, the second from the
 /// end, each rounded once, as `torch.linspace` does.
 fn linspace(count: usize) -> Vec<f32> {

@@ -20,8 +20,27 @@ pub struct DataConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("examples" = ["data/val.txt"], "x-aliases" = ["axolotl: test_datasets", "HF: validation_file", "LLaMA-Factory: eval_dataset", "mlx-lm: valid"]))]
     pub val_path: Option<PathBuf>,
-    /// How training windows are drawn.
+    /// How training windows are drawn. Rows of `task = "sft"` come once per epoch: "epoch".
     pub sampling: Sampling,
+    /// Put several rows into one sequence, each attending to itself alone (sft). Default: true.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-aliases" = ["axolotl: sample_packing", "HF: packing", "LLaMA-Factory: neat_packing", "torchtune: packed"]))]
+    pub sample_packing: Option<bool>,
+    /// What to do with rows that are longer than a sequence (sft). Default: error.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-aliases" = ["axolotl: excess_length_strategy", "HF: truncation_mode", "truncation"]))]
+    pub overlong: Option<Overlong>,
+    /// How conversations become text (sft): "tokenizer", the template that the tokenizer brings
+    /// ("tokenizer:NAME" for one of several); "chatml", "llama3", "mistral", "zephyr", "gemma",
+    /// "phi3", "vicuna", "alpaca"; or the path of a .jinja file. Default: "tokenizer" for messages
+    /// and sharegpt; alpaca and completion rows are then written without a template.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("examples" = ["tokenizer"], "x-aliases" = ["LLaMA-Factory: template", "axolotl: chat_template_jinja", "HF: chat_template_path", "torchtune: prompt_template"]))]
+    pub chat_template: Option<String>,
+    /// Which tokens of a row are trained (sft). Default: assistant.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-aliases" = ["axolotl: train_on_inputs", "axolotl: roles_to_train", "HF: assistant_only_loss", "HF: completion_only_loss", "LLaMA-Factory: mask_history", "torchtune: train_on_input", "torchtune: masking_strategy", "mlx-lm: mask_prompt"]))]
+    pub train_on: Option<TrainOn>,
     /// One `[[data.datasets]]` per source of text; at least one.
     #[schemars(extend("x-aliases" = ["axolotl: datasets", "HF: train_file", "HF: dataset_name", "LLaMA-Factory: dataset"]))]
     pub datasets: Vec<DatasetConfig>,
@@ -34,6 +53,10 @@ impl Default for DataConfig {
             val_fraction: 0.05,
             val_path: None,
             sampling: Sampling::Random,
+            sample_packing: None,
+            overlong: None,
+            chat_template: None,
+            train_on: None,
             datasets: Vec::new(),
         }
     }
@@ -50,6 +73,54 @@ pub enum Sampling {
     Epoch,
 }
 
+/// What to do with rows that are longer than a sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Overlong {
+    /// Stop, and say how many there are and where the first one is.
+    #[default]
+    Error,
+    /// Leave them out, and say how many.
+    Drop,
+    /// Keep what fits, from the beginning, and say how many were cut.
+    Truncate,
+}
+
+impl Overlong {
+    /// The name in the TOML.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Drop => "drop",
+            Self::Truncate => "truncate",
+        }
+    }
+}
+
+/// Which tokens of a row are trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum TrainOn {
+    /// What the assistant says, the end of each turn included; of a completion, the completion.
+    #[default]
+    Assistant,
+    /// The last turn of the assistant only.
+    Last,
+    /// Every token.
+    All,
+}
+
+impl TrainOn {
+    /// The name in the TOML.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Assistant => "assistant",
+            Self::Last => "last",
+            Self::All => "all",
+        }
+    }
+}
+
 /// `[[data.datasets]]`: one source of text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -57,8 +128,10 @@ pub struct DatasetConfig {
     /// Files: a path, a glob like "docs/**/*.md", or a list of them. Sorted by name, each file once.
     #[schemars(extend("x-aliases" = ["HF: data_files", "axolotl: data_files", "LLaMA-Factory: file_name"]))]
     pub path: OneOrMany,
-    /// What the files hold. `auto` decides by the file name's ending and says what it found.
+    /// What the files hold. `auto` goes by the file name's ending and the first record's fields,
+    /// and says what it found.
     #[serde(rename = "type", default)]
+    #[schemars(extend("x-aliases" = ["LLaMA-Factory: formatting", "axolotl: type", "kind", "format"]))]
     pub kind: DatasetKind,
     /// How often this dataset's tokens are seen relative to those of the others: 2 means twice.
     #[serde(default = "one")]
@@ -89,11 +162,34 @@ fn one() -> f64 {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum DatasetKind {
-    /// `.jsonl` and `.json`: records with a text field; everything else: plain text.
+    /// `.jsonl`, `.json` and `.parquet`: records; everything else: plain text. Records of
+    /// `task = "pretrain"` are texts, those of `task = "sft"` what their fields say.
     #[default]
     Auto,
-    /// Plain text files whole, or the text field of `.jsonl` / `.json` records.
+    /// Plain text files whole, or the text field of records.
     Text,
+    /// Records with a prompt and its completion (sft).
+    Completion,
+    /// Records with instruction, input and output; perhaps system and history (sft).
+    Alpaca,
+    /// Records with conversations of from and value; perhaps system and tools (sft).
+    Sharegpt,
+    /// Records with messages of role and content; perhaps tools (sft).
+    Messages,
+}
+
+impl DatasetKind {
+    /// The name in the TOML.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Text => "text",
+            Self::Completion => "completion",
+            Self::Alpaca => "alpaca",
+            Self::Sharegpt => "sharegpt",
+            Self::Messages => "messages",
+        }
+    }
 }
 
 /// `fields`: what the records call things.
@@ -103,18 +199,92 @@ pub struct FieldNames {
     /// The field that holds the text of a record.
     #[schemars(extend("x-aliases" = ["axolotl: field", "mlx-lm: text_feature", "content"]))]
     pub text: String,
+    /// What a completion follows.
+    #[schemars(extend("x-aliases" = ["mlx-lm: prompt_feature", "question", "query"]))]
+    pub prompt: String,
+    /// The completion.
+    #[schemars(extend("x-aliases" = ["mlx-lm: completion_feature", "answer"]))]
+    pub completion: String,
+    /// What alpaca rows ask for.
+    #[schemars(extend("x-aliases" = ["axolotl: field_instruction"]))]
+    pub instruction: String,
+    /// What they ask it of; may be absent.
+    #[schemars(extend("x-aliases" = ["axolotl: field_input"]))]
+    pub input: String,
+    /// The answer.
+    #[schemars(extend("x-aliases" = ["axolotl: field_output", "response"]))]
+    pub output: String,
+    /// Earlier pairs of instruction and answer; may be absent.
+    pub history: String,
+    /// The list of messages.
+    #[schemars(extend("x-aliases" = ["axolotl: field_messages", "mlx-lm: chat_feature"]))]
+    pub messages: String,
+    /// Who says a message.
+    #[schemars(extend("x-aliases" = ["axolotl: message_field_role", "LLaMA-Factory: role_tag"]))]
+    pub role: String,
+    /// What a message says.
+    #[schemars(extend("x-aliases" = ["axolotl: message_field_content", "LLaMA-Factory: content_tag"]))]
+    pub content: String,
+    /// The list of turns of sharegpt rows.
+    pub conversations: String,
+    /// Who says a turn.
+    pub from: String,
+    /// What a turn says.
+    pub value: String,
+    /// A system message beside alpaca and sharegpt rows; may be absent.
+    #[schemars(extend("x-aliases" = ["axolotl: field_system"]))]
+    pub system: String,
+    /// The functions that the assistant can call; may be absent.
+    #[schemars(extend("x-aliases" = ["axolotl: field_tools"]))]
+    pub tools: String,
 }
 
 impl FieldNames {
     fn is_default(&self) -> bool {
         *self == Self::default()
     }
+
+    /// Every name with the key that sets it.
+    pub fn all(&self) -> [(&'static str, &str); 15] {
+        [
+            ("text", &self.text),
+            ("prompt", &self.prompt),
+            ("completion", &self.completion),
+            ("instruction", &self.instruction),
+            ("input", &self.input),
+            ("output", &self.output),
+            ("history", &self.history),
+            ("messages", &self.messages),
+            ("role", &self.role),
+            ("content", &self.content),
+            ("conversations", &self.conversations),
+            ("from", &self.from),
+            ("value", &self.value),
+            ("system", &self.system),
+            ("tools", &self.tools),
+        ]
+    }
 }
 
 impl Default for FieldNames {
     fn default() -> Self {
+        let name = |name: &str| name.to_string();
         Self {
-            text: "text".to_string(),
+            text: name("text"),
+            prompt: name("prompt"),
+            completion: name("completion"),
+            instruction: name("instruction"),
+            input: name("input"),
+            output: name("output"),
+            history: name("history"),
+            messages: name("messages"),
+            role: name("role"),
+            content: name("content"),
+            conversations: name("conversations"),
+            from: name("from"),
+            value: name("value"),
+            system: name("system"),
+            tools: name("tools"),
         }
     }
 }
@@ -137,4 +307,14 @@ impl OneOrMany {
             OneOrMany::Many(entries) => entries,
         }
     }
+}
+
+/// The chat templates that come with the program, as `data.chat_template` names them.
+pub const CHAT_TEMPLATES: [&str; 8] = [
+    "chatml", "llama3", "mistral", "zephyr", "gemma", "phi3", "vicuna", "alpaca",
+];
+
+/// Whether `data.chat_template` means a file.
+pub fn is_chat_template_path(choice: &str) -> bool {
+    choice.contains(['/', '\\']) || choice.ends_with(".jinja") || choice.ends_with(".jinja2")
 }

@@ -9,6 +9,7 @@
 
 mod adapter;
 mod data;
+mod dpo;
 mod model;
 mod quantization;
 mod run;
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 pub use adapter::*;
 pub use data::*;
+pub use dpo::*;
 pub use model::*;
 pub use quantization::*;
 pub use run::*;
@@ -48,6 +50,10 @@ pub struct Config {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("x-aliases" = ["lora", "peft"]))]
     pub adapter: Option<AdapterConfig>,
+    /// What is learned from pairs of answers (task = "dpo").
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-aliases" = ["rl", "preference"]))]
+    pub dpo: Option<DpoConfig>,
     /// Linear layers of the blocks in few bits.
     #[schemars(extend("x-aliases" = ["quant", "quantize"]))]
     pub quantization: QuantizationConfig,
@@ -86,6 +92,7 @@ impl Default for Config {
             seed: 42,
             model: ModelConfig::default(),
             adapter: None,
+            dpo: None,
             quantization: QuantizationConfig::default(),
             tokenizer: TokenizerConfig::default(),
             data: DataConfig::default(),
@@ -106,4 +113,9 @@ impl Default for Config {
 pub enum Task {
     /// A language model, from random weights or a base model's: predict every next token.
     Pretrain,
+    /// Supervised fine-tuning: predict the answers in conversations, instructions and completions.
+    Sft,
+    /// Direct preference optimisation: prefer the chosen of two answers to the rejected one. The
+    /// base model, without adapter, is the reference.
+    Dpo,
 }

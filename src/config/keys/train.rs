@@ -71,7 +71,7 @@ pub enum OnNonfinite {
 #[serde(default, deny_unknown_fields)]
 pub struct OptimizerConfig {
     /// The update rule.
-    #[schemars(extend("x-aliases" = ["HF: optim", "axolotl: optimizer", "optimizer_type"]))]
+    #[schemars(extend("x-aliases" = ["HF: optim", "axolotl: optimizer", "optimizer_type", "adamw_bnb_8bit", "adamw_8bit"]))]
     pub name: OptimizerName,
     /// Peak learning rate.
     #[schemars(extend("exclusiveMinimum" = 0.0, "x-aliases" = ["lr", "max_lr", "peak_lr"]))]
@@ -118,6 +118,10 @@ impl Default for OptimizerConfig {
 pub enum OptimizerName {
     /// Adam with decoupled weight decay (Loshchilov and Hutter, 2019).
     Adamw,
+    /// AdamW with both moments in eight bits, in this process's memory whatever the device (Dettmers et
+    /// al., 2022): two bytes a weight where AdamW keeps eight.
+    #[serde(rename = "adamw8bit")]
+    Adamw8bit,
     /// Adam (Kingma and Ba, 2015).
     Adam,
     /// Stochastic gradient descent with momentum.

@@ -12,7 +12,10 @@ mod update;
 use super::document::Document;
 use super::error::Issue;
 use super::hints::describe;
-use super::keys::{Config, TokenizerConfig, TokenizerKind};
+use super::keys::{
+    AdapterInit, CHAT_TEMPLATES, Config, DatasetKind, Sampling, Task, TokenizerConfig,
+    TokenizerKind, is_chat_template_path,
+};
 use super::plan::{Length, Plan};
 
 /// No machine holds more at once, and sums of tokens over a run stay within 64 bits.
@@ -223,15 +226,28 @@ impl Checks<'_> {
                     "path = \"some/file.txt\", a glob, or a list of them",
                 );
             }
-            if dataset.fields.text.is_empty() {
-                let field = format!("data.datasets.{position}.fields.text");
-                self.refuse(
-                    &[&field],
-                    format!("{} names no field", describe(&field)),
-                    "the default is \"text\"",
-                );
+            for (key, name) in dataset.fields.all() {
+                if name.is_empty() {
+                    let field = format!("data.datasets.{position}.fields.{key}");
+                    self.refuse(
+                        &[&field],
+                        format!("{} names no field", describe(&field)),
+                        &format!("the default is \"{key}\""),
+                    );
+                }
             }
+            let is_text = matches!(dataset.kind, DatasetKind::Auto | DatasetKind::Text);
+            let kind = format!("data.datasets.{position}.type");
+            self.only_with(
+                config.task == Task::Pretrain && !is_text,
+                &kind,
+                "task",
+                "\"sft\" or \"dpo\"",
+            );
         }
+        self.rows(config);
+        self.pairs(config);
+        let data = &mut config.data;
         let Some(path) = &data.val_path else {
             return;
         };
@@ -251,6 +267,118 @@ impl Checks<'_> {
             );
         }
         data.val_fraction = 0.0;
+    }
+
+    /// What rows need and windows of text have no use for.
+    fn rows(&mut self, config: &mut Config) {
+        let data = &mut config.data;
+        if config.task == Task::Pretrain {
+            for (given, key) in [
+                (data.sample_packing.is_some(), "data.sample_packing"),
+                (data.overlong.is_some(), "data.overlong"),
+                (data.chat_template.is_some(), "data.chat_template"),
+                (data.train_on.is_some(), "data.train_on"),
+            ] {
+                self.only_with(given, key, "task", "\"sft\" or \"dpo\"");
+            }
+            return;
+        }
+        let is_explicit = self.document.origin("data.sampling").is_some();
+        if data.sampling == Sampling::Random && is_explicit {
+            self.refuse(
+                &["data.sampling"],
+                "`sampling` = \"random\" in [data] for rows".to_string(),
+                "remove it: rows come once per epoch, in a random order",
+            );
+        }
+        data.sampling = Sampling::Epoch;
+        data.sample_packing.get_or_insert(true);
+        data.overlong.get_or_insert_default();
+        data.train_on.get_or_insert_default();
+        if let Some(choice) = &data.chat_template {
+            let is_known = choice == "tokenizer"
+                || choice.starts_with("tokenizer:")
+                || CHAT_TEMPLATES.contains(&choice.as_str())
+                || is_chat_template_path(choice);
+            if !is_known {
+                let known = CHAT_TEMPLATES.join(", ");
+                self.refuse(
+                    &["data.chat_template"],
+                    format!("there is no chat template \"{}\"", choice.escape_debug()),
+                    &format!("tokenizer, the path of a .jinja file, or one of: {known}"),
+                );
+            }
+        }
+        if matches!(
+            config.tokenizer.kind,
+            TokenizerKind::Bpe | TokenizerKind::Char
+        ) {
+            self.refuse(
+                &["tokenizer.type", "tokenizer", "task"],
+                "fine-tuning needs a tokenizer that is already there".to_string(),
+                "set base_model in [model], or type = \"file\" and path in [tokenizer]",
+            );
+        }
+    }
+
+    /// What pairs of answers need, and what has no meaning for them.
+    fn pairs(&mut self, config: &mut Config) {
+        if config.task != Task::Dpo {
+            self.only_with(config.dpo.is_some(), "dpo", "task", "\"dpo\"");
+            return;
+        }
+        config.dpo.get_or_insert_default();
+        if config.model.base_model.is_none() {
+            self.refuse(
+                &["task", "model.base_model"],
+                "`task` = \"dpo\" without a base model: there is nothing to prefer its answers to"
+                    .to_string(),
+                "base_model = \"some/folder\" in [model]",
+            );
+        }
+        if config
+            .adapter
+            .as_ref()
+            .is_some_and(|adapter| adapter.init != AdapterInit::Default)
+        {
+            self.refuse(
+                &["adapter.init", "task"],
+                "`init` in [adapter] with `task` = \"dpo\": the reference is the base model as it is"
+                    .to_string(),
+                "init = \"default\"",
+            );
+        }
+        let data = &mut config.data;
+        let is_explicit = self.document.origin("data.sample_packing").is_some();
+        if data.sample_packing == Some(true) && is_explicit {
+            self.refuse(
+                &["data.sample_packing", "task"],
+                "`sample_packing` in [data] with `task` = \"dpo\": the two answers of a pair are two \
+                 rows of a batch"
+                    .to_string(),
+                "remove it",
+            );
+        }
+        data.sample_packing = Some(false);
+        if data.val_path.is_some() {
+            self.refuse(
+                &["data.val_path", "task"],
+                "`val_path` in [data] with `task` = \"dpo\"".to_string(),
+                "val_fraction holds out a share of the pairs",
+            );
+        }
+        let weighted = data
+            .datasets
+            .iter()
+            .position(|dataset| dataset.weight != 1.0);
+        if let Some(position) = weighted {
+            self.refuse(
+                &[&format!("data.datasets.{position}.weight"), "task"],
+                "`weight` in [[data.datasets]] with `task` = \"dpo\": every pair comes once per epoch"
+                    .to_string(),
+                "remove it",
+            );
+        }
     }
 
     fn evaluation(&mut self, config: &Config) {

@@ -10,16 +10,20 @@ use crate::config::plan::{Decay, Length, OptimizerPlan, SchedulePlan, Warmup};
 
 impl Checks<'_> {
     pub(super) fn optimizer(&mut self, config: &mut Config) -> OptimizerPlan {
-        use OptimizerName::{Adafactor, Adam, Adamw, Lion, Muon, Sgd};
+        use OptimizerName::{Adafactor, Adam, Adamw, Adamw8bit, Lion, Muon, Sgd};
         let optimizer = &mut config.optimizer;
         let name = optimizer.name;
         let takes = [
             (
                 "betas",
                 optimizer.betas.is_some(),
-                &[Adamw, Adam, Lion, Muon][..],
+                &[Adamw, Adamw8bit, Adam, Lion, Muon][..],
             ),
-            ("eps", optimizer.eps.is_some(), &[Adamw, Adam, Muon]),
+            (
+                "eps",
+                optimizer.eps.is_some(),
+                &[Adamw, Adamw8bit, Adam, Muon],
+            ),
             ("momentum", optimizer.momentum.is_some(), &[Sgd, Muon]),
             ("nesterov", optimizer.nesterov.is_some(), &[Sgd, Muon]),
         ];
@@ -41,6 +45,11 @@ impl Checks<'_> {
         let mut nesterov = |default| *optimizer.nesterov.get_or_insert(default);
         let plan = match name {
             Adamw => OptimizerPlan::AdamW {
+                betas: betas(),
+                eps: eps(),
+                weight_decay,
+            },
+            Adamw8bit => OptimizerPlan::AdamW8bit {
                 betas: betas(),
                 eps: eps(),
                 weight_decay,

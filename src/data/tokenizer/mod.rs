@@ -18,9 +18,10 @@ mod build;
 mod special;
 mod stream;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
@@ -29,8 +30,12 @@ pub use build::END_OF_TEXT;
 pub use stream::StreamDecoder;
 
 use super::DataError;
+use super::chat::TemplateError;
 use super::files::working_directory;
 use crate::durable;
+
+/// Where newer tokenizers keep their chat template.
+const CHAT_TEMPLATE_FILE: &str = "chat_template.jinja";
 
 /// A special token and its id.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,6 +67,14 @@ pub struct Tokenizer {
     characters: Option<HashMap<char, u32>>,
     eos: Option<SpecialToken>,
     bos: Option<SpecialToken>,
+    /// Ids of special tokens.
+    special: HashSet<u32>,
+    /// Bytes of the longest token.
+    longest: usize,
+    /// The chat templates by name.
+    chat_templates: Vec<(String, String)>,
+    /// Whether the template is a file of its own, not a part of the config.
+    writes_template: bool,
     vocab_size: usize,
     tokens: usize,
     unknown: Unknown,
@@ -102,7 +115,15 @@ impl Tokenizer {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Map::new(),
             Err(error) => return Err(invalid(&config_path, error.to_string())),
         };
-        Self::from_json(json, config, path)
+        let mut tokenizer = Self::from_json(json, config, path)?;
+        let template_path = path.with_file_name(CHAT_TEMPLATE_FILE);
+        match fs::read_to_string(&template_path) {
+            // It takes precedence, as in transformers.
+            Ok(template) => tokenizer.set_chat_template(&template),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(invalid(&template_path, error.to_string())),
+        }
+        Ok(tokenizer)
     }
 
     /// From the contents of tokenizer.json and tokenizer_config.json; `path` is for messages.
@@ -121,18 +142,29 @@ impl Tokenizer {
             .with_padding(None)
             .with_truncation(None)
             .map_err(|error| invalid(error.to_string()))?;
-        let ids: Vec<u32> = inner.get_vocab(true).into_values().collect();
+        let vocab = inner.get_vocab(true);
+        let longest = vocab.keys().map(String::len).max().unwrap_or(1).max(1);
+        let ids: Vec<u32> = vocab.into_values().collect();
         let vocab_size = check_ids(&ids, path)?;
+        // It would add special tokens, which nothing here asks for, and take blanks off offsets.
+        inner.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
         let special = special::find(&inner, &config).map_err(invalid)?;
+        let added = inner.get_added_tokens_decoder();
+        let special_ids = added.iter().filter(|(_, token)| token.special);
+        let special_ids = special_ids.map(|(&id, _)| id).collect();
         let characters = build::characters_of(&json, &inner);
         let mut tokenizer = Self {
             unknown: special::unknown(&json, &inner, characters.is_some()),
             characters,
             inner,
             json,
+            chat_templates: special::chat_templates(&config),
             config,
+            writes_template: false,
             eos: special.eos,
             bos: special.bos,
+            special: special_ids,
+            longest,
             vocab_size,
             tokens: ids.len(),
         };
@@ -155,6 +187,42 @@ impl Tokenizer {
                     reason: error.to_string(),
                 })?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Token ids of a text, each with the bytes of the text that it stands for. Tokens of one
+    /// character, such as its bytes, all stand for that character; a token may stand for no text.
+    pub(super) fn encode_with_offsets(
+        &self,
+        text: &str,
+    ) -> Result<Vec<(u32, Range<usize>)>, DataError> {
+        if let Some(characters) = &self.characters {
+            let ids = encode_characters(characters, text)?;
+            let places = text.char_indices();
+            let ranges = places.map(|(at, character)| at..at + character.len_utf8());
+            return Ok(ids.into_iter().zip(ranges).collect());
+        }
+        let encoding = self
+            .inner
+            .encode(text, false)
+            .map_err(|error| DataError::Tokenizer {
+                action: "encode",
+                reason: error.to_string(),
+            })?;
+        let ranges = encoding
+            .get_offsets()
+            .iter()
+            .map(|&(start, end)| start..end);
+        Ok(encoding.get_ids().iter().copied().zip(ranges).collect())
+    }
+
+    /// Whether an id is a special token's.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.special.contains(&id)
+    }
+
+    /// Bytes of text that one token stands for at most, where no text is unknown.
+    pub(super) fn longest_token_bytes(&self) -> usize {
+        self.longest
     }
 
     /// The text of token ids, special tokens included. Bytes that are not UTF-8 become U+FFFD.
@@ -200,6 +268,15 @@ impl Tokenizer {
         self.eos.as_ref()
     }
 
+    /// Makes the token with this id the end token, for what [`save`](Self::save) writes too. Without
+    /// such a token nothing changes.
+    pub fn set_eos(&mut self, id: u32) {
+        if let Some(text) = self.inner.id_to_token(id) {
+            self.config.insert("eos_token".to_string(), json!(text));
+            self.eos = Some(SpecialToken { text, id });
+        }
+    }
+
     /// The token that begins a document, if the tokenizer has one.
     pub fn bos(&self) -> Option<&SpecialToken> {
         self.bos.as_ref()
@@ -225,7 +302,36 @@ impl Tokenizer {
         &self.json
     }
 
-    /// Writes tokenizer.json and tokenizer_config.json into a folder that exists.
+    /// The source of the chat template called `name`; a tokenizer with one calls it `default`.
+    ///
+    /// # Errors
+    /// There is none, or none of that name.
+    pub fn chat_template(&self, name: &str) -> Result<&str, TemplateError> {
+        let found = self.chat_templates.iter().find(|(known, _)| known == name);
+        match found {
+            Some((_, source)) => Ok(source),
+            None if self.chat_templates.is_empty() => Err(TemplateError::NoneInTokenizer),
+            None => Err(TemplateError::NotInTokenizer {
+                name: name.to_string(),
+                known: self
+                    .chat_templates
+                    .iter()
+                    .map(|(name, _)| name.clone())
+                    .collect(),
+            }),
+        }
+    }
+
+    /// Makes `source` the chat template: the one that [`save`](Self::save) writes.
+    pub fn set_chat_template(&mut self, source: &str) {
+        self.chat_templates = vec![("default".to_string(), source.to_string())];
+        // Two places that say different things would be read differently by different programs.
+        self.config.shift_remove("chat_template");
+        self.writes_template = true;
+    }
+
+    /// Writes tokenizer.json, tokenizer_config.json and chat_template.jinja, where there is one of
+    /// its own, into a folder that exists.
     pub fn save(&self, directory: &Path) -> Result<(), DataError> {
         let write = |name: &str, contents: &str| {
             let path = directory.join(name);
@@ -236,7 +342,11 @@ impl Tokenizer {
         write(
             "tokenizer_config.json",
             &format!("{:#}\n", Value::Object(self.config.clone())),
-        )
+        )?;
+        match self.chat_templates.first() {
+            Some((_, template)) if self.writes_template => write(CHAT_TEMPLATE_FILE, template),
+            _ => Ok(()),
+        }
     }
 
     /// Adds to the config what `AutoTokenizer` needs; what a loaded config says stays.

@@ -85,6 +85,20 @@ pub(super) fn unknown(json: &str, tokenizer: &tokenizers::Tokenizer, is_char: bo
     by_text.or(by_id).map_or(Unknown::Dropped, Unknown::Token)
 }
 
+/// The chat templates of a tokenizer_config.json by name: one text, or a list of
+/// `{"name", "template"}`.
+pub(super) fn chat_templates(config: &Map<String, Value>) -> Vec<(String, String)> {
+    let named = |entry: &Value| {
+        let text = |key: &str| Some(entry.get(key)?.as_str()?.to_string());
+        Some((text("name")?, text("template")?))
+    };
+    match config.get("chat_template") {
+        Some(Value::String(template)) => vec![("default".to_string(), template.clone())],
+        Some(Value::Array(entries)) => entries.iter().filter_map(named).collect(),
+        _ => Vec::new(),
+    }
+}
+
 enum Configured {
     /// The config has the key; null says that there is no such token.
     Said(Option<SpecialToken>),

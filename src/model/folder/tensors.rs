@@ -1,4 +1,4 @@
-//! f32 tensors as a safetensors file: checkpoints, and whatever else is exact.
+//! Tensors of f32 and bytes as a safetensors file: checkpoints, and whatever else is exact.
 
 use std::collections::HashMap;
 use std::fs;
@@ -33,7 +33,7 @@ pub(super) fn malformed(path: &Path) -> impl Fn(safetensors::SafeTensorError) ->
 /// Reads every tensor of a safetensors file.
 ///
 /// # Errors
-/// A file that cannot be read or is malformed; a dtype other than f32.
+/// A file that cannot be read or is malformed; a dtype other than f32 and u8.
 pub fn read_tensors(path: &Path) -> Result<Tensors, ModelError> {
     let bytes = fs::read(path).map_err(ModelError::io(path))?;
     tensors_from_bytes(path, &bytes)
@@ -47,22 +47,23 @@ pub fn tensors_from_bytes(path: &Path, bytes: &[u8]) -> Result<Tensors, ModelErr
     let file = SafeTensors::deserialize(bytes).map_err(malformed(path))?;
     let mut tensors = Tensors::new();
     for (name, view) in file.iter() {
-        if view.dtype() != Dtype::F32 {
-            return Err(ModelError::TensorMismatch {
-                name: name.to_string(),
-                expected: "F32".to_string(),
-                found: format!("{:?}", view.dtype()),
-            });
-        }
-        let values: Vec<f32> = view
-            .data()
-            .chunks_exact(4)
-            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-            .collect();
-        tensors.insert(
-            name.to_string(),
-            TensorData::new(values, view.shape().to_vec()),
-        );
+        let shape = view.shape().to_vec();
+        let floats = view.data().chunks_exact(4);
+        let data = match view.dtype() {
+            Dtype::U8 => TensorData::new(view.data().to_vec(), shape),
+            Dtype::F32 => {
+                let floats = floats.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+                TensorData::new(floats.collect::<Vec<f32>>(), shape)
+            }
+            other => {
+                return Err(ModelError::TensorMismatch {
+                    name: name.to_string(),
+                    expected: "F32 or U8".to_string(),
+                    found: format!("{other:?}"),
+                });
+            }
+        };
+        tensors.insert(name.to_string(), data);
     }
     Ok(tensors)
 }
@@ -114,7 +115,7 @@ pub(super) fn as_f32(
     Ok(())
 }
 
-/// Writes f32 tensors as one safetensors file, atomically.
+/// Writes tensors of f32 and bytes as one safetensors file, atomically.
 ///
 /// # Errors
 /// [`ModelError::Io`].
@@ -124,20 +125,26 @@ pub fn write_tensors(path: &Path, tensors: &Tensors) -> Result<(), ModelError> {
         .map_err(ModelError::io(path))
 }
 
-/// What a file of f32 tensors begins with; `path` is for messages.
+/// What a file of tensors begins with; `path` is for messages.
 ///
 /// # Errors
-/// [`ModelError::Safetensors`] for a tensor that is not f32.
+/// [`ModelError::Safetensors`] for tensors that no file can hold.
 pub fn tensors_header(path: &Path, tensors: &Tensors) -> Result<Vec<u8>, ModelError> {
     let infos = tensors.iter().map(|(name, data)| {
-        debug_assert_eq!(data.dtype(), DType::F32);
+        let dtype = match data.dtype() {
+            DType::U8 => Dtype::U8,
+            dtype => {
+                debug_assert_eq!(dtype, DType::F32);
+                Dtype::F32
+            }
+        };
         let shape = data.shape().as_slice().to_vec();
-        (name.clone(), Dtype::F32, shape, data.as_bytes().len())
+        (name.clone(), dtype, shape, data.as_bytes().len())
     });
     header(path, None, infos)
 }
 
-/// Writes a file of f32 tensors after its [`header`](tensors_header), tensor by tensor: nothing is
+/// Writes a file of tensors after its [`header`](tensors_header), tensor by tensor: nothing is
 /// copied.
 ///
 /// # Errors

@@ -25,6 +25,8 @@ fn step(step: u64, loss: f64) -> Event {
         grad_norm: 1.5,
         tokens_per_second: 1000.0,
         memory_bytes: Some(64 << 20),
+        reward_accuracy: None,
+        reward_margin: None,
     })
 }
 
@@ -32,6 +34,7 @@ fn evaluated(step: u64, val_loss: f64, best: bool) -> Event {
     let evaluation = Evaluation {
         val_loss,
         bits_per_byte: val_loss / 2.0,
+        reward_accuracy: None,
         tokens: 9,
     };
     Event::Evaluated {

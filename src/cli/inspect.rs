@@ -1,0 +1,233 @@
+//! `runner inspect`: what the model will see, after template, truncation and packing, and which of
+//! it is trained.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::CliError;
+use crate::config::{self, Plan};
+use crate::data::{DataError, Feed, Part, TokenCache, Tokenizer};
+use crate::readable::grouped;
+
+/// Arguments of `runner inspect`.
+#[derive(Debug, Args)]
+pub(super) struct InspectArgs {
+    /// The experiment
+    config: PathBuf,
+    /// Rows to show, in the order of the run
+    #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    rows: u64,
+    /// Override a key: `--set data.train_on=last`; repeatable
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// Print JSON, with token ids and masks
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &InspectArgs) -> Result<(), CliError> {
+    let plan = config::load(&args.config, &args.sets)?;
+    let feed = Feed::load(&plan.config, &TokenCache::from_environment())?;
+    let shown = first_rows(&feed, args.rows);
+    if args.json {
+        return super::print_line(&as_json(&plan, &feed, &shown)?.to_string());
+    }
+    feed.notes().iter().for_each(|note| super::remark(note));
+    let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let style = if std::io::stdout().is_terminal() && !no_color {
+        Style::Colors
+    } else {
+        Style::Brackets
+    };
+    super::print_line(style.legend())?;
+    for sequence in &shown {
+        super::print_line("")?;
+        super::print_line(&describe(sequence, plan.config.data.sequence_len))?;
+        for (index, part) in sequence.parts.iter().enumerate() {
+            let header = format!("--- {}", header(index, part));
+            super::print_line(&style.dim(&header))?;
+            super::print_line(&style.text(feed.tokenizer(), part)?)?;
+        }
+        if sequence.left_out > 0 {
+            let more = format!("--- and {} more in this sequence", sequence.left_out);
+            super::print_line(&style.dim(&more))?;
+        }
+    }
+    super::print_line("")?;
+    super::print_line(&totals(&plan, &feed))
+}
+
+/// A sequence of the run, or its beginning.
+struct Sequence {
+    number: u64,
+    parts: Vec<Part>,
+    /// Parts that are not shown.
+    left_out: usize,
+}
+
+/// Sequences from the first one on until so many rows are there.
+fn first_rows(feed: &Feed, rows: u64) -> Vec<Sequence> {
+    let mut left = rows as usize;
+    let mut sequences = Vec::new();
+    for number in 0..feed.pass().sequences {
+        if left == 0 {
+            break;
+        }
+        let mut parts = feed.sequence(number);
+        let all = parts.len();
+        parts.truncate(left);
+        left -= parts.len();
+        sequences.push(Sequence {
+            number,
+            left_out: all - parts.len(),
+            parts,
+        });
+    }
+    sequences
+}
+
+/// "sequence 0: 3 rows, 498 tokens to predict of 512, 201 of them trained (40.4 %)"
+fn describe(sequence: &Sequence, sequence_len: usize) -> String {
+    let places: usize = sequence
+        .parts
+        .iter()
+        .map(|part| part.tokens.len() - 1)
+        .sum();
+    let trained: usize = sequence.parts.iter().map(Part::targets).sum();
+    let rows = match sequence.parts.len() {
+        1 => "1 row".to_string(),
+        rows => format!("{rows} rows"),
+    };
+    format!(
+        "sequence {}: {rows}, {places} of {sequence_len} places, {trained} trained ({})",
+        sequence.number,
+        percent(trained as u64, places as u64),
+    )
+}
+
+fn header(index: usize, part: &Part) -> String {
+    let from = match &part.place {
+        Some(place) => place.to_string(),
+        None => "window".to_string(),
+    };
+    format!(
+        "row {index}, {from}: {} tokens, {} trained",
+        part.tokens.len(),
+        part.targets()
+    )
+}
+
+fn totals(plan: &Plan, feed: &Feed) -> String {
+    let pass = feed.pass();
+    let places = pass.sequences * plan.config.data.sequence_len as u64;
+    format!(
+        "per epoch: {} sequences of {} places, {} trained tokens ({})",
+        grouped(pass.sequences),
+        plan.config.data.sequence_len,
+        grouped(pass.targets),
+        percent(pass.targets, places),
+    )
+}
+
+fn percent(part: u64, whole: u64) -> String {
+    format!("{:.1} %", 100.0 * part as f64 / whole.max(1) as f64)
+}
+
+fn as_json(plan: &Plan, feed: &Feed, shown: &[Sequence]) -> Result<Value, DataError> {
+    let pass = feed.pass();
+    let mut sequences = Vec::new();
+    for sequence in shown {
+        let mut rows = Vec::new();
+        for part in &sequence.parts {
+            let runs = runs(feed.tokenizer(), part)?;
+            let text: String = runs.iter().map(|(text, _)| text.as_str()).collect();
+            let trained = runs.iter().filter(|(_, trained)| *trained);
+            let trained: Vec<&str> = trained.map(|(text, _)| text.as_str()).collect();
+            rows.push(json!({
+                "file": part.place.as_ref().map(|place| &place.path),
+                "line": part.place.as_ref().map(|place| place.line),
+                "tokens": part.tokens,
+                "trained": part.trained,
+                "text": text,
+                "trained_text": trained,
+            }));
+        }
+        sequences.push(json!({"sequence": sequence.number, "rows": rows}));
+    }
+    Ok(json!({
+        "task": plan.config.task,
+        "chat_template": feed.chat_template().map(|template| template.name()),
+        "sequence_len": plan.config.data.sequence_len,
+        "notes": feed.notes(),
+        "per_epoch": {"sequences": pass.sequences, "trained_tokens": pass.targets},
+        "sequences": sequences,
+    }))
+}
+
+/// The text in runs that are trained and runs that are not. A character of several tokens goes with
+/// the last of them.
+fn runs(tokenizer: &Tokenizer, part: &Part) -> Result<Vec<(String, bool)>, DataError> {
+    let mut runs: Vec<(String, bool)> = Vec::new();
+    let mut decoder = tokenizer.stream();
+    let mut push = |piece: String, trained: bool| match runs.last_mut() {
+        _ if piece.is_empty() => {}
+        Some((text, of)) if *of == trained => text.push_str(&piece),
+        _ => runs.push((piece, trained)),
+    };
+    for (&token, &trained) in part.tokens.iter().zip(&part.trained) {
+        push(decoder.push(token)?, trained);
+    }
+    push(decoder.finish()?, part.trained.last() == Some(&true));
+    Ok(runs)
+}
+
+/// How trained and masked text are told apart.
+#[derive(Clone, Copy)]
+enum Style {
+    /// Green and dim.
+    Colors,
+    /// For files, and for terminals without colours.
+    Brackets,
+}
+
+impl Style {
+    fn legend(self) -> &'static str {
+        match self {
+            Self::Colors => "\u{1b}[32mtrained\u{1b}[0m \u{1b}[2mmasked\u{1b}[0m",
+            Self::Brackets => "⟦trained⟧ masked",
+        }
+    }
+
+    fn dim(self, text: &str) -> String {
+        match self {
+            Self::Colors => format!("\u{1b}[2m{text}\u{1b}[0m"),
+            Self::Brackets => text.to_string(),
+        }
+    }
+
+    fn text(self, tokenizer: &Tokenizer, part: &Part) -> Result<String, DataError> {
+        let runs = runs(tokenizer, part)?.into_iter();
+        let shown = runs.map(|(text, trained)| match (self, trained) {
+            (Self::Colors, true) => format!("\u{1b}[32m{}\u{1b}[0m", printable(&text)),
+            (Self::Brackets, true) => format!("⟦{}⟧", printable(&text)),
+            (_, false) => self.dim(&printable(&text)),
+        });
+        Ok(shown.collect())
+    }
+}
+
+/// Data can hold anything, also what a terminal would obey.
+fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '\n' | '\t' => shown.push(character),
+            c if c.is_control() => shown.extend(c.escape_default()),
+            c => shown.push(c),
+        }
+    }
+    shown
+}
