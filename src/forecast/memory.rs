@@ -12,6 +12,9 @@
 //! | SwiGLU: gate, its sigmoid, their product, up, what goes down (GELU: before and after) | 5 f e (2 f e) |
 //! | BitNet's norms in front of the two projections back: input in f32, what is scaled | (q + f) (4 + e) |
 //!
+//! With adapters the base model's weights have no gradient, and a norm keeps no scaled input, d e less. An adapter keeps
+//! x A, r e; DoRA the layer's output before it is stretched.
+//!
 //! Rounding to ternary weights and 8-bit activations adds nothing: x' takes the place of x. BitNet's ReLU² keeps as
 //! many tensors as SwiGLU.
 //!
@@ -75,11 +78,10 @@ impl Memory {
     pub(super) fn new(
         plan: &Plan,
         spec: &DecoderSpec,
-        parameters: u64,
-        optimizer_state: u64,
+        counts: Counts,
         conditions: Conditions,
     ) -> Self {
-        let sizes = Sizes::new(plan, spec, parameters, optimizer_state, conditions);
+        let sizes = Sizes::new(plan, spec, counts, conditions);
         let moments = if plan.config.train.gradient_checkpointing {
             vec![
                 (Moment::Loss, sizes.loss_with_inputs()),
@@ -118,9 +120,24 @@ impl Memory {
     }
 }
 
+/// Weights of the model, and what is kept of those that are trained.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Counts {
+    pub(super) parameters: u64,
+    pub(super) trainable: u64,
+    /// Bytes.
+    pub(super) optimizer_state: u64,
+}
+
 /// What the terms are made of.
 struct Sizes {
-    parameters: u64,
+    /// Bytes of the weights.
+    weights: Term,
+    /// Bytes of a second model, which takes no part in training.
+    reference: u64,
+    trainable: u64,
+    /// Whether the output head has a gradient.
+    trains_head: bool,
     optimizer_state: u64,
     optimizer: String,
     /// Bytes of the weights that are rounded once a step, to the compute dtype or to trits.
@@ -146,8 +163,7 @@ impl Sizes {
     fn new(
         plan: &Plan,
         spec: &DecoderSpec,
-        parameters: u64,
-        optimizer_state: u64,
+        counts: Counts,
         conditions: Conditions,
     ) -> Self {
         let (config, shape) = (&plan.config, &spec.shape);
@@ -157,10 +173,20 @@ impl Sizes {
         let element = element_bytes(config.model.dtype);
         let chunk = logit_chunk(spec.vocab_size) as u64;
         Self {
-            parameters,
-            optimizer_state,
+            weights: weights(plan, spec, counts),
+            // With an adapter it is the base model, which is there already.
+            reference: match (plan.dpo(), &plan.adapter) {
+                (Some(_), None) => product([4, counts.parameters]),
+                _ => 0,
+            },
+            trainable: counts.trainable,
+            trains_head: plan.adapter.as_ref().is_none_or(|adapter| {
+                let head = ["lm_head", "embed_tokens"];
+                adapter.saved.iter().any(|module| head.contains(&module.as_str()))
+            }),
+            optimizer_state: counts.optimizer_state,
             optimizer: format!("{:?}", config.optimizer.name).to_lowercase(),
-            rounded: rounded(shape, parameters, element),
+            rounded: rounded(plan, shape, counts, element),
             element,
             lanes,
             tokens,
@@ -168,7 +194,7 @@ impl Sizes {
             ffn: shape.intermediate_size as u64,
             layers: shape.num_hidden_layers as u64,
             vocab: spec.vocab_size as u64,
-            kept: kept_by_block(spec, config.data.sequence_len as u64, element),
+            kept: kept_by_block(plan, spec, element),
             logit_tokens: tokens.min(lanes * chunk),
             accumulates: config.train.gradient_accumulation_steps > 1,
             process: conditions.process_bytes,
@@ -177,21 +203,18 @@ impl Sizes {
 
     /// Weights, moments, and what stays from one micro-batch to the next.
     fn always(&self) -> Vec<Term> {
-        let p = self.parameters;
+        let p = self.trainable;
         vec![
-            term(
-                "weights",
-                product([4, p]),
-                format!("4 bytes x {}", grouped(p)),
-            ),
+            self.weights.clone(),
+            term("reference", self.reference, "the base model, as it came".to_string()),
             self.rounded.clone(),
             term(
                 "optimizer",
                 self.optimizer_state,
                 format!(
-                    "{}, {:.1} bytes a weight",
+                    "{}, {:.1} bytes a trained weight",
                     self.optimizer,
-                    self.optimizer_state as f64 / p as f64
+                    self.optimizer_state as f64 / p.max(1) as f64
                 ),
             ),
             term(
@@ -248,10 +271,10 @@ impl Sizes {
         vec![
             term(
                 "gradients",
-                product([4, self.parameters, self.lanes]),
+                product([4, self.trainable, self.lanes]),
                 format!(
                     "4 bytes x {}{}",
-                    grouped(self.parameters),
+                    grouped(self.trainable),
                     of_lanes(self.lanes)
                 ),
             ),
@@ -261,7 +284,7 @@ impl Sizes {
     }
 
     fn saving(&self) -> Vec<Term> {
-        let copied = product([4, self.parameters]).max(self.optimizer_state);
+        let copied = product([4, self.trainable]).max(self.optimizer_state);
         vec![term(
             "copy to write",
             copied,
@@ -298,7 +321,11 @@ impl Sizes {
     fn head_gradient(&self) -> Term {
         term(
             "head gradient",
-            product([self.element, self.vocab, self.hidden, self.lanes]),
+            if self.trains_head {
+                product([self.element, self.vocab, self.hidden, self.lanes])
+            } else {
+                0
+            },
             format!(
                 "{} bytes x {} x {}{}",
                 self.element,
@@ -340,12 +367,42 @@ const ALLOCATOR_BASE: u64 = 9_000_000;
 const ALLOCATOR_PER_LANE: u64 = 17_000_000;
 const ALLOCATOR_SHARE: u64 = 33;
 
-/// All weights in half precision, ternary ones in f32 (their masters and the others are used as they are).
-fn rounded(shape: &ModelShape, parameters: u64, element: u64) -> Term {
+/// The model's weights: all in f32, but for those of a base model that are codes or packed trits.
+fn weights(plan: &Plan, spec: &DecoderSpec, counts: Counts) -> Term {
+    let (p, in_blocks) = (counts.parameters, spec.shape.block_parameters());
+    let codes = if plan.adapter.is_none() {
+        None
+    } else if let Some(blockwise) = spec.shape.blockwise {
+        let layers = spec.shape.linear_layers(spec.vocab_size);
+        let in_blocks = layers.iter().filter(|layer| layer.block.is_some());
+        let bytes = in_blocks.map(|layer| blockwise.of_matrix(layer.dims).bytes() as u64);
+        Some((blockwise.format.name(), bytes.sum()))
+    } else {
+        spec.shape.ternary.map(|_| ("packed trits", in_blocks / 4))
+    };
+    match codes {
+        None => term("weights", product([4, p]), format!("4 bytes x {}", grouped(p))),
+        Some((name, bytes)) => {
+            let rest = p - in_blocks;
+            let formula = format!(
+                "{} as {name}, 4 bytes x {}",
+                grouped(in_blocks),
+                grouped(rest)
+            );
+            term("weights", bytes + product([4, rest]), formula)
+        }
+    }
+}
+
+/// What is rounded once a step: all weights in half precision, ternary ones in f32 (their masters and the others are used
+/// as they are). Codes are not rounded.
+fn rounded(plan: &Plan, shape: &ModelShape, counts: Counts, element: u64) -> Term {
+    let is_packed = plan.adapter.is_some() && (shape.ternary.is_some() || shape.blockwise.is_some());
     let count = match (element, shape.ternary) {
-        (4, Some(_)) => shape.block_parameters(),
-        (4, None) => 0,
-        _ => parameters,
+        (4, Some(_)) if !is_packed => shape.block_parameters(),
+        (4, _) => 0,
+        _ if is_packed => counts.parameters - shape.block_parameters(),
+        _ => counts.parameters,
     };
     term(
         "rounded weights",
@@ -355,14 +412,16 @@ fn rounded(shape: &ModelShape, parameters: u64, element: u64) -> Term {
 }
 
 /// Bytes that a block keeps of each token for the backward pass: the table above.
-fn kept_by_block(spec: &DecoderSpec, sequence_len: u64, element: u64) -> u64 {
+fn kept_by_block(plan: &Plan, spec: &DecoderSpec, element: u64) -> u64 {
     let shape = &spec.shape;
+    let sequence_len = plan.config.data.sequence_len as u64;
+    let is_adapted = plan.adapter.is_some();
     let hidden = shape.hidden_size as u64;
     let heads = shape.num_attention_heads as u64;
     let queries = heads * shape.head_dim as u64;
     let keys = (shape.num_key_value_heads * shape.head_dim) as u64;
     let ffn = shape.intermediate_size as u64;
-    let per_norm = 4 + 2 * element;
+    let per_norm = if is_adapted { 4 + element } else { 4 + 2 * element };
     let norms = 2 * hidden * per_norm;
     let head_norms = if shape.qk_norm {
         (queries + keys) * per_norm
@@ -377,7 +436,23 @@ fn kept_by_block(spec: &DecoderSpec, sequence_len: u64, element: u64) -> u64 {
     } else {
         0
     };
-    scores.saturating_add(norms + head_norms + sub_norms + projections + feed_forward)
+    let adapters = kept_by_adapters(plan, spec) * element;
+    let rest = norms + head_norms + sub_norms + projections + feed_forward + adapters;
+    scores.saturating_add(rest)
+}
+
+/// Numbers that the adapters of a block keep of each token; on average, where blocks differ.
+fn kept_by_adapters(plan: &Plan, spec: &DecoderSpec) -> u64 {
+    let Some(adapter) = &plan.adapter else {
+        return 0;
+    };
+    let layers = spec.shape.linear_layers(spec.vocab_size).into_iter();
+    let kept = layers.filter_map(|layer| {
+        let shape = adapter.layers.get(&layer.path)?;
+        let output = if shape.magnitude { layer.dims[1] } else { 0 };
+        Some((shape.rank + output) as u64)
+    });
+    kept.sum::<u64>().div_ceil(spec.shape.num_hidden_layers as u64)
 }
 
 /// More than any machine has is as good as infinite.

@@ -62,7 +62,12 @@ impl Forecast {
         let parameters = model.params();
         let trainable = model.trained_params() as u64;
         let state = Optimizer::new(&plan.optimizer).state_bytes(&model);
-        let memory = Memory::new(plan, spec, parameters, state, conditions);
+        let counts = memory::Counts {
+            parameters,
+            trainable,
+            optimizer_state: state,
+        };
+        let memory = Memory::new(plan, spec, counts, conditions);
         Ok(Self {
             parameters,
             trainable,
@@ -75,7 +80,7 @@ impl Forecast {
 
 /// Two for each weight of a matrix product and each token, and those of attention; three times that
 /// with the backward pass (Kaplan et al., 2020, section 2.1), and a forward pass of the blocks more
-/// with gradient checkpointing. Attention counts every key, seen or masked, since that is what is
+/// with gradient checkpointing; twice that for weights that are not trained. Attention counts every key, seen or masked, since that is what is
 /// computed.
 fn flops_per_token(plan: &Plan, spec: &DecoderSpec) -> f64 {
     let shape = &spec.shape;
@@ -89,12 +94,22 @@ fn flops_per_token(plan: &Plan, spec: &DecoderSpec) -> f64 {
     let attention = 4.0 * queries * plan.config.data.sequence_len as f64;
     let blocks = shape.num_hidden_layers as f64 * (2.0 * weights + attention);
     let head = 2.0 * hidden * spec.vocab_size as f64;
-    let passes = if plan.config.train.gradient_checkpointing {
-        4.0
+    let again = if plan.config.train.gradient_checkpointing {
+        1.0
     } else {
-        3.0
+        0.0
     };
-    passes * blocks + 3.0 * head
+    // Without gradients of weights the backward pass has half the products; adapters add their own.
+    let Some(adapter) = &plan.adapter else {
+        return (3.0 + again) * blocks + 3.0 * head;
+    };
+    let layers = shape.linear_layers(spec.vocab_size).into_iter();
+    let ranks = layers.filter_map(|layer| {
+        let [inputs, outputs] = layer.dims;
+        Some(adapter.layers.get(&layer.path)?.rank * (inputs + outputs))
+    });
+    let adapters = 2.0 * ranks.sum::<usize>() as f64;
+    (2.0 + again) * blocks + 2.0 * head + (3.0 + again) * adapters
 }
 
 /// Bytes of an element of a resolved dtype.
