@@ -43,8 +43,8 @@ const BLOCK_DEPTH: usize = 512;
 /// Tasks for each thread, so that one that is held up does not hold up the others for long.
 const SHARES: usize = 4;
 
-/// Multiplications below which a second thread does not pay.
-const ALONE: usize = 1 << 16;
+/// Multiplications below which other threads are not asked to help.
+const ALONE: usize = 1 << 18;
 
 /// 16 weights of a panel.
 #[derive(Debug, Clone, Copy)]
