@@ -1,6 +1,6 @@
 //! From weights to codes and back.
 
-use pulp::Arch;
+use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
 
 use super::double;
@@ -218,7 +218,7 @@ pub(super) fn pack_halves(codes: &[u8], padding: u8, bytes: &mut [u8]) {
 pub fn quantise(weights: &[f32], shape: BlockwiseShape) -> Result<Quantised, BlockwiseError> {
     shape.check()?;
     check_length("weights", weights.len(), shape.elements())?;
-    if let Some(index) = weights.par_iter().position_first(|x| !x.is_finite()) {
+    if let Some(index) = first_not_finite(weights) {
         let value = weights[index];
         return Err(BlockwiseError::NotFinite { index, value });
     }
@@ -240,6 +240,15 @@ pub fn quantise(weights: &[f32], shape: BlockwiseShape) -> Result<Quantised, Blo
     Quantised::from_parts(shape, codes, scales, zero_bytes)
 }
 
+fn first_not_finite(weights: &[f32]) -> Option<usize> {
+    let infinite = |x: &f32| !x.is_finite();
+    // A task looks at all its weights: what can stop at any of them is no vector code.
+    let any = |weights: &[f32]| weights.iter().fold(false, |any, x| any | infinite(x));
+    let task = weights.par_chunks(TASK).position_first(any)?;
+    let rest = &weights[task * TASK..];
+    Some(task * TASK + rest.iter().position(infinite)?)
+}
+
 /// Bytes of codes, scales, and zero points one a byte.
 fn quantise_blocks(weights: &[f32], shape: BlockwiseShape) -> (Vec<u8>, Vec<f32>, Vec<u8>) {
     let BlockwiseShape { format, block, .. } = shape;
@@ -254,11 +263,12 @@ fn quantise_blocks(weights: &[f32], shape: BlockwiseShape) -> (Vec<u8>, Vec<f32>
         .zip(zeros.par_chunks_mut(blocks_at_once));
     tasks.for_each(|(((weights, bytes), scales), zeros)| {
         let mut codes = vec![0u8; weights.len()];
-        Arch::new().dispatch(|| {
-            let blocks = codes.chunks_mut(block).zip(weights.chunks(block));
-            for ((codes, weights), (scale, zero)) in blocks.zip(scales.iter_mut().zip(zeros)) {
-                (*scale, *zero) = quantise_block(format, weights, weights.len() < block, codes);
-            }
+        Arch::new().dispatch(Task {
+            shape,
+            weights,
+            codes: &mut codes,
+            scales,
+            zeros,
         });
         if format.bits() == 8 {
             bytes.copy_from_slice(&codes);
@@ -267,6 +277,29 @@ fn quantise_blocks(weights: &[f32], shape: BlockwiseShape) -> (Vec<u8>, Vec<f32>
         }
     });
     (bytes, scales, zeros)
+}
+
+/// Some blocks. A closure of this size would not be compiled for the instructions that it is dispatched to.
+struct Task<'a> {
+    shape: BlockwiseShape,
+    weights: &'a [f32],
+    codes: &'a mut [u8],
+    scales: &'a mut [f32],
+    zeros: &'a mut [u8],
+}
+
+impl NullaryFnOnce for Task<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let BlockwiseShape { format, block, .. } = self.shape;
+        let blocks = self.codes.chunks_mut(block).zip(self.weights.chunks(block));
+        for ((codes, weights), (scale, zero)) in blocks.zip(self.scales.iter_mut().zip(self.zeros))
+        {
+            (*scale, *zero) = quantise_block(format, weights, weights.len() < block, codes);
+        }
+    }
 }
 
 /// [`reference::quantise_block`], for the compiler to vectorise where much is to be compared.

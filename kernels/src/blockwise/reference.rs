@@ -10,6 +10,7 @@ pub const SMALLEST_ABSMAX: f32 = 1e-38;
 ///
 /// `short` says that the block is the last and not full: NF4 and FP4 then divide by the scale, which is at least
 /// [`SMALLEST_ABSMAX`], instead of multiplying with its inverse.
+#[inline(always)]
 pub fn quantise_block(format: Format, weights: &[f32], short: bool, codes: &mut [u8]) -> (f32, u8) {
     let absmax = weights.iter().fold(0f32, |max, x| max.max(x.abs()));
     match format {
@@ -51,6 +52,7 @@ pub fn quantise_block(format: Format, weights: &[f32], short: bool, codes: &mut 
 }
 
 /// x / scale as an integer of at most such a magnitude; 0 where the scale is.
+#[inline(always)]
 fn quotient(x: f32, scale: f32, most: f32) -> f32 {
     if scale == 0.0 {
         return 0.0;

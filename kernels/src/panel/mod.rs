@@ -43,8 +43,8 @@ const BLOCK_DEPTH: usize = 512;
 /// Tasks for each thread, so that one that is held up does not hold up the others for long.
 const SHARES: usize = 4;
 
-/// Multiplications below which a second thread does not pay.
-const ALONE: usize = 1 << 16;
+/// Multiplications below which other threads are not asked to help.
+const ALONE: usize = 1 << 18;
 
 /// 16 weights of a panel.
 #[derive(Debug, Clone, Copy)]
@@ -273,8 +273,8 @@ fn grow<T: Clone>(buffer: &mut Vec<T>, length: usize, value: T) {
 /// Tokens and summands of a block: about [`BLOCK_BYTES`], as many tokens as can be.
 fn block(tokens: usize, summands: usize) -> [usize; 2] {
     let values = BLOCK_BYTES / size_of::<f32>();
-    let most_tokens = values / BLOCK_DEPTH;
-    let block_tokens = tokens.min(most_tokens.max(values / summands));
+    let most_tokens = (values / BLOCK_DEPTH).max(values / summands.next_multiple_of(DEPTH));
+    let block_tokens = tokens.min(most_tokens);
     // To the nearest: a block that is a little too large costs less than one that is nearly empty.
     let blocks = (block_tokens * summands + values / 2) / values;
     let depth = summands.div_ceil(blocks.max(1)).next_multiple_of(DEPTH);

@@ -1,6 +1,8 @@
 //! AVX2: `vpermps` takes eight levels for eight codes by their low three bits, twice; the fourth bit chooses.
 #![allow(unsafe_code)]
 
+mod stream;
+
 use std::arch::x86_64::*;
 
 use super::Path;
@@ -12,7 +14,7 @@ pub(super) static KERNEL: Kernel = Kernel {
     panel: &AVX2,
     columns,
     rows,
-    stream: None,
+    stream: Some(stream::STREAM),
 };
 
 /// Half a line.

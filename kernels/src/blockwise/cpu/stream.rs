@@ -10,7 +10,8 @@ use rayon::prelude::*;
 
 use super::unpack::{Decode, Group, GroupScales, Kernel, Stream};
 use crate::blockwise::layout::BlockwiseView;
-use crate::blockwise::{BlockwiseShape, SCALE_BLOCK};
+use crate::blockwise::tables::DYNAMIC_MAP;
+use crate::blockwise::{BlockwiseShape, SCALE_BLOCK, double};
 use crate::panel::{LANES, shares, split};
 
 /// How a product of so many tokens can be streamed, if it can: where rows are whole blocks.
@@ -98,6 +99,35 @@ impl<'a> Group<'a> {
             zeros,
             block: shape.block,
         }
+    }
+
+    /// The scales of 16 rows in a block of columns.
+    pub fn scales_of(&self, index: usize) -> [f32; LANES] {
+        match self.scales {
+            GroupScales::Single(lines) => lines[index],
+            GroupScales::Double {
+                codes,
+                scales,
+                mean,
+                first,
+            } => {
+                let map = &*DYNAMIC_MAP;
+                array::from_fn(|lane| {
+                    let code = codes[index][lane / 4].to_le_bytes()[lane % 4];
+                    let block = first[lane] as usize + index;
+                    double::expand(map, code, scales[block / SCALE_BLOCK], mean)
+                })
+            }
+        }
+    }
+
+    /// Their zero points: 0 where the format has none.
+    pub fn zeros_of(&self, index: usize) -> [f32; LANES] {
+        if self.zeros.is_empty() {
+            return [0.0; LANES];
+        }
+        let words = &self.zeros[2 * index..][..2];
+        array::from_fn(|lane| (words[lane / 8] >> (4 * (lane % 8)) & 15) as f32)
     }
 
     /// Panics where a kernel would read beyond the slices.

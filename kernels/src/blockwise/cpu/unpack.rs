@@ -37,9 +37,11 @@ pub(super) struct Stream {
     pub places: fn(tokens: usize) -> usize,
     /// Sums of one row group, or of as many as there are places, `[group][token][16 rows]`: all words of each group
     /// times x, `tokens` rows of as many columns.
-    pub multiply:
-        fn(groups: &[Group], decode: Decode, x: &[f32], tokens: usize, sums: &mut [[f32; LANES]]),
+    pub multiply: Multiply,
 }
+
+/// Groups, x, tokens, and sums.
+type Multiply = fn(&[Group], Decode, &[f32], usize, &mut [[f32; LANES]]);
 
 /// A row group to be multiplied, whose rows are whole blocks.
 #[derive(Clone, Copy)]

@@ -9,11 +9,11 @@
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::*;
-use std::array;
 use std::hint::black_box;
 
-use super::kernel::{FloatKernel, FloatLine, IntegerKernel, Line, PackKernel, by_tokens};
+use super::kernel::{FloatKernel, IntegerKernel, Line, PackKernel};
 use super::portable;
+use crate::panel::{self, AVX2, by_tokens};
 use crate::ternary::layout::compute::BLOCK;
 
 /// Quads whose sums 16 bits hold.
@@ -62,11 +62,9 @@ pub(super) static INTEGER_VNNI: IntegerKernel = IntegerKernel {
 };
 
 pub(super) static FLOAT: FloatKernel = FloatKernel {
-    groups: 1,
-    tile: TILE,
+    panel: &AVX2,
     unpack_columns,
     unpack_rows,
-    multiply: multiply_floats,
 };
 
 pub(super) static PACK: PackKernel = PackKernel { pack };
@@ -375,74 +373,44 @@ unsafe fn stream_tile_vnni<const T: usize, const N: usize>(
     }
 }
 
-fn unpack_columns(words: &[u32], panel: &mut [FloatLine], stride: usize) {
-    #[target_feature(enable = "avx2,fma")]
-    fn vectors(words: &[u32], panel: &mut [FloatLine], stride: usize) {
-        super::portable::unpack_columns(words, panel, stride);
-    }
-    assert!(available());
-    // SAFETY: the instructions are there.
-    unsafe { vectors(words, panel, stride) }
-}
-
-fn unpack_rows(words: &[u32], panel: &mut [FloatLine], stride: usize) {
-    #[target_feature(enable = "avx2,fma")]
-    fn vectors(words: &[u32], panel: &mut [FloatLine], stride: usize) {
-        super::portable::unpack_rows(words, panel, stride);
-    }
-    assert!(available());
-    // SAFETY: the instructions are there.
-    unsafe { vectors(words, panel, stride) }
-}
-
-fn multiply_floats(panel: &[FloatLine], activations: &[f32], tokens: usize, sums: &mut [f32]) {
-    assert!(available());
-    let summands = panel.len();
-    assert!(activations.len() >= summands * tokens && sums.len() >= tokens * BLOCK);
-    let (panel, activations, sums) = (panel.as_ptr(), activations.as_ptr(), sums.as_mut_ptr());
-    // SAFETY: the instructions are there, and the slices are as long as the tile is.
-    unsafe {
-        by_tokens!(
-            tokens,
-            multiply_float_tile(panel, activations, summands, sums),
-            1 2 3 4 5 6
-        )
-    }
-}
-
-/// # Safety
-///
-/// `panel` must hold `summands` lines, `activations` `summands * T` values, `sums` `T * 16`.
-#[target_feature(enable = "avx2,fma")]
-unsafe fn multiply_float_tile<const T: usize>(
-    panel: *const FloatLine,
-    activations: *const f32,
-    summands: usize,
-    sums: *mut f32,
+fn unpack_columns(
+    words: &[u32; BLOCK],
+    scales: &[f32; BLOCK],
+    panel: &mut [panel::Line],
+    stride: usize,
 ) {
-    // SAFETY: by the caller's promise, here and below.
-    let load = |half: usize| unsafe { _mm256_loadu_ps(sums.add(8 * half)) };
-    let mut tile: [[__m256; 2]; T] = array::from_fn(|token| [load(2 * token), load(2 * token + 1)]);
-    for summand in 0..summands {
-        // SAFETY: see above.
-        unsafe {
-            let line = panel.add(summand).cast::<f32>();
-            let weights = [_mm256_load_ps(line), _mm256_load_ps(line.add(8))];
-            for (token, sums) in tile.iter_mut().enumerate() {
-                let x = _mm256_set1_ps(*activations.add(summand * T + token));
-                sums[0] = _mm256_fmadd_ps(weights[0], x, sums[0]);
-                sums[1] = _mm256_fmadd_ps(weights[1], x, sums[1]);
-            }
-        }
+    #[target_feature(enable = "avx2,fma")]
+    fn vectors(
+        words: &[u32; BLOCK],
+        scales: &[f32; BLOCK],
+        panel: &mut [panel::Line],
+        stride: usize,
+    ) {
+        portable::unpack_columns(words, scales, panel, stride);
     }
-    for (token, tile) in tile.into_iter().enumerate() {
-        // SAFETY: see above.
-        unsafe {
-            let at = sums.add(token * BLOCK);
-            _mm256_storeu_ps(at, tile[0]);
-            _mm256_storeu_ps(at.add(8), tile[1]);
-        }
+    assert!(available());
+    // SAFETY: the instructions are there.
+    unsafe { vectors(words, scales, panel, stride) }
+}
+
+fn unpack_rows(
+    words: &[u32; BLOCK],
+    scales: &[f32; BLOCK],
+    panel: &mut [panel::Line],
+    stride: usize,
+) {
+    #[target_feature(enable = "avx2,fma")]
+    fn vectors(
+        words: &[u32; BLOCK],
+        scales: &[f32; BLOCK],
+        panel: &mut [panel::Line],
+        stride: usize,
+    ) {
+        portable::unpack_rows(words, scales, panel, stride);
     }
+    assert!(available());
+    // SAFETY: the instructions are there.
+    unsafe { vectors(words, scales, panel, stride) }
 }
 
 fn pack(

@@ -8,7 +8,8 @@ use std::array;
 use std::hint::black_box;
 use std::sync::LazyLock;
 
-use super::kernel::{FloatKernel, FloatLine, IntegerKernel, Line, PackKernel, by_tokens};
+use super::kernel::{FloatKernel, IntegerKernel, Line, PackKernel};
+use crate::panel::{self, AVX512, by_tokens};
 use crate::ternary::layout::compute::BLOCK;
 
 pub(super) fn available() -> bool {
@@ -49,11 +50,9 @@ const AHEAD: usize = 2048;
 const WIDE_BLOCKS: usize = 1 << 14;
 
 pub(super) static FLOAT: FloatKernel = FloatKernel {
-    groups: GROUPS,
-    tile: TILE,
+    panel: &AVX512,
     unpack_columns,
     unpack_rows,
-    multiply: multiply_floats,
 };
 
 pub(super) static PACK: PackKernel = PackKernel { pack };
@@ -310,76 +309,44 @@ unsafe fn stream_tile<const T: usize, const G: usize>(
     }
 }
 
-fn unpack_columns(words: &[u32], panel: &mut [FloatLine], stride: usize) {
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    fn vectors(words: &[u32], panel: &mut [FloatLine], stride: usize) {
-        super::portable::unpack_columns(words, panel, stride);
-    }
-    assert!(available());
-    // SAFETY: the instructions are there.
-    unsafe { vectors(words, panel, stride) }
-}
-
-fn unpack_rows(words: &[u32], panel: &mut [FloatLine], stride: usize) {
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    fn vectors(words: &[u32], panel: &mut [FloatLine], stride: usize) {
-        super::portable::unpack_rows(words, panel, stride);
-    }
-    assert!(available());
-    // SAFETY: the instructions are there.
-    unsafe { vectors(words, panel, stride) }
-}
-
-fn multiply_floats(panel: &[FloatLine], activations: &[f32], tokens: usize, sums: &mut [f32]) {
-    assert!(available());
-    let summands = panel.len() / GROUPS;
-    assert!(activations.len() >= summands * tokens && sums.len() >= tokens * GROUPS * BLOCK);
-    let (panel, activations, sums) = (panel.as_ptr(), activations.as_ptr(), sums.as_mut_ptr());
-    // SAFETY: the instructions are there, and the slices are as long as the tile is.
-    unsafe {
-        by_tokens!(
-            tokens,
-            multiply_float_tile(panel, activations, summands, sums),
-            1 2 3 4 5 6 7 8 9 10 11 12 13 14
-        )
-    }
-}
-
-/// # Safety
-///
-/// `panel` must hold `summands * GROUPS` lines, `activations` `summands * T` values, `sums` `T * GROUPS * 16`.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn multiply_float_tile<const T: usize>(
-    panel: *const FloatLine,
-    activations: *const f32,
-    summands: usize,
-    sums: *mut f32,
+fn unpack_columns(
+    words: &[u32; BLOCK],
+    scales: &[f32; BLOCK],
+    panel: &mut [panel::Line],
+    stride: usize,
 ) {
-    // SAFETY: by the caller's promise, here and below.
-    let load = |token: usize, group: usize| unsafe {
-        _mm512_loadu_ps(sums.add((token * GROUPS + group) * BLOCK))
-    };
-    let mut tile: [[__m512; GROUPS]; T] = array::from_fn(|token| [load(token, 0), load(token, 1)]);
-    for summand in 0..summands {
-        // SAFETY: see above.
-        unsafe {
-            let lines = panel.add(summand * GROUPS).cast::<f32>();
-            let weights = [_mm512_load_ps(lines), _mm512_load_ps(lines.add(BLOCK))];
-            for (token, sums) in tile.iter_mut().enumerate() {
-                let x = _mm512_set1_ps(*activations.add(summand * T + token));
-                sums[0] = _mm512_fmadd_ps(weights[0], x, sums[0]);
-                sums[1] = _mm512_fmadd_ps(weights[1], x, sums[1]);
-            }
-        }
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    fn vectors(
+        words: &[u32; BLOCK],
+        scales: &[f32; BLOCK],
+        panel: &mut [panel::Line],
+        stride: usize,
+    ) {
+        super::portable::unpack_columns(words, scales, panel, stride);
     }
-    for (token, tile) in tile.into_iter().enumerate() {
-        // SAFETY: see above.
-        unsafe {
-            let at = sums.add(token * GROUPS * BLOCK);
-            _mm512_storeu_ps(at, tile[0]);
-            _mm512_storeu_ps(at.add(BLOCK), tile[1]);
-        }
+    assert!(available());
+    // SAFETY: the instructions are there.
+    unsafe { vectors(words, scales, panel, stride) }
+}
+
+fn unpack_rows(
+    words: &[u32; BLOCK],
+    scales: &[f32; BLOCK],
+    panel: &mut [panel::Line],
+    stride: usize,
+) {
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    fn vectors(
+        words: &[u32; BLOCK],
+        scales: &[f32; BLOCK],
+        panel: &mut [panel::Line],
+        stride: usize,
+    ) {
+        super::portable::unpack_rows(words, scales, panel, stride);
     }
+    assert!(available());
+    // SAFETY: the instructions are there.
+    unsafe { vectors(words, scales, panel, stride) }
 }
 
 fn pack(

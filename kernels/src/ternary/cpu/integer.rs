@@ -5,7 +5,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::kernel::{IntegerKernel, Line};
-use super::panels::{BLOCK_QUADS, QUAD, Quantised, Tile};
+use super::panels::{BLOCK_QUADS, QUAD, Quantised};
+use crate::panel::{Tile, shares, split};
 use crate::ternary::Granularity;
 use crate::ternary::layout::PackedView;
 use crate::ternary::layout::compute::BLOCK;
@@ -20,12 +21,6 @@ const ACTIVATION_BYTES: usize = 1 << 20;
 
 /// Row groups whose sums are kept before they become outputs, when words are used as they are read.
 const STREAMED_GROUPS: usize = 32;
-
-/// Multiplications below which other threads are not asked to help.
-const ALONE: usize = 1 << 18;
-
-/// Shares of the work that each thread gets: more than one, since a thread may be slowed by other programs.
-const SHARES: usize = 4;
 
 /// y `[tokens, rows]` from quantised activations.
 pub(super) fn multiply(
@@ -63,36 +58,6 @@ pub(super) fn multiply(
     } else {
         ranges.into_par_iter().zip(outputs).for_each(run);
     }
-}
-
-/// Ranges of groups of 16 outputs, one a task, each but the last a multiple of `unit`.
-pub(super) fn shares(groups: usize, multiplications: usize, unit: usize) -> Vec<Range<usize>> {
-    let units = groups.div_ceil(unit);
-    let threads = rayon::current_num_threads();
-    let shares = if threads == 1 || multiplications < ALONE {
-        1
-    } else {
-        (SHARES * threads).min(units)
-    };
-    let start = |i: usize| (i * units / shares * unit).min(groups);
-    (0..shares).map(|i| start(i)..start(i + 1)).collect()
-}
-
-/// For each range of groups of 16 outputs, its part of y `[tokens, outputs]`: a slice for each token.
-pub(super) fn split<'y>(
-    y: &'y mut [f32],
-    rows: usize,
-    ranges: &[Range<usize>],
-) -> Vec<Vec<&'y mut [f32]>> {
-    let tokens = y.len() / rows;
-    let mut parts: Vec<_> = ranges.iter().map(|_| Vec::with_capacity(tokens)).collect();
-    for mut y in y.chunks_mut(rows) {
-        for (range, part) in ranges.iter().zip(&mut parts) {
-            let end = (range.end * BLOCK).min(rows) - range.start * BLOCK;
-            part.push(y.split_off_mut(..end).unwrap_or_default());
-        }
-    }
-    parts
 }
 
 /// Outputs of 16 rows at most, where one scale is for all of a row.

@@ -1,6 +1,7 @@
 //! What a set of instructions has to offer for products to be built of it.
 
 use super::Path;
+use crate::panel;
 use crate::ternary::layout::compute::BLOCK;
 
 /// 64 bytes of a panel, where vector loads like them.
@@ -38,29 +39,18 @@ pub(super) struct IntegerKernel {
         fn(words: &[u32], stride: usize, activations: &[u32], tokens: usize, sums: &mut [i32]),
 }
 
-/// 16 weights of a panel in f32.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-pub(super) struct FloatLine(pub [f32; 16]);
-
-impl FloatLine {
-    pub const ZERO: Self = Self([0.0; 16]);
-}
-
-/// The parts of products in f32. Tiles are `[summand][token]`, panels `[summand][group of 16 outputs]`, sums
-/// `[token][output of the panel]`.
+/// The parts of products in f32.
 pub(super) struct FloatKernel {
-    /// Groups of 16 outputs of a panel.
-    pub groups: usize,
-    /// The most tokens of a tile.
-    pub tile: usize,
-    /// The columns of packed blocks, one a line, a row group's rows in its lanes.
-    pub unpack_columns: fn(words: &[u32], panel: &mut [FloatLine], stride: usize),
-    /// The rows of packed blocks, one a line, a block's columns in its lanes.
-    pub unpack_rows: fn(words: &[u32], panel: &mut [FloatLine], stride: usize),
-    /// `sums += panel x activations` for a tile of `tokens`.
-    pub multiply: fn(panel: &[FloatLine], activations: &[f32], tokens: usize, sums: &mut [f32]),
+    /// How panels are multiplied.
+    pub panel: &'static panel::Kernel,
+    /// A packed block times the scales of its rows, one column a line, rows in its lanes.
+    pub unpack_columns: UnpackFloats,
+    /// The same, one row a line, columns in its lanes.
+    pub unpack_rows: UnpackFloats,
 }
+
+/// Words, scales of rows, and a panel of whose lines every so many-th is filled.
+type UnpackFloats = fn(&[u32; BLOCK], &[f32; BLOCK], &mut [panel::Line], usize);
 
 /// The kernel of a path, if this processor can run it.
 pub(super) fn integer(path: Path) -> Option<&'static IntegerKernel> {
@@ -119,15 +109,3 @@ pub(super) fn probe(path: Path) -> Option<fn(usize) -> usize> {
         _ => None,
     }
 }
-
-/// Calls the function whose constant is the number of tokens.
-macro_rules! by_tokens {
-    ($tokens:expr, $call:ident $arguments:tt, $($count:literal)*) => {
-        match $tokens {
-            $($count => by_tokens!(@ $call, $count, $arguments),)*
-            tokens => unreachable!("a tile of {tokens} tokens"),
-        }
-    };
-    (@ $call:ident, $count:literal, ($($argument:expr),*)) => { $call::<$count>($($argument),*) };
-}
-pub(super) use by_tokens;

@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::kernel::IntegerKernel;
+use crate::panel::{Tile, tiles};
 use crate::ternary::Granularity;
 use crate::ternary::fake_quantize::scale_of_magnitude;
 use crate::ternary::layout::compute::BLOCK;
@@ -12,27 +13,6 @@ pub(super) const QUAD: usize = 4;
 
 /// Quads of a block.
 pub(super) const BLOCK_QUADS: usize = BLOCK / QUAD;
-
-/// Some tokens that are multiplied together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Tile {
-    /// The first token.
-    pub first: usize,
-    /// How many.
-    pub tokens: usize,
-}
-
-/// Cuts tokens into tiles of `most` at most, as even as they can be: a small tile costs nearly what a large one does.
-pub(super) fn tiles(tokens: usize, most: usize) -> Vec<Tile> {
-    let count = tokens.div_ceil(most);
-    let start = |i: usize| i * tokens / count;
-    (0..count)
-        .map(|i| Tile {
-            first: start(i),
-            tokens: start(i + 1) - start(i),
-        })
-        .collect()
-}
 
 /// Stretches of columns that have a scale of their own, in quads.
 pub(super) fn segment_quads(granularity: Granularity, quads: usize) -> usize {

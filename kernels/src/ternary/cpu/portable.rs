@@ -2,7 +2,8 @@
 //!
 //! A line of a panel holds the codes of four columns, `[column][16 rows]`, so that a row is a lane.
 
-use super::kernel::{FloatKernel, FloatLine, IntegerKernel, Line, PackKernel, by_tokens};
+use super::kernel::{FloatKernel, IntegerKernel, Line, PackKernel};
+use crate::panel::{self, PORTABLE, by_tokens};
 use crate::ternary::layout::compute::{self, BLOCK, ZERO_WORD};
 
 pub(super) static INTEGER: IntegerKernel = IntegerKernel {
@@ -17,11 +18,9 @@ pub(super) static INTEGER: IntegerKernel = IntegerKernel {
 };
 
 pub(super) static FLOAT: FloatKernel = FloatKernel {
-    groups: 1,
-    tile: 4,
+    panel: &PORTABLE,
     unpack_columns,
     unpack_rows,
-    multiply: multiply_floats,
 };
 
 pub(super) static PACK: PackKernel = PackKernel { pack };
@@ -115,25 +114,36 @@ fn multiply_tile<const T: usize>(panel: &[Line], activations: &[u32], sums: &mut
 }
 
 #[inline(always)]
-pub(super) fn unpack_columns(words: &[u32], panel: &mut [FloatLine], stride: usize) {
-    for (block, words) in words.as_chunks::<BLOCK>().0.iter().enumerate() {
-        for col in 0..BLOCK {
-            let line = &mut panel[(block * BLOCK + col) * stride].0;
-            for (weight, word) in line.iter_mut().zip(words) {
-                *weight = (word >> SHIFTS[col] & 3) as i32 as f32 - 1.0;
-            }
+pub(super) fn unpack_columns(
+    words: &[u32; BLOCK],
+    scales: &[f32; BLOCK],
+    panel: &mut [panel::Line],
+    stride: usize,
+) {
+    for (line, shift) in panel.iter_mut().step_by(stride).zip(SHIFTS) {
+        for lane in 0..BLOCK {
+            line.0[lane] = trit(words[lane], shift) * scales[lane];
         }
     }
 }
 
 #[inline(always)]
-pub(super) fn unpack_rows(words: &[u32], panel: &mut [FloatLine], stride: usize) {
-    for (row, word) in words.iter().enumerate() {
-        let line = &mut panel[row * stride].0;
-        for (weight, shift) in line.iter_mut().zip(SHIFTS) {
-            *weight = (word >> shift & 3) as i32 as f32 - 1.0;
+pub(super) fn unpack_rows(
+    words: &[u32; BLOCK],
+    scales: &[f32; BLOCK],
+    panel: &mut [panel::Line],
+    stride: usize,
+) {
+    for (row, line) in panel.iter_mut().step_by(stride).take(BLOCK).enumerate() {
+        for (weight, shift) in line.0.iter_mut().zip(SHIFTS) {
+            *weight = trit(words[row], shift) * scales[row];
         }
     }
+}
+
+#[inline(always)]
+fn trit(word: u32, shift: u32) -> f32 {
+    (word >> shift & 3) as i32 as f32 - 1.0
 }
 
 /// Where in its word the code of each column is.
@@ -146,25 +156,6 @@ pub(super) const SHIFTS: [u32; BLOCK] = {
     }
     shifts
 };
-
-fn multiply_floats(panel: &[FloatLine], activations: &[f32], tokens: usize, sums: &mut [f32]) {
-    by_tokens!(tokens, multiply_float_tile(panel, activations, sums), 1 2 3 4)
-}
-
-#[inline(always)]
-fn multiply_float_tile<const T: usize>(panel: &[FloatLine], activations: &[f32], sums: &mut [f32]) {
-    let mut tile = [[0f32; BLOCK]; T];
-    for (line, x) in panel.iter().zip(activations.as_chunks::<T>().0) {
-        for (tile, x) in tile.iter_mut().zip(x) {
-            for (sum, weight) in tile.iter_mut().zip(&line.0) {
-                *sum += weight * x;
-            }
-        }
-    }
-    for (sum, tile) in sums.iter_mut().zip(tile.iter().flatten()) {
-        *sum += tile;
-    }
-}
 
 #[inline(always)]
 pub(super) fn pack(
