@@ -33,7 +33,10 @@ fn adapted() -> (Decoder, Decoder) {
     };
     let paths = ["layers.0.self_attn.q_proj", "layers.1.mlp.down_proj"];
     let plan = AdapterPlan {
-        layers: paths.map(|path| (path.to_string(), shape)).into_iter().collect(),
+        layers: paths
+            .map(|path| (path.to_string(), shape))
+            .into_iter()
+            .collect(),
         saved: Vec::new(),
         init: AdapterInit::Default,
         loftq_iterations: 1,
@@ -62,7 +65,8 @@ fn gradients(model: &Decoder, gradient: &Gradient) -> BTreeMap<String, Vec<f32>>
     impl VisitParameters for Collect<'_> {
         fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
             if let Some(gradient) = self.0.get(param) {
-                self.1.insert(path.to_string(), floats(&gradient.into_data()));
+                self.1
+                    .insert(path.to_string(), floats(&gradient.into_data()));
             }
         }
     }
@@ -123,12 +127,19 @@ fn dpo_gradient_is_that_of_the_loss() {
         let mut moved = adapter.clone();
         let update = moved.layers.get_mut(path).unwrap();
         let b = floats(&update.b);
-        let b: Vec<f32> = b.iter().zip(gradient).map(|(b, g)| b + step * g / length).collect();
+        let b: Vec<f32> = b
+            .iter()
+            .zip(gradient)
+            .map(|(b, g)| b + step * g / length)
+            .collect();
         update.b = TensorData::new(b, update.b.shape().clone());
         loss(&moved)
     };
     let slope = (moved(1e-2) - moved(-1e-2)) / 2e-2;
-    assert!((slope / f64::from(length) - 1.0).abs() < 1e-2, "{slope} {length}");
+    assert!(
+        (slope / f64::from(length) - 1.0).abs() < 1e-2,
+        "{slope} {length}"
+    );
 }
 
 #[test]
@@ -144,7 +155,9 @@ fn dpo_does_not_depend_on_micro_batches_or_checkpointing() {
         let result = backward_preference(&model, &reference, batches, how).unwrap();
         (result.loss(), gradients(&model, &result.gradient))
     };
-    let single: Vec<Batch> = (0..3).map(|pair| all.rows(2 * pair..2 * pair + 2)).collect();
+    let single: Vec<Batch> = (0..3)
+        .map(|pair| all.rows(2 * pair..2 * pair + 2))
+        .collect();
     let (loss, whole) = gradient(std::slice::from_ref(&all), false);
     for (other, found) in [gradient(&single, false), gradient(&[all], true)] {
         assert!((loss - other).abs() < 1e-6);
