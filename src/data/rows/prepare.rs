@@ -148,7 +148,7 @@ impl<'a> Preparation<'a> {
             let name = notes::dataset_name(index, &dataset.paths());
             let (mut rows, findings) =
                 self.read(&name, dataset.config, &dataset.files, first_file)?;
-            self.check_format(&name, findings.format)?;
+            self.check_format(&name, &dataset.config.fields, findings.format)?;
             summary.datasets.push(findings);
             let tail = rows.split_off(train_share(rows.len(), val_fraction));
             let mut train = RowSetBuilder::default();
@@ -162,7 +162,7 @@ impl<'a> Preparation<'a> {
             let name = format!("the validation file `{}`", file.path.display());
             let (rows, findings) =
                 self.read(&name, config, std::slice::from_ref(file), first_file)?;
-            self.check_format(&name, findings.format)?;
+            self.check_format(&name, &config.fields, findings.format)?;
             summary.val = Some(findings);
             summary.val_bytes = self.encode(rows, &mut val, &mut summary.rows, &mut faults)?;
         }
@@ -174,11 +174,16 @@ impl<'a> Preparation<'a> {
         Ok((streams, summary))
     }
 
-    fn check_format(&self, what: &str, format: RowFormat) -> Result<(), RowError> {
+    fn check_format(
+        &self,
+        what: &str,
+        names: &FieldNames,
+        format: RowFormat,
+    ) -> Result<(), RowError> {
         match (&self.template, format) {
             (_, RowFormat::Preference) => Err(RowError::Preference {
                 what: what.to_string(),
-                chosen: super::format::CHOSEN.to_string(),
+                chosen: names.chosen.clone(),
             }),
             (Err(source), format) if format.is_conversation() => Err(RowError::NoTemplate {
                 what: what.to_string(),
