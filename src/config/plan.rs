@@ -243,7 +243,7 @@ impl Plan {
             config.data.val_fraction = 0.0;
         }
         // So with the order of rows.
-        if config.task == Task::Sft && config.data.sampling == DataConfig::default().sampling {
+        if config.task != Task::Pretrain && config.data.sampling == DataConfig::default().sampling {
             config.data.sampling = Sampling::Epoch;
         }
         // So with a base model's tokenizer.

@@ -34,17 +34,25 @@ fn r1_every_contradiction_is_refused() {
             &["data.datasets.0.type=messages"],
             "`type` in [[data.datasets]] takes effect only with task = \"sft\"",
         ),
+        (
+            &[
+                "task=sft",
+                "tokenizer.type=byte",
+                "data.datasets.0.type=preference",
+            ],
+            "`type` in [[data.datasets]] takes effect only with task = \"dpo\"",
+        ),
         (&["data.sample_packing=true"], "only with task = \"sft\""),
         (&["data.overlong=drop"], "only with task = \"sft\""),
         (&["data.chat_template=chatml"], "only with task = \"sft\""),
         (&["data.train_on=all"], "only with task = \"sft\""),
         (
             &["task=sft"],
-            "`task` = \"sft\" needs a tokenizer that is already there",
+            "fine-tuning needs a tokenizer that is already there",
         ),
         (
             &["task=sft", "tokenizer.type=byte", "data.sampling=random"],
-            "`sampling` = \"random\" with `task` = \"sft\"",
+            "`sampling` = \"random\" in [data] for rows",
         ),
         (
             &[

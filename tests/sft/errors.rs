@@ -157,6 +157,13 @@ fn r3_an_enormous_row_costs_no_more_than_a_long_one() {
     );
     bench.data.overlong = Some(Overlong::Truncate);
     assert_eq!(bench.load().train[0].rows.tokens(0).len(), 257);
+    bench.data.datasets.clear();
+    bench.rows(&[json!({"prompt": "b".repeat(20 << 20), "completion": "A"})]);
+    assert_eq!(
+        bench.error(),
+        "1 of 1 rows have no trainable token\nfirst: rows-0.jsonl:1 - the trained part starts far behind data.sequence_len = 256 | \
+         raise data.sequence_len, or leave such rows out: data.overlong = \"drop\""
+    );
     assert!(started.elapsed().as_secs() < 20);
 }
 

@@ -1,6 +1,6 @@
 //! Preference data.
 
-use firebrick::config::Overlong;
+use firebrick::config::{DatasetKind, Overlong};
 use firebrick::data::{DataError, RowError};
 use serde_json::json;
 
@@ -105,6 +105,32 @@ fn r3_a_pair_with_one_answer_that_fits_is_left_out() {
             .notes
             .join("\n")
             .contains("1 preference pair, 1 left out")
+    );
+}
+
+#[test]
+fn r3_the_fields_of_pairs_are_named_by_the_config() {
+    let mut bench = Bench::new();
+    let dataset = bench.rows(&[json!({"prompt": "p", "better": "c", "worse": "r"})]);
+    dataset.fields.chosen = "better".to_string();
+    dataset.fields.rejected = "worse".to_string();
+    let pairs = bench.pairs().unwrap();
+    assert_eq!(
+        marked(&pairs.tokenizer, &pairs.chosen),
+        ["p[c<|endoftext|>]"]
+    );
+    assert_eq!(
+        pairs
+            .chat_template
+            .map(|template| template.name().to_string()),
+        None
+    );
+    bench.data.datasets[0].fields.rejected = "rejected".to_string();
+    bench.data.datasets[0].kind = DatasetKind::Preference;
+    let said = bench.said(&bench.pairs().unwrap_err());
+    assert!(
+        said.contains("preference rows have a field `rejected`, this record has not"),
+        "{said}"
     );
 }
 

@@ -176,6 +176,8 @@ pub enum DatasetKind {
     Sharegpt,
     /// Records with messages of role and content; perhaps tools (sft).
     Messages,
+    /// Records with a chosen and a rejected answer to a prompt or a conversation (dpo).
+    Preference,
 }
 
 impl DatasetKind {
@@ -188,6 +190,7 @@ impl DatasetKind {
             Self::Alpaca => "alpaca",
             Self::Sharegpt => "sharegpt",
             Self::Messages => "messages",
+            Self::Preference => "preference",
         }
     }
 }
@@ -237,6 +240,12 @@ pub struct FieldNames {
     /// The functions that the assistant can call; may be absent.
     #[schemars(extend("x-aliases" = ["axolotl: field_tools"]))]
     pub tools: String,
+    /// The better answer of a preference pair.
+    #[schemars(extend("x-aliases" = ["axolotl: field_chosen"]))]
+    pub chosen: String,
+    /// The worse answer.
+    #[schemars(extend("x-aliases" = ["axolotl: field_rejected"]))]
+    pub rejected: String,
 }
 
 impl FieldNames {
@@ -245,7 +254,7 @@ impl FieldNames {
     }
 
     /// Every name with the key that sets it.
-    pub fn all(&self) -> [(&'static str, &str); 15] {
+    pub fn all(&self) -> [(&'static str, &str); 17] {
         [
             ("text", &self.text),
             ("prompt", &self.prompt),
@@ -262,6 +271,8 @@ impl FieldNames {
             ("value", &self.value),
             ("system", &self.system),
             ("tools", &self.tools),
+            ("chosen", &self.chosen),
+            ("rejected", &self.rejected),
         ]
     }
 }
@@ -285,6 +296,8 @@ impl Default for FieldNames {
             value: name("value"),
             system: name("system"),
             tools: name("tools"),
+            chosen: name("chosen"),
+            rejected: name("rejected"),
         }
     }
 }

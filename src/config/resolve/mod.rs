@@ -236,14 +236,13 @@ impl Checks<'_> {
                     );
                 }
             }
-            let is_text = matches!(dataset.kind, DatasetKind::Auto | DatasetKind::Text);
             let kind = format!("data.datasets.{position}.type");
-            self.only_with(
-                config.task == Task::Pretrain && !is_text,
-                &kind,
-                "task",
-                "\"sft\" or \"dpo\"",
-            );
+            let (given, needed) = match dataset.kind {
+                DatasetKind::Auto | DatasetKind::Text => (false, ""),
+                DatasetKind::Preference => (config.task != Task::Dpo, "\"dpo\""),
+                _ => (config.task != Task::Sft, "\"sft\""),
+            };
+            self.only_with(given, &kind, "task", needed);
         }
         self.rows(config);
         self.pairs(config);

@@ -74,14 +74,7 @@ impl Encoder<'_> {
             row.text.truncate(boundary_after(&row.text, certain));
             is_cut = true;
         }
-        let mut tokens = self.tokenizer.encode_with_offsets(&row.text)?;
-        let bos = self.tokenizer.bos().map(|token| token.id);
-        if let [(first, _), (second, _), ..] = tokens.as_slice()
-            && first == second
-            && Some(*first) == bos
-        {
-            tokens.remove(0);
-        }
+        let mut tokens = self.tokens(&row.text)?;
         if tokens.len() > limit {
             if self.overlong != Overlong::Truncate {
                 return Ok(Outcome::TooLong {
@@ -95,19 +88,7 @@ impl Encoder<'_> {
         // The first token is given, not predicted.
         let has_any = |mask: &[bool]| mask.iter().skip(1).any(|&trained| trained);
         if !has_any(&mask[..mask.len().min(limit)]) {
-            let start = mask.iter().skip(1).position(|&trained| trained);
-            let reason = match start {
-                Some(start) => format!(
-                    "the trained part starts at token {}, data.sequence_len = {}",
-                    start + 2,
-                    self.sequence_len
-                ),
-                None => row.reason.to_string(),
-            };
-            return Ok(Outcome::Untrainable {
-                reason,
-                is_cut: start.is_some(),
-            });
+            return Ok(self.untrainable(&row, &mask, is_cut));
         }
         tokens.truncate(limit);
         Ok(Outcome::Row(self.row(
@@ -116,6 +97,41 @@ impl Encoder<'_> {
             &mask[..tokens.len()],
             is_cut,
         )))
+    }
+
+    /// Why nothing is left to train.
+    fn untrainable(&self, row: &Written, mask: &[bool], is_cut: bool) -> Outcome {
+        let sequence_len = self.sequence_len;
+        let start = mask.iter().skip(1).position(|&trained| trained);
+        let (reason, is_cut) = match start {
+            Some(start) => (
+                format!(
+                    "the trained part starts at token {}, data.sequence_len = {sequence_len}",
+                    start + 2
+                ),
+                true,
+            ),
+            // Cut off before it was tokenised.
+            None if is_cut && !row.trained.is_empty() => (
+                format!("the trained part starts far behind data.sequence_len = {sequence_len}"),
+                true,
+            ),
+            None => (row.reason.to_string(), false),
+        };
+        Outcome::Untrainable { reason, is_cut }
+    }
+
+    /// The tokens of a text, never with a second begin token.
+    fn tokens(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>, DataError> {
+        let mut tokens = self.tokenizer.encode_with_offsets(text)?;
+        let bos = self.tokenizer.bos().map(|token| token.id);
+        if let [(first, _), (second, _), ..] = tokens.as_slice()
+            && first == second
+            && Some(*first) == bos
+        {
+            tokens.remove(0);
+        }
+        Ok(tokens)
     }
 
     /// Which tokens are trained.
@@ -145,7 +161,10 @@ impl Encoder<'_> {
             .filter(|&i| overlap(&tokens[i].1, span))
             .collect();
         let is_blank = |&&i: &&usize| {
-            !self.tokenizer.is_special(tokens[i].0) && text[tokens[i].1.clone()].trim().is_empty()
+            !self.tokenizer.is_special(tokens[i].0)
+                && text
+                    .get(tokens[i].1.clone())
+                    .is_some_and(|text| text.trim().is_empty())
         };
         let blanks: Vec<usize> = own.iter().rev().take_while(is_blank).copied().collect();
         let before = own.len().checked_sub(blanks.len() + 1);

@@ -273,7 +273,7 @@ impl RowError {
                 "use a template that writes tool_calls: data.chat_template = \"chatml\"".to_string()
             }
             Self::Preference { chosen, .. } => format!(
-                "to train on the better answers: type = \"completion\", fields = {{ completion = \"{chosen}\" }}"
+                "task = \"dpo\" does; to train on the better answers alone: type = \"completion\", fields = {{ completion = \"{chosen}\" }}"
             ),
             Self::NotPreference { .. } => {
                 "preference rows have a prompt or a conversation, and the fields chosen and rejected".to_string()

@@ -2,7 +2,6 @@
 
 use serde_json::Value;
 
-use super::format::{CHOSEN, REJECTED};
 use super::record::Record;
 use super::turns::{self, Conversation};
 use super::{RowError, RowFormat};
@@ -172,7 +171,7 @@ fn instruction(record: &mut Record, names: &FieldNames) -> Result<Instruction, R
 /// The prompt is a text or messages in `prompt`, or a conversation; the answers are texts, single
 /// messages or lists of messages. Lists may begin with the prompt; then nothing else need name it.
 fn pair(record: &mut Record, names: &FieldNames) -> Result<Example, RowError> {
-    let [chosen, rejected] = [record.take(CHOSEN)?, record.take(REJECTED)?];
+    let [chosen, rejected] = [record.take(&names.chosen)?, record.take(&names.rejected)?];
     if let (Value::String(chosen), Value::String(rejected)) = (&chosen, &rejected)
         && record
             .fields
@@ -194,8 +193,8 @@ fn pair(record: &mut Record, names: &FieldNames) -> Result<Example, RowError> {
         });
     }
     let context = context(record, names)?;
-    let chosen = answer(record, &context, chosen, CHOSEN, names)?;
-    let rejected = answer(record, &context, rejected, REJECTED, names)?;
+    let chosen = answer(record, &context, chosen, &names.chosen, names)?;
+    let rejected = answer(record, &context, rejected, &names.rejected, names)?;
     let shared = chosen
         .messages
         .iter()

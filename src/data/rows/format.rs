@@ -25,10 +25,6 @@ pub enum RowFormat {
     Preference,
 }
 
-/// The fields of preference pairs.
-pub(super) const CHOSEN: &str = "chosen";
-pub(super) const REJECTED: &str = "rejected";
-
 impl RowFormat {
     /// What the config says; none where it leaves it to the records.
     pub(super) fn of_kind(kind: DatasetKind) -> Option<Self> {
@@ -39,6 +35,7 @@ impl RowFormat {
             DatasetKind::Alpaca => Some(Self::Alpaca),
             DatasetKind::Sharegpt => Some(Self::Sharegpt),
             DatasetKind::Messages => Some(Self::Messages),
+            DatasetKind::Preference => Some(Self::Preference),
         }
     }
 
@@ -46,7 +43,7 @@ impl RowFormat {
     pub fn detect(record: &Map<String, Value>, names: &FieldNames) -> Option<Self> {
         let has = |all: &[&str]| all.iter().all(|name| record.contains_key(*name));
         let formats: [(Self, &[&str]); 6] = [
-            (Self::Preference, &[CHOSEN, REJECTED]),
+            (Self::Preference, &[&names.chosen, &names.rejected]),
             (Self::Messages, &[&names.messages]),
             (Self::Sharegpt, &[&names.conversations]),
             (Self::Alpaca, &[&names.instruction, &names.output]),
@@ -70,7 +67,7 @@ impl RowFormat {
             Self::Alpaca => vec![&names.instruction, &names.output],
             Self::Sharegpt => vec![&names.conversations],
             Self::Messages => vec![&names.messages],
-            Self::Preference => vec![CHOSEN, REJECTED],
+            Self::Preference => vec![&names.chosen, &names.rejected],
         }
     }
 
@@ -99,8 +96,8 @@ impl RowFormat {
                 &names.messages,
                 &names.system,
                 &names.tools,
-                CHOSEN,
-                REJECTED,
+                &names.chosen,
+                &names.rejected,
             ],
         }
     }

@@ -2,15 +2,17 @@
 
 use rayon::prelude::*;
 
-use super::corpus::{Faults, Preparation, find_template, place_of, ready_tokenizer};
+use super::corpus::{find_template, mark_tokenizer, ready_tokenizer};
 use super::encode::{Encoder, Outcome};
 use super::example::Example;
+use super::faults::Faults;
 use super::findings::Counts;
-use super::sampler::batch_of;
+use super::prepare::{Preparation, place_of};
+use super::sampler::{batch_of, columns};
 use super::set::{RowSetBuilder, file_paths};
 use super::write::Writer;
 use super::{Place, RowError, RowFormat, RowSet};
-use crate::config::{DataConfig, Overlong, TokenizerConfig};
+use crate::config::{DataConfig, Overlong, TokenizerConfig, TrainOn};
 use crate::data::cache::TokenCache;
 use crate::data::notes::{self, counted};
 use crate::data::source::Source;
@@ -31,7 +33,7 @@ pub struct Pairs {
     pub files: Vec<FileRecord>,
     /// The template that answers were written with, where there is one.
     pub chat_template: Option<ChatTemplate>,
-    /// The token that ends an answer, where it is not the end token.
+    /// The special token that every answer ends with, if it is always the same.
     pub turn_end: Option<u32>,
     sequence_len: usize,
 }
@@ -72,21 +74,25 @@ impl Pairs {
             template: template.as_ref().map_err(Clone::clone),
         };
         let paths = file_paths(preparation.files().map(|file| file.path.as_path()));
-        let mut sets = [RowSetBuilder::default(), RowSetBuilder::default()];
-        let (writer, encoder) = (preparation.writer(), preparation.encoder());
-        let mut faults = Faults::default();
-        let (mut first_file, mut count, mut kept) = (0, 0, 0);
-        let mut seen = Counts::default();
+        let writer = Writer {
+            // What both answers follow is the prompt, whatever the config says of rows.
+            train_on: TrainOn::Assistant,
+            ..preparation.writer()
+        };
+        let encoder = preparation.encoder();
+        let mut kept = Kept::default();
+        let mut first_file = 0;
         for (index, dataset) in source.datasets.iter().enumerate() {
             let name = notes::dataset_name(index, &dataset.paths());
             let (rows, findings) =
                 preparation.read(&name, dataset.config, &dataset.files, first_file)?;
             first_file += dataset.files.len();
-            count += findings.rows;
+            kept.all += findings.rows;
             if findings.format != RowFormat::Preference {
                 let (what, format) = (name, findings.format);
                 return Err(RowError::NotPreference { what, format }.into());
             }
+            kept.has_chats |= rows.iter().any(|row| is_chat(&row.example));
             let encoded: Vec<Result<_, DataError>> = rows
                 .into_par_iter()
                 .map(|row| {
@@ -97,44 +103,28 @@ impl Pairs {
                 .collect();
             for pair in encoded {
                 let (place, file, answers) = pair?;
-                let [chosen, rejected] = answers.map(|outcome| match outcome {
-                    Outcome::Row(row) => Some(row),
-                    Outcome::TooLong { .. } if encoder.overlong == Overlong::Drop => None,
-                    Outcome::TooLong { tokens, is_bound } => {
-                        faults.too_long(place.clone(), (tokens, is_bound));
-                        None
-                    }
-                    Outcome::Untrainable { reason, is_cut } => {
-                        faults.untrainable(place.clone(), reason, is_cut);
-                        None
-                    }
-                });
-                // A pair with one answer is no pair.
-                if let (Some(chosen), Some(rejected)) = (chosen, rejected) {
-                    seen.add(&chosen, &|| place.clone());
-                    seen.add(&rejected, &|| place.clone());
-                    sets[0].push(&chosen, file, place.line);
-                    sets[1].push(&rejected, file, place.line);
-                    kept += 1;
-                }
+                kept.add(answers, &place, file, encoder.overlong);
             }
         }
-        faults.check(count, data.sequence_len)?;
+        kept.faults.check(kept.all, data.sequence_len)?;
         notes.push(format!(
             "{}, {} left out as longer than sequence_len = {}",
-            counted(kept, "preference pair"),
-            count - kept,
+            counted(kept.pairs, "preference pair"),
+            kept.all - kept.pairs,
             data.sequence_len,
         ));
-        let turn_end = seen.turn_end();
         let vocab_size = tokenizer.vocab_size();
+        let sets = kept.sets;
         let [chosen, rejected] = sets.map(|set| {
             let mut streams = set.streams("pairs", vocab_size).into_iter().collect();
             // Made just now by the other half of the same code.
             RowSet::from_streams(&mut streams, "pairs", paths.clone()).expect("the streams fit")
         });
-        if let Ok(template) = &template {
-            tokenizer.set_chat_template(template.source());
+        let turn_end = kept.counts.turn_end();
+        let used = kept.has_chats || data.chat_template.is_some();
+        let chat_template = template.ok().filter(|_| used);
+        if let Some(template) = &chat_template {
+            mark_tokenizer(&mut tokenizer, template, turn_end);
         }
         Ok(Self {
             tokenizer,
@@ -143,7 +133,7 @@ impl Pairs {
             notes,
             files,
             turn_end,
-            chat_template: template.ok(),
+            chat_template,
             sequence_len: data.sequence_len,
         })
     }
@@ -158,13 +148,13 @@ impl Pairs {
         self.chosen.is_empty()
     }
 
-    /// Places of the longest answer.
+    /// Columns of the widest batch.
     pub fn widest(&self) -> usize {
         let sets = [&self.chosen, &self.rejected];
         let places = sets
             .iter()
             .flat_map(|set| (0..set.len()).map(|row| set.places(row)));
-        places.max().unwrap_or(0)
+        columns(places.max().unwrap_or(0), self.sequence_len)
     }
 
     /// The given pairs as a batch, as wide as the longest of them needs.
@@ -179,6 +169,50 @@ impl Pairs {
             batch: batch_of(&rows.collect::<Vec<_>>(), self.sequence_len),
         }
     }
+}
+
+/// Pairs as they come in.
+#[derive(Default)]
+struct Kept {
+    /// Chosen and rejected answers.
+    sets: [RowSetBuilder; 2],
+    faults: Faults,
+    counts: Counts,
+    /// Whether any are conversations, which take a template.
+    has_chats: bool,
+    pairs: u64,
+    /// Those that were left out, too.
+    all: u64,
+}
+
+impl Kept {
+    /// Keeps a pair if both its answers can be used; one answer is no pair.
+    fn add(&mut self, answers: [Outcome; 2], place: &Place, file: usize, overlong: Overlong) {
+        let [chosen, rejected] = answers.map(|outcome| match outcome {
+            Outcome::Row(row) => Some(row),
+            Outcome::TooLong { .. } if overlong == Overlong::Drop => None,
+            Outcome::TooLong { tokens, is_bound } => {
+                self.faults.too_long(place.clone(), (tokens, is_bound));
+                None
+            }
+            Outcome::Untrainable { reason, is_cut } => {
+                self.faults.untrainable(place.clone(), reason, is_cut);
+                None
+            }
+        });
+        if let (Some(chosen), Some(rejected)) = (chosen, rejected) {
+            for answer in [&chosen, &rejected] {
+                self.counts.add(answer, &|| place.clone());
+            }
+            self.sets[0].push(&chosen, file, place.line);
+            self.sets[1].push(&rejected, file, place.line);
+            self.pairs += 1;
+        }
+    }
+}
+
+fn is_chat(example: &Example) -> bool {
+    matches!(example, Example::Pair { chosen, .. } if matches!(**chosen, Example::Chat(_)))
 }
 
 /// Both answers of a pair.

@@ -369,7 +369,7 @@ pub(super) fn batch_of(sequences: &[Vec<(&RowSet, usize)>], sequence_len: usize)
 }
 
 /// Columns of a batch whose fullest sequence takes so many places.
-fn columns(longest: usize, sequence_len: usize) -> usize {
+pub(super) fn columns(longest: usize, sequence_len: usize) -> usize {
     let rounded = longest.max(1).next_multiple_of(COLUMNS);
     rounded.min(sequence_len.max(longest))
 }

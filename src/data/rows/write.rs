@@ -149,7 +149,7 @@ impl Writer<'_> {
         turns.check_calls()?;
         let wanted = self.wanted(conversation);
         let trained = if self.train_on == TrainOn::All {
-            vec![0..whole.text.len()]
+            std::iter::once(0..whole.text.len()).collect()
         } else if template.marks_generation() {
             turns.marked(&wanted, whole.generation)?
         } else {
