@@ -16,7 +16,6 @@ use firebrick::gradient::backward;
 use firebrick::model::{Decoder, DecoderSpec};
 use firebrick::optimizer::Optimizer;
 
-
 fn main() -> Result<(), Box<dyn Error>> {
     let losses = run(60)?;
     for (name, loss) in losses {
@@ -56,15 +55,23 @@ pub fn run(steps: usize) -> Result<Vec<(&'static str, f64)>, Box<dyn Error>> {
     let folder = std::env::temp_dir().join("firebrick-custom-adapter");
     std::fs::create_dir_all(&folder)?;
     // What peft reads: adapter_config.json and adapter_model.safetensors.
-    registry.get("river")?.write(&folder, &spec, "the/base/model".as_ref(), false)?;
+    registry
+        .get("river")?
+        .write(&folder, &spec, "the/base/model".as_ref(), false)?;
     let read_back = Adapter::read(&folder, &spec)?;
     Ok(vec![
         ("the base model", loss(registry.base())?),
         ("with the river adapter", loss(&registry.with("river")?)?),
-        ("read back from its files", loss(&read_back.attach(registry.base().clone())?)?),
+        (
+            "read back from its files",
+            loss(&read_back.attach(registry.base().clone())?)?,
+        ),
         ("merged into the weights", loss(&registry.merged("river")?)?),
         ("with the clock adapter", loss(&registry.with("clock")?)?),
-        ("with half of each", loss(&registry.mixed(&[("river", 0.5), ("clock", 0.5)])?)?),
+        (
+            "with half of each",
+            loss(&registry.mixed(&[("river", 0.5), ("clock", 0.5)])?)?,
+        ),
     ])
 }
 

@@ -23,6 +23,9 @@ fn a11_custom_adapter_learns_mixes_and_merges() {
         panic!("{losses:?}");
     };
     assert!(river.1 < base.1 - 0.5, "{losses:?}");
-    assert!((river.1 - read.1).abs() < 1e-4 && (river.1 - merged.1).abs() < 1e-4, "{losses:?}");
+    assert!(
+        (river.1 - read.1).abs() < 1e-4 && (river.1 - merged.1).abs() < 1e-4,
+        "{losses:?}"
+    );
     assert!(river.1 < mixed.1 && mixed.1 < clock.1, "{losses:?}");
 }

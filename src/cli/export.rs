@@ -173,9 +173,10 @@ fn summarise(
     form: &str,
 ) -> Result<(), CliError> {
     let weights = spec.shape.block_parameters();
-    // Codes, their scales, and what else belongs to them.
+    // Of packed trits the bytes; of codes their scales too, which are a part of a weight's bits.
+    let counts_scales = spec.shape.blockwise.is_some();
     let is_of_codes = |name: &String, data: &burn::tensor::TensorData| {
-        data.dtype() == DType::U8 || folder::is_scale(spec, name)
+        data.dtype() == DType::U8 || counts_scales && folder::is_scale(spec, name)
     };
     let codes = tensors
         .iter()

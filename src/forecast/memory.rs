@@ -160,12 +160,7 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn new(
-        plan: &Plan,
-        spec: &DecoderSpec,
-        counts: Counts,
-        conditions: Conditions,
-    ) -> Self {
+    fn new(plan: &Plan, spec: &DecoderSpec, counts: Counts, conditions: Conditions) -> Self {
         let (config, shape) = (&plan.config, &spec.shape);
         let rows = config.train.micro_batch_size as u64;
         let lanes = (conditions.lanes as u64).min(rows);
@@ -182,7 +177,10 @@ impl Sizes {
             trainable: counts.trainable,
             trains_head: plan.adapter.as_ref().is_none_or(|adapter| {
                 let head = ["lm_head", "embed_tokens"];
-                adapter.saved.iter().any(|module| head.contains(&module.as_str()))
+                adapter
+                    .saved
+                    .iter()
+                    .any(|module| head.contains(&module.as_str()))
             }),
             optimizer_state: counts.optimizer_state,
             optimizer: format!("{:?}", config.optimizer.name).to_lowercase(),
@@ -206,7 +204,11 @@ impl Sizes {
         let p = self.trainable;
         vec![
             self.weights.clone(),
-            term("reference", self.reference, "the base model, as it came".to_string()),
+            term(
+                "reference",
+                self.reference,
+                "the base model, as it came".to_string(),
+            ),
             self.rounded.clone(),
             term(
                 "optimizer",
@@ -381,7 +383,11 @@ fn weights(plan: &Plan, spec: &DecoderSpec, counts: Counts) -> Term {
         spec.shape.ternary.map(|_| ("packed trits", in_blocks / 4))
     };
     match codes {
-        None => term("weights", product([4, p]), format!("4 bytes x {}", grouped(p))),
+        None => term(
+            "weights",
+            product([4, p]),
+            format!("4 bytes x {}", grouped(p)),
+        ),
         Some((name, bytes)) => {
             let rest = p - in_blocks;
             let formula = format!(
@@ -397,7 +403,8 @@ fn weights(plan: &Plan, spec: &DecoderSpec, counts: Counts) -> Term {
 /// What is rounded once a step: all weights in half precision, ternary ones in f32 (their masters and the others are used
 /// as they are). Codes are not rounded.
 fn rounded(plan: &Plan, shape: &ModelShape, counts: Counts, element: u64) -> Term {
-    let is_packed = plan.adapter.is_some() && (shape.ternary.is_some() || shape.blockwise.is_some());
+    let is_packed =
+        plan.adapter.is_some() && (shape.ternary.is_some() || shape.blockwise.is_some());
     let count = match (element, shape.ternary) {
         (4, Some(_)) if !is_packed => shape.block_parameters(),
         (4, _) => 0,
@@ -421,7 +428,11 @@ fn kept_by_block(plan: &Plan, spec: &DecoderSpec, element: u64) -> u64 {
     let queries = heads * shape.head_dim as u64;
     let keys = (shape.num_key_value_heads * shape.head_dim) as u64;
     let ffn = shape.intermediate_size as u64;
-    let per_norm = if is_adapted { 4 + element } else { 4 + 2 * element };
+    let per_norm = if is_adapted {
+        4 + element
+    } else {
+        4 + 2 * element
+    };
     let norms = 2 * hidden * per_norm;
     let head_norms = if shape.qk_norm {
         (queries + keys) * per_norm
@@ -452,7 +463,8 @@ fn kept_by_adapters(plan: &Plan, spec: &DecoderSpec) -> u64 {
         let output = if shape.magnitude { layer.dims[1] } else { 0 };
         Some((shape.rank + output) as u64)
     });
-    kept.sum::<u64>().div_ceil(spec.shape.num_hidden_layers as u64)
+    kept.sum::<u64>()
+        .div_ceil(spec.shape.num_hidden_layers as u64)
 }
 
 /// More than any machine has is as good as infinite.

@@ -2,6 +2,9 @@
 //! Quantization"): two bytes a weight and an f32 for each 256, where AdamW keeps eight bytes.
 //!
 //! The arithmetic is AdamW's in f32, with the moments taken from their codes before and put back after.
+//! Of the second moment it is the root that has codes, as it has the range of a gradient: the square of
+//! one that is a thousandth of the largest of its 256 would be nothing in eight bits, and the update
+//! that is divided by it without bound.
 //! The state is in this process's memory whatever the device, and the update is computed there: on a
 //! GPU weights and gradients travel both ways in every step, and its memory holds no state at all.
 //! Tensors of fewer than [`SMALLEST`] weights keep f32 moments, as in bitsandbytes: they save nothing,
@@ -155,6 +158,7 @@ fn update_coded(
                     factors.update(weight, *gradient, m, v);
                 }
                 *absmax1 = signed.quantise_block(m, codes1);
+                v.iter_mut().for_each(|v| *v = v.sqrt());
                 *absmax2 = unsigned.quantise_block(v, codes2);
             }
         },

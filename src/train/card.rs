@@ -1,5 +1,7 @@
 //! The README.md of an exported model: what it is and how it came to be.
 
+use serde_json::json;
+
 use crate::checkpoint::Progress;
 use crate::config::Plan;
 use crate::data::Feed;
@@ -20,6 +22,16 @@ pub(super) fn model_card(
         .unwrap_or_default()
         .to_string_lossy();
     let environment = Environment::detect();
+    let (library, kind) = match (&plan.adapter, &config.model.base_model) {
+        (Some(_), Some(base)) => {
+            let library = format!("peft\nbase_model: {}", json!(base));
+            (
+                library,
+                format!("An adapter for the model in `{}`, a", base.display()),
+            )
+        }
+        _ => ("transformers".to_string(), "A".to_string()),
+    };
     let quality = match progress.best {
         Some(best) => format!(
             "Validation loss {:.4} nats per token at step {}, over {} held-out tokens.",
@@ -42,8 +54,8 @@ pub(super) fn model_card(
         String::new()
     };
     format!(
-        "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n# {name}\n\n\
-         A {:?} decoder: {} layers, hidden size {}, {} heads ({} for keys and values), vocabulary {}.\n\n\
+        "---\nlibrary_name: {library}\npipeline_tag: text-generation\n---\n\n# {name}\n\n\
+         {kind} {:?} decoder: {} layers, hidden size {}, {} heads ({} for keys and values), vocabulary {}.\n\n\
          {quality} These are the weights of step {exported_step}.\n\n\
          Trained with firebrick {} for {} steps on {} tokens in {:.0} seconds on {}, {} threads. \
          `resolved.toml` beside this file repeats the run.\n\n## Data\n\n{files}{more}",

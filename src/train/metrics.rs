@@ -355,7 +355,7 @@ mod tests {
         let last = jsonl.lines().last().unwrap();
         assert_eq!(last, r#"{"step":2,"val_loss":1.25,"bits_per_byte":0.5}"#);
         let csv = fs::read_to_string(&csv).unwrap();
-        assert_eq!(csv.lines().last().unwrap(), "2,,,,,,1.25,0.5,");
+        assert_eq!(csv.lines().last().unwrap(), "2,,,,,,1.25,0.5,,,,");
         assert_eq!(csv.lines().count(), 3);
     }
 

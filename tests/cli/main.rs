@@ -12,6 +12,7 @@ mod kills;
 mod learning;
 mod models;
 mod precision;
+mod recipes;
 mod reports;
 mod resume;
 mod runs;

@@ -1,5 +1,6 @@
 //! R1 and R2: strict TOML, overrides, resolution.
 
+mod adapters;
 mod contradictions;
 mod hostile;
 mod resolved;
