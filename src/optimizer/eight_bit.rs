@@ -124,45 +124,49 @@ fn update_coded(
     gradient: &[f32],
     [first, second]: &mut [Dynamic8; 2],
 ) {
-    let [signed, unsigned] = maps();
-    let least_second = unsigned.levels()[1] / 2.0;
     let blocks = TASK / BLOCK;
     let tasks = weights
         .par_chunks_mut(TASK)
         .zip(gradient.par_chunks(TASK))
-        .zip(
-            first
-                .codes
-                .par_chunks_mut(TASK)
-                .zip(first.absmax.par_chunks_mut(blocks)),
-        )
-        .zip(
-            second
-                .codes
-                .par_chunks_mut(TASK)
-                .zip(second.absmax.par_chunks_mut(blocks)),
-        );
+        .zip(first.codes.par_chunks_mut(TASK))
+        .zip(first.absmax.par_chunks_mut(blocks))
+        .zip(second.codes.par_chunks_mut(TASK))
+        .zip(second.absmax.par_chunks_mut(blocks));
     tasks.for_each(
-        |(((weights, gradient), (codes1, absmax1)), (codes2, absmax2))| {
-            let (mut m, mut v) = ([0f32; BLOCK], [0f32; BLOCK]);
-            let values = weights.chunks_mut(BLOCK).zip(gradient.chunks(BLOCK));
-            let codes = codes1.chunks_mut(BLOCK).zip(codes2.chunks_mut(BLOCK));
-            let absmax = absmax1.iter_mut().zip(absmax2);
-            for (((weights, gradient), (codes1, codes2)), (absmax1, absmax2)) in
-                values.zip(codes).zip(absmax)
-            {
-                let (m, v) = (&mut m[..weights.len()], &mut v[..weights.len()]);
-                signed.dequantise_block(codes1, *absmax1, m);
-                unsigned.dequantise_block(codes2, *absmax2, v);
-                let moments = m.iter_mut().zip(v.iter_mut());
-                for ((weight, gradient), (m, v)) in weights.iter_mut().zip(gradient).zip(moments) {
-                    factors.update(weight, *gradient, m, v);
-                }
-                *absmax1 = signed.quantise_block(m, codes1);
-                    *absmax2 = unsigned.quantise_block(v, codes2);
+        |(((((weights, gradient), codes1), absmax1), codes2), absmax2)| {
+            let parts = weights
+                .chunks_mut(BLOCK)
+                .zip(gradient.chunks(BLOCK))
+                .zip(codes1.chunks_mut(BLOCK).zip(absmax1))
+                .zip(codes2.chunks_mut(BLOCK).zip(absmax2));
+            for (((weights, gradient), first), second) in parts {
+                update_block(factors, weights, gradient, first, second);
             }
         },
     );
+}
+
+/// One block: codes of its moments, and their largest magnitudes.
+fn update_block(
+    factors: &Factors,
+    weights: &mut [f32],
+    gradient: &[f32],
+    (codes1, absmax1): (&mut [u8], &mut f32),
+    (codes2, absmax2): (&mut [u8], &mut f32),
+) {
+    let [signed, unsigned] = maps();
+    let (mut m, mut v) = ([0f32; BLOCK], [0f32; BLOCK]);
+    let (m, v) = (&mut m[..weights.len()], &mut v[..weights.len()]);
+    signed.dequantise_block(codes1, *absmax1, m);
+    unsigned.dequantise_block(codes2, *absmax2, v);
+    let least = unsigned.levels()[1] / 2.0 * *absmax2;
+    v.iter_mut().for_each(|v| *v = v.max(least));
+    let moments = m.iter_mut().zip(v.iter_mut());
+    for ((weight, gradient), (m, v)) in weights.iter_mut().zip(gradient).zip(moments) {
+        factors.update(weight, *gradient, m, v);
+    }
+    *absmax1 = signed.quantise_block(m, codes1);
+    *absmax2 = unsigned.quantise_block(v, codes2);
 }
 
 /// The values of a tensor, without a copy where nothing else holds them.

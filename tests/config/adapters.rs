@@ -9,6 +9,8 @@ const BASE: &str = "\
 base_model = \"tests/data/reference/llama\"
 [tokenizer]
 type = \"byte\"
+[data]
+sequence_len = 32
 [[data.datasets]]
 path = \"data/*.txt\"
 [train]

@@ -105,6 +105,6 @@ pub enum AdapterInit {
     /// et al., 2024).
     Pissa,
     /// The best low-rank correction of what quantising takes from each weight (LoftQ: Li et al.,
-    /// 2023). With [quantization] in four or eight bits only.
+    /// 2023). With `[quantization]` in four or eight bits only.
     Loftq,
 }

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// `[quantization]`: linear layers of the blocks in few bits: trained as ternary, or a base model's
-/// that [adapter] adapts. Embeddings, norms and the output head stay as they are.
+/// that `[adapter]` adapts. Embeddings, norms and the output head stay as they are.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct QuantizationConfig {
@@ -50,10 +50,10 @@ pub enum WeightFormat {
     /// Their weights.
     None,
     /// Weights rounded to -1, 0 or 1 times a scale in every forward pass, trained straight through
-    /// (BitNet b1.58). With [adapter], packed and not trained.
+    /// (BitNet b1.58). With `[adapter]`, packed and not trained.
     Ternary,
     /// A base model's weights in four bits, at quantiles of a normal distribution (QLoRA: Dettmers et
-    /// al., 2023). With [adapter] only, as all that follow.
+    /// al., 2023). With `[adapter]` only, as all that follow.
     Nf4,
     /// In four bits as floats: a sign, two bits of exponent, one of fraction.
     Fp4,
