@@ -11,10 +11,14 @@
 //! | `op.rs` | the burn extension: one trait, its gradient, and which device runs what |
 //! | `cube.rs` | one CubeCL kernel for wgpu and CUDA |
 
+pub mod attention;
 pub mod blockwise;
 pub mod dynamic;
+mod flex;
+pub mod layers;
 mod panel;
 pub mod ternary;
+mod vector;
 mod ways;
 
 pub use ways::Way;

@@ -1,12 +1,14 @@
 //! Causal self-attention with grouped key/value heads, rotary positions and a key/value cache.
 //!
-//! The query heads of one group are stacked along the sequence axis, so that a group meets its
+//! On the CPU a whole batch is attended to by one [operation](firebrick_kernels::attention). On a GPU, and where there is
+//! a cache, burn's operations are composed: the query heads of one group are stacked along the sequence axis, so that a group meets its
 //! key/value head in one matrix product and no key or value is ever copied per query head:
 //! queries `[batch, kv_heads, group x seq, head_dim]`, keys `[batch, kv_heads, keys, head_dim]`.
 
 use burn::module::Module;
 use burn::tensor::activation::softmax;
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use firebrick_kernels::attention::{AttentionShape, attention};
 
 use super::init::Init;
 use super::layers::{Norm, residual_std};
@@ -87,15 +89,53 @@ impl Attention {
         context: &Context,
         cache: Option<&mut LayerCache>,
     ) -> Tensor<2> {
-        let [batch, seq] = context.dims;
-        let group = self.heads / self.kv_heads;
         let projections = [&self.q_proj, &self.k_proj, &self.v_proj];
         let dropout = context.dropout.as_ref();
         let [queries, keys, values] = Linear::forward_shared(projections, x, dropout);
-        let queries = self.split(self.normed(&self.q_norm, queries), context, self.heads);
-        let keys = self.split(self.normed(&self.k_norm, keys), context, self.kv_heads);
-        let values = self.split(values, context, self.kv_heads);
-        let (queries, keys) = match &context.rotary {
+        let queries = self.normed(&self.q_norm, queries);
+        let keys = self.normed(&self.k_norm, keys);
+        let mixed = match &context.sight {
+            Sight::Spans { angles, spans } => {
+                let shape = AttentionShape {
+                    rows: context.dims[0],
+                    heads: self.heads,
+                    kv_heads: self.kv_heads,
+                    head_dim: self.head_dim,
+                };
+                attention(
+                    [queries, keys, values],
+                    angles.clone(),
+                    spans.clone(),
+                    shape,
+                )
+            }
+            Sight::Mask { rotary, mask } => {
+                let mask = mask.as_ref();
+                self.compose([queries, keys, values], context.dims, (rotary, mask), cache)
+            }
+        };
+        let mixed = match &self.attn_sub_norm {
+            Some(norm) => norm.forward(mixed),
+            None => mixed,
+        };
+        self.o_proj.forward_dropping(mixed, dropout)
+    }
+
+    /// Queries, keys and values `[batch x seq, heads x head_dim]` -> `[batch x seq, heads x head_dim]`, by burn's
+    /// operations.
+    fn compose(
+        &self,
+        [queries, keys, values]: [Tensor<2>; 3],
+        dims: [usize; 2],
+        (rotary, mask): (&Option<Rotary>, Option<&Tensor<4>>),
+        cache: Option<&mut LayerCache>,
+    ) -> Tensor<2> {
+        let [batch, seq] = dims;
+        let group = self.heads / self.kv_heads;
+        let queries = self.split(queries, dims, self.heads);
+        let keys = self.split(keys, dims, self.kv_heads);
+        let values = self.split(values, dims, self.kv_heads);
+        let (queries, keys) = match rotary {
             Some(rotary) => (rotary.turn(queries), rotary.turn(keys)),
             None => (queries, keys),
         };
@@ -109,20 +149,16 @@ impl Attention {
             .reshape([batch, self.kv_heads, group * seq, self.head_dim]);
         let dtype = queries.dtype();
         let mut scores = queries.matmul(keys.swap_dims(2, 3)).cast(DType::F32);
-        if let Some(mask) = context.mask(group) {
-            scores = scores + mask;
+        if let Some(mask) = mask {
+            // One for each of the stacked query heads.
+            scores = scores + mask.clone().repeat_dim(2, group);
         }
         let mixed = softmax(scores, 3).cast(dtype).matmul(values);
 
-        let mixed = mixed
+        mixed
             .reshape([batch, self.heads, seq, self.head_dim])
             .swap_dims(1, 2)
-            .reshape([batch * seq, self.heads * self.head_dim]);
-        let mixed = match &self.attn_sub_norm {
-            Some(norm) => norm.forward(mixed),
-            None => mixed,
-        };
-        self.o_proj.forward_dropping(mixed, dropout)
+            .reshape([batch * seq, self.heads * self.head_dim])
     }
 
     /// `[batch x seq, heads x head_dim]`, each head normalised where there is a norm for it.
@@ -134,8 +170,7 @@ impl Attention {
     }
 
     /// `[batch x seq, heads x head_dim]` -> `[batch, heads, seq, head_dim]`.
-    fn split(&self, x: Tensor<2>, context: &Context, heads: usize) -> Tensor<4> {
-        let [batch, seq] = context.dims;
+    fn split(&self, x: Tensor<2>, [batch, seq]: [usize; 2], heads: usize) -> Tensor<4> {
         x.reshape([batch, seq, heads, self.head_dim])
             .swap_dims(1, 2)
     }
@@ -146,9 +181,7 @@ impl Attention {
 pub(crate) struct Context {
     /// Batch and sequence length of the tokens going in.
     pub(super) dims: [usize; 2],
-    pub(super) rotary: Option<Rotary>,
-    /// Additive mask `[1 or batch, 1, seq, keys]`, f32; none when every query sees every key.
-    pub(super) mask: Option<Tensor<4>>,
+    pub(super) sight: Sight,
     /// What adapters drop in training.
     pub(super) dropout: Option<Dropout>,
 }
@@ -163,18 +196,68 @@ impl Context {
     pub(crate) fn inner(&self) -> Self {
         Self {
             dims: self.dims,
-            rotary: self.rotary.as_ref().map(Rotary::inner),
-            mask: self.mask.as_ref().map(|mask| mask.clone().inner()),
+            sight: match &self.sight {
+                Sight::Spans { .. } => self.sight.clone(),
+                Sight::Mask { rotary, mask } => Sight::Mask {
+                    rotary: rotary.as_ref().map(Rotary::inner),
+                    mask: mask.as_ref().map(|mask| mask.clone().inner()),
+                },
+            },
             dropout: self.dropout,
         }
     }
+}
 
-    /// The mask for `group` stacked query heads: `[1 or batch, 1, group x seq, keys]`.
-    fn mask(&self, group: usize) -> Option<Tensor<4>> {
-        self.mask
-            .as_ref()
-            .map(|mask| mask.clone().repeat_dim(2, group))
+/// Where tokens stand, and which keys each query sees.
+#[derive(Debug, Clone)]
+pub(super) enum Sight {
+    /// As the operation of the CPU takes it, off the autodiff device.
+    Spans {
+        /// `[1 or batch, seq, head_dim]`, f32: cosines, then sines; without elements, nothing is turned.
+        angles: Tensor<3>,
+        /// `[1 or batch, seq, 2]`: the first key that a query sees, and the one behind the last.
+        spans: Tensor<3, Int>,
+    },
+    /// As burn's operations take it.
+    Mask {
+        rotary: Option<Rotary>,
+        /// Additive mask `[1 or batch, 1, seq, keys]`, f32; none when every query sees every key.
+        mask: Option<Tensor<4>>,
+    },
+}
+
+/// Angles of positions `[rows, seq]` row-major, as [`Sight::Spans`] has them.
+pub(super) fn angles(
+    positions: &[u32],
+    rows: usize,
+    shape: &ModelShape,
+    device: &Device,
+) -> Tensor<3> {
+    let (frequencies, seq) = (frequencies(shape), positions.len() / rows);
+    let turned = positions.iter().flat_map(|&position| {
+        let angles = frequencies.iter().map(move |f| position as f32 * f);
+        angles.clone().map(f32::cos).chain(angles.map(f32::sin))
+    });
+    let data = TensorData::new(turned.collect::<Vec<f32>>(), [rows, seq, shape.head_dim]);
+    Tensor::from_data(data, (device, DType::F32))
+}
+
+/// Spans of texts, `[rows, seq]` row-major by what names the text of each token, as [`Sight::Spans`] has them: a query
+/// sees its own text, `window` tokens at most, up to itself.
+pub(super) fn spans(texts: &[u32], rows: usize, window: usize, device: &Device) -> Tensor<3, Int> {
+    let seq = texts.len() / rows;
+    let mut spans = Vec::with_capacity(2 * texts.len());
+    for row in texts.chunks(seq.max(1)) {
+        let mut first = 0;
+        for (token, text) in row.iter().enumerate() {
+            if *text != row[first] {
+                first = token;
+            }
+            let start = first.max((token + 1).saturating_sub(window));
+            spans.extend([start as i32, token as i32 + 1]);
+        }
     }
+    Tensor::from_data(TensorData::new(spans, [rows, seq, 2]), device)
 }
 
 /// Additive mask `[rows, 1, seq, keys]` from one predicate per row: may query `i` see key `j`?

@@ -7,7 +7,9 @@ use burn::tensor::{DType, Device, FloatDType, Int, Tensor, TensorData};
 
 use super::ModelError;
 use super::adapted::Trained;
-use super::attention::{Attention, Context, LayerCache, Rotary, additive_mask};
+use super::attention::{
+    Attention, Context, LayerCache, Rotary, Sight, additive_mask, angles, spans,
+};
 use super::init::Init;
 use super::layers::{Embedding, Mlp, Norm};
 use super::linear::Linear;
@@ -308,15 +310,16 @@ impl Decoder {
         cache.forget_beyond(window);
         let (forgotten, keys) = (cache.forgotten, length - cache.forgotten);
         let positions: Vec<u32> = (past..length).map(|p| p as u32).collect();
+        let mask = (seq > 1 || keys > window).then(|| {
+            additive_mask(1, seq, keys, &device, |_, query, key| {
+                let (query, key) = (past + query, forgotten + key);
+                key <= query && query - key < window
+            })
+        });
+        let rotary = self.rotary(&positions, 1, &device);
         let context = Context {
             dims: [1, seq],
-            rotary: self.rotary(&positions, 1, &device),
-            mask: (seq > 1 || keys > window).then(|| {
-                additive_mask(1, seq, keys, &device, |_, query, key| {
-                    let (query, key) = (past + query, forgotten + key);
-                    key <= query && query - key < window
-                })
-            }),
+            sight: Sight::Mask { rotary, mask },
             dropout: None,
         };
         let mut hidden = self.embed(tokens, &positions, [1, seq], &device)?;
@@ -365,22 +368,33 @@ impl Decoder {
         let same = |values: &[u32]| values.chunks(cols).all(|row| row == &values[..cols]);
         let rotary_rows = if same(&batch.positions) { 1 } else { rows };
         let mask_rows = if same(&batch.segment_ids) { 1 } else { rows };
-        let segments = &batch.segment_ids;
+        let positions = &batch.positions[..rotary_rows * cols];
+        let texts = &batch.segment_ids[..mask_rows * cols];
         let window = self.window();
+        let sight = if is_cpu(device) {
+            let plain = &device.clone().inner();
+            let shape = &self.spec.shape;
+            Sight::Spans {
+                angles: if shape.is_gpt2_form() {
+                    Tensor::zeros([0, 0, 0], (plain, DType::F32))
+                } else {
+                    angles(positions, rotary_rows, shape, plain)
+                },
+                spans: spans(texts, mask_rows, window, plain),
+            }
+        } else {
+            let mask = additive_mask(mask_rows, cols, cols, device, |row, query, key| {
+                let text = |token: usize| texts[row * cols + token];
+                key <= query && query - key < window && text(key) == text(query)
+            });
+            Sight::Mask {
+                rotary: self.rotary(positions, rotary_rows, device),
+                mask: Some(mask),
+            }
+        };
         Context {
             dims: [rows, cols],
-            rotary: self.rotary(&batch.positions[..rotary_rows * cols], rotary_rows, device),
-            mask: Some(additive_mask(
-                mask_rows,
-                cols,
-                cols,
-                device,
-                |row, query, key| {
-                    key <= query
-                        && query - key < window
-                        && segments[row * cols + key] == segments[row * cols + query]
-                },
-            )),
+            sight,
             dropout: None,
         }
     }

@@ -8,6 +8,7 @@ use burn::module::{Module, Param};
 use burn::tensor::activation::{gelu, relu, silu};
 use burn::tensor::module::layer_norm;
 use burn::tensor::{DType, Int, Tensor};
+use firebrick_kernels::layers::{rms_norm, swiglu};
 
 use super::init::Init;
 use super::linear::Linear;
@@ -67,6 +68,9 @@ impl Norm {
 
     /// `[rows, dim]` -> `[rows, dim]`.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        if !self.centred && is_cpu(&x.device()) {
+            return rms_norm(x, self.weight.val(), self.eps);
+        }
         let dtype = x.dtype();
         let x = x.cast(DType::F32);
         if self.centred {
@@ -127,6 +131,7 @@ impl Mlp {
                 let [gate, up] = Linear::forward_shared([gate, &self.up_proj], x, dropout);
                 match &self.ffn_sub_norm {
                     Some(norm) => norm.forward(relu(gate).square() * up),
+                    None if is_cpu(&gate.device()) => swiglu(gate, up),
                     None => silu(gate) * up,
                 }
             }

@@ -111,15 +111,14 @@ impl Linear {
         let product = self.product(rounded);
         let y = match (&self.adapter, low) {
             (Some(adapter), Some(low)) => {
-                let update = adapter.widen(low);
                 match adapter.stretch(|a| self.plain_product(a)) {
-                    None => product + update,
+                    None => adapter.add(product, low),
                     Some(stretch) => match adapter.mask(x, dropout) {
-                        None => (product + update) * stretch,
+                        None => adapter.add(product, low) * stretch,
                         // As in PEFT, what is dropped is dropped for the whole change.
                         Some(mask) => {
                             let dropped = self.product(self.round_input(x.clone() * mask));
-                            product + (dropped.clone() + update) * stretch - dropped
+                            product + adapter.add(dropped.clone(), low) * stretch - dropped
                         }
                     },
                 }

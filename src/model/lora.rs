@@ -16,11 +16,13 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor, TensorData};
+use firebrick_kernels::layers::add_product;
 use rand::rngs::ChaCha8Rng;
 use rand::{Rng, SeedableRng};
 
 use super::init::Init;
 use crate::config::LoraShape;
+use crate::device::is_cpu;
 
 /// The low-rank update of one layer.
 #[derive(Module, Debug)]
@@ -105,6 +107,14 @@ impl Lora {
             start += rank;
             Some(together.clone().narrow(1, start - rank, rank))
         })
+    }
+
+    /// y + s (x' A) B of y `[rows, out]` and x' A `[rows, r]`.
+    pub(super) fn add(&self, y: Tensor<2>, low: Tensor<2>) -> Tensor<2> {
+        if is_cpu(&y.device()) {
+            return add_product(y, low.mul_scalar(self.scale), self.lora_b.val());
+        }
+        y + self.widen(low)
     }
 
     /// s (x' A) B of x' A `[rows, r]`: `[rows, out]`.

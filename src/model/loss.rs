@@ -3,10 +3,14 @@
 //! For logits z `[rows, vocab]`, targets y and weights w, the loss is Σ w · (logsumexp(z) - z_y) and
 //! its gradient (softmax(z) - onehot(y)) · w. Both come from one softmax outside the autodiff
 //! graph; the graph only sees Σ z · gradient, whose derivative with respect to z is that gradient.
-//! Taping log-softmax instead costs five more passes over `[rows, vocab]`.
+//! Taping log-softmax instead costs five more passes over `[rows, vocab]`. On the CPU one
+//! [operation](firebrick_kernels::layers::token_nats) has both.
 
 use burn::tensor::activation::softmax;
 use burn::tensor::{IndexingUpdateOp, Int, Tensor};
+use firebrick_kernels::layers::token_nats;
+
+use crate::device::is_cpu;
 
 /// The loss of one micro-batch.
 #[derive(Debug, Clone)]
@@ -28,6 +32,13 @@ pub fn cross_entropy(
     weights: Tensor<1>,
     scale: f64,
 ) -> TokenLoss {
+    if is_cpu(&logits.device()) {
+        let nats = token_nats(logits, targets) * Tensor::from_inner(weights);
+        return TokenLoss {
+            sum: nats.clone().inner().sum(),
+            objective: nats.sum().mul_scalar(scale),
+        };
+    }
     let plain = logits.clone().inner();
     let probabilities = softmax(plain.clone(), 1);
     let sum = weighted_nats(plain, &probabilities, targets.clone(), weights.clone()).sum();
@@ -59,6 +70,9 @@ pub(crate) fn cross_entropy_nats(
     targets: Tensor<1, Int>,
     weights: Tensor<1>,
 ) -> Tensor<1> {
+    if is_cpu(&logits.device()) {
+        return token_nats(logits, targets) * weights;
+    }
     let probabilities = softmax(logits.clone(), 1);
     weighted_nats(logits, &probabilities, targets, weights)
 }

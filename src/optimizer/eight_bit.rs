@@ -4,11 +4,15 @@
 //! The arithmetic is AdamW's in f32, with the moments taken from their codes before and put back after.
 //! A second moment whose code is that of 0 counts as half the smallest level: a gradient of less than
 //! about 1 / 2500 of the largest of its 256 would otherwise be divided by nothing, and its weight leave
-//! for good. Such weights take smaller steps than AdamW's.
+//! for good. Such weights take smaller steps than AdamW's. A first moment that decays by less than half the way
+//! to the next level would stay where it is, and its weight go on without a gradient: where that is exactly 0, it goes
+//! on to the next level.
 //! The state is in this process's memory whatever the device, and the update is computed there: on a
 //! GPU weights and gradients travel both ways in every step, and its memory holds no state at all.
 //! Tensors of fewer than [`SMALLEST`] weights keep f32 moments, as in bitsandbytes: they save nothing,
 //! and norms and biases mind more.
+
+use std::cmp::Ordering;
 
 use burn::tensor::{Tensor, TensorData};
 use firebrick_kernels::dynamic::{BLOCK, Dynamic8, DynamicMap};
@@ -165,8 +169,26 @@ fn update_block(
     for ((weight, gradient), (m, v)) in weights.iter_mut().zip(gradient).zip(moments) {
         factors.update(weight, *gradient, m, v);
     }
+    let mut before = [0; BLOCK];
+    let before = &mut before[..codes1.len()];
+    before.copy_from_slice(codes1);
     *absmax1 = signed.quantise_block(m, codes1);
     *absmax2 = unsigned.quantise_block(v, codes2);
+    let idle = signed.code(0.0);
+    for ((code, before), gradient) in codes1.iter_mut().zip(before).zip(gradient) {
+        if *gradient == 0.0 && code == before {
+            *code = towards(idle, *code);
+        }
+    }
+}
+
+/// The next code on the way to `end`.
+fn towards(end: u8, code: u8) -> u8 {
+    match code.cmp(&end) {
+        Ordering::Less => code + 1,
+        Ordering::Equal => code,
+        Ordering::Greater => code - 1,
+    }
 }
 
 /// The values of a tensor, without a copy where nothing else holds them.

@@ -3,13 +3,13 @@
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
-use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, TensorMetadata, backend_extension};
-use burn::tensor::{DType, FloatDType, Int, Tensor, TensorData};
+use burn::tensor::{Int, Tensor};
 
 use super::layout::BlockwiseView;
-use super::{BlockwiseError, BlockwiseShape, composed, cpu};
+use super::{BlockwiseShape, composed, cpu};
+use crate::flex::{contiguous_f32, floats, map_f32};
 use crate::ways::{Way, answer};
 
 /// Products with blockwise weights. A backend without a kernel of its own composes them.
@@ -80,8 +80,9 @@ impl BlockwiseOps for Flex {
         shape: BlockwiseShape,
     ) -> FloatTensor<Self> {
         answer::<Self>("blockwise_linear", way);
+        let tokens = x.shape()[0];
         with_view(words, scales, side, shape, |weights| {
-            map_f32(x, shape.rows, |x, tokens, y| {
+            map_f32(x, [tokens, shape.rows], |x, y| {
                 cpu::linear(x, tokens, weights, y)
             })
         })
@@ -95,8 +96,9 @@ impl BlockwiseOps for Flex {
         shape: BlockwiseShape,
     ) -> FloatTensor<Self> {
         answer::<Self>("blockwise_linear_dx", way);
+        let tokens = dy.shape()[0];
         with_view(words, scales, side, shape, |weights| {
-            map_f32(dy, shape.cols, |dy, tokens, dx| {
+            map_f32(dy, [tokens, shape.cols], |dy, dx| {
                 cpu::linear_dx(dy, tokens, weights, dx)
             })
         })
@@ -105,39 +107,6 @@ impl BlockwiseOps for Flex {
 
 fn way() -> Way {
     Way::Simd(cpu::Path::detect().name())
-}
-
-fn contiguous_f32(x: FloatTensor<Flex>) -> FloatTensor<Flex> {
-    if x.dtype() == DType::F32 {
-        x.to_contiguous()
-    } else {
-        Flex::float_cast(x, FloatDType::F32).to_contiguous()
-    }
-}
-
-/// Of a tensor that is contiguous and f32.
-fn floats(x: &FloatTensor<Flex>) -> &[f32] {
-    x.as_slice().expect("contiguous f32")
-}
-
-/// A tensor `[tokens, width]` that `fill` makes of the values of x `[tokens, ..]`, in x's dtype.
-fn map_f32(
-    x: FloatTensor<Flex>,
-    width: usize,
-    fill: impl FnOnce(&[f32], usize, &mut [f32]) -> Result<(), BlockwiseError>,
-) -> FloatTensor<Flex> {
-    let (dtype, tokens) = (x.dtype(), x.shape()[0]);
-    let x = contiguous_f32(x);
-    let mut y = vec![0.0; tokens * width];
-    let filled = fill(floats(&x), tokens, &mut y);
-    // The lengths are those of tensors with these shapes.
-    filled.unwrap_or_else(|error| panic!("{error}"));
-    let y = FloatTensor::<Flex>::from_data(TensorData::new(y, [tokens, width]));
-    if dtype == DType::F32 {
-        y
-    } else {
-        Flex::float_cast(y, dtype.into())
-    }
 }
 
 fn with_view<R>(

@@ -5,36 +5,43 @@ use std::arch::x86_64::*;
 use std::array;
 use std::hint::black_box;
 
-use super::{DEPTH, Kernel, LANES, Line, Sums, by_tokens};
+use super::{DEPTH, Kernel, LANES, Line, Sums, activations_read, by_tokens, summand_stride};
 
 /// Twelve sums, two halves of a line, and an activation: 15 of 16 registers.
 pub(crate) static KERNEL: Kernel = Kernel {
     groups: 1,
     tile: 6,
-    multiply,
+    multiply: multiply::<DEPTH>,
+    multiply_columns: multiply::<1>,
 };
 
 pub(super) fn available() -> bool {
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
 }
 
-fn multiply(panel: &[Line], activations: &[f32], tokens: usize, sums: Sums) {
+fn multiply<const STRIDE: usize>(panel: &[Line], activations: &[f32], tokens: usize, sums: Sums) {
     assert!(available());
-    assert!(panel.len() <= DEPTH && activations.len() >= tokens * DEPTH);
+    assert!(panel.len() <= DEPTH);
+    assert!(activations.len() >= activations_read(STRIDE, tokens, panel.len()));
     assert!(sums.kept.len() >= tokens * LANES);
     let mut outs = sums.out.iter();
     assert!(outs.len() == 0 || outs.len() == tokens);
     assert!(outs.all(|y| y.len() >= sums.at + LANES));
     // SAFETY: the instructions are there, and the slices are as long as the tile is.
-    unsafe { by_tokens!(tokens, multiply_tile(panel, activations.as_ptr(), sums), 1 2 3 4 5 6) }
+    unsafe {
+        by_tokens!(tokens, multiply_tile[STRIDE](panel, activations.as_ptr(), sums), 1 2 3 4 5 6)
+    }
 }
 
 /// # Safety
 ///
-/// `panel` must be of [`DEPTH`] lines at most, `activations` hold `T * DEPTH` values, `sums.kept` `T * 16`; `sums.out`
-/// must be empty or hold T rows of 16 values from `sums.at` on.
+/// `activations` must hold what [`activations_read`] says, `sums.kept` `T * 16` values; `sums.out` must be empty or hold T rows of 16 values from `sums.at` on.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn multiply_tile<const T: usize>(panel: &[Line], activations: *const f32, sums: Sums) {
+unsafe fn multiply_tile<const T: usize, const STRIDE: usize>(
+    panel: &[Line],
+    activations: *const f32,
+    sums: Sums,
+) {
     let kept = sums.kept.as_mut_ptr();
     let load = |half: usize| {
         if sums.first {
@@ -55,7 +62,9 @@ unsafe fn multiply_tile<const T: usize>(panel: &[Line], activations: *const f32,
             let line = line.0.as_ptr();
             let weights = [_mm256_load_ps(line), _mm256_load_ps(line.add(8))];
             for (token, sums) in tile.iter_mut().enumerate() {
-                let x = _mm256_set1_ps(*activations.add(token * DEPTH + summand));
+                let x = _mm256_set1_ps(
+                    *activations.add(token * STRIDE + summand * summand_stride(STRIDE)),
+                );
                 sums[0] = _mm256_fmadd_ps(weights[0], x, sums[0]);
                 sums[1] = _mm256_fmadd_ps(weights[1], x, sums[1]);
             }

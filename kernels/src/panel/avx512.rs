@@ -6,7 +6,7 @@ use std::array;
 use std::hint::black_box;
 use std::sync::LazyLock;
 
-use super::{DEPTH, Kernel, LANES, Line, Sums, by_tokens};
+use super::{DEPTH, Kernel, LANES, Line, Sums, activations_read, by_tokens, summand_stride};
 
 /// Groups of 16 outputs of a panel.
 const GROUPS: usize = 2;
@@ -15,7 +15,8 @@ const GROUPS: usize = 2;
 pub(crate) static KERNEL: Kernel = Kernel {
     groups: GROUPS,
     tile: 14,
-    multiply,
+    multiply: multiply::<DEPTH>,
+    multiply_columns: multiply::<1>,
 };
 
 pub(super) fn available() -> bool {
@@ -24,10 +25,11 @@ pub(super) fn available() -> bool {
     *AVAILABLE
 }
 
-fn multiply(panel: &[Line], activations: &[f32], tokens: usize, sums: Sums) {
+fn multiply<const STRIDE: usize>(panel: &[Line], activations: &[f32], tokens: usize, sums: Sums) {
     assert!(available());
     let panel = panel.as_chunks::<GROUPS>().0;
-    assert!(panel.len() <= DEPTH && activations.len() >= tokens * DEPTH);
+    assert!(panel.len() <= DEPTH);
+    assert!(activations.len() >= activations_read(STRIDE, tokens, panel.len()));
     assert!(sums.kept.len() >= tokens * GROUPS * LANES);
     let mut outs = sums.out.iter();
     assert!(outs.len() == 0 || outs.len() == tokens);
@@ -36,7 +38,7 @@ fn multiply(panel: &[Line], activations: &[f32], tokens: usize, sums: Sums) {
     unsafe {
         by_tokens!(
             tokens,
-            multiply_tile(panel, activations.as_ptr(), sums),
+            multiply_tile[STRIDE](panel, activations.as_ptr(), sums),
             1 2 3 4 5 6 7 8 9 10 11 12 13 14
         )
     }
@@ -44,10 +46,9 @@ fn multiply(panel: &[Line], activations: &[f32], tokens: usize, sums: Sums) {
 
 /// # Safety
 ///
-/// `panel` must be of [`DEPTH`] summands at most, `activations` hold `T * DEPTH` values, `sums.kept` `T * GROUPS * 16`;
-/// `sums.out` must be empty or hold T rows of `GROUPS * 16` values from `sums.at` on.
+/// `activations` must hold what [`activations_read`] says, `sums.kept` `T * GROUPS * 16` values; `sums.out` must be empty or hold T rows of `GROUPS * 16` values from `sums.at` on.
 #[target_feature(enable = "avx512f")]
-unsafe fn multiply_tile<const T: usize>(
+unsafe fn multiply_tile<const T: usize, const STRIDE: usize>(
     panel: &[[Line; GROUPS]],
     activations: *const f32,
     sums: Sums,
@@ -78,7 +79,9 @@ unsafe fn multiply_tile<const T: usize>(
                 _mm512_load_ps(lines[1].0.as_ptr()),
             ];
             for (token, sums) in tile.iter_mut().enumerate() {
-                let x = _mm512_set1_ps(*activations.add(token * DEPTH + summand));
+                let x = _mm512_set1_ps(
+                    *activations.add(token * STRIDE + summand * summand_stride(STRIDE)),
+                );
                 sums[0] = _mm512_fmadd_ps(weights[0], x, sums[0]);
                 sums[1] = _mm512_fmadd_ps(weights[1], x, sums[1]);
             }

@@ -128,8 +128,24 @@ pub(crate) struct Kernel {
     pub groups: usize,
     /// The most tokens of a tile.
     pub tile: usize,
-    /// Adds the products of a panel and a tile of tokens to their sums.
-    pub multiply: fn(panel: &[Line], activations: &[f32], tokens: usize, sums: Sums),
+    /// Adds the products of a panel and a tile of tokens to their sums. Activations are `[token][DEPTH]`.
+    pub multiply: Multiply,
+    /// The same where activations are `[summand][DEPTH]`, a column for each token.
+    pub multiply_columns: Multiply,
+}
+
+/// Takes panel, activations, the number of tokens and their sums.
+pub(crate) type Multiply = fn(&[Line], &[f32], usize, Sums);
+
+/// How far apart the activations of two summands are, where those of two tokens are so far apart.
+const fn summand_stride(token_stride: usize) -> usize {
+    if token_stride == 1 { DEPTH } else { 1 }
+}
+
+/// Activations that a tile reads.
+fn activations_read(token_stride: usize, tokens: usize, summands: usize) -> usize {
+    let last = |count: usize| count.saturating_sub(1);
+    last(tokens) * token_stride + last(summands) * summand_stride(token_stride) + 1
 }
 
 /// Where the sums of a tile come from and go to.
@@ -206,7 +222,7 @@ pub(crate) fn split<'y>(
     parts
 }
 
-/// y `[tokens, outputs]` from x `[tokens, summands]`.
+/// y `[tokens, outputs]` from x `[tokens, summands]`; added to what is there where `add` says so.
 pub(crate) fn product(
     kernel: &Kernel,
     x: &[f32],
@@ -214,9 +230,12 @@ pub(crate) fn product(
     weights: &impl Panels,
     outputs: usize,
     y: &mut [f32],
+    add: bool,
 ) {
     if summands == 0 || y.is_empty() {
-        y.fill(0.0);
+        if !add {
+            y.fill(0.0);
+        }
         return;
     }
     let tokens = y.len() / outputs;
@@ -242,6 +261,7 @@ pub(crate) fn product(
                 summands: first..summands.min(first + block_depth),
                 outputs,
                 tiles: &tiles,
+                add: add || first > 0,
             };
             let rows = &x[first_token * summands..][..count * summands];
             block.arrange(rows, summands, &mut activations);
@@ -286,6 +306,8 @@ struct Block<'a> {
     summands: Range<usize>,
     outputs: usize,
     tiles: &'a [Tile],
+    /// Whether outputs are added to what is there.
+    add: bool,
 }
 
 impl Block<'_> {
@@ -371,7 +393,7 @@ impl Block<'_> {
                 first: piece == 0,
                 out: if last && whole { &mut *out } else { &mut [] },
                 at,
-                add: self.summands.start > 0,
+                add: self.add,
             };
             (kernel.multiply)(panel, activations, tile.tokens, sums);
             if last && !whole {
@@ -384,23 +406,28 @@ impl Block<'_> {
     fn store<'a>(&self, at: usize, sums: impl Iterator<Item = &'a [f32]>, out: &mut [&mut [f32]]) {
         for (sums, y) in sums.zip(out) {
             let y = &mut y[at..];
-            if self.summands.start == 0 {
-                y.copy_from_slice(&sums[..y.len()]);
-            } else {
+            if self.add {
                 y.iter_mut().zip(sums).for_each(|(y, sum)| *y += sum);
+            } else {
+                y.copy_from_slice(&sums[..y.len()]);
             }
         }
     }
 }
 
-/// Calls the function whose constant is the number of tokens.
+/// Calls the function whose constant is the number of tokens; `call[STRIDE]` has a second one.
 macro_rules! by_tokens {
-    ($tokens:expr, $call:ident $arguments:tt, $($count:literal)*) => {
+    ($tokens:expr, $call:ident $([$stride:ident])? ($($argument:expr),*), $($count:literal)*) => {
+        $crate::panel::by_tokens!(@ $tokens, $call, ($(, $stride)?), ($($argument),*), $($count)*)
+    };
+    (@ $tokens:expr, $call:ident, $stride:tt, $arguments:tt, $($count:literal)*) => {
         match $tokens {
-            $($count => $crate::panel::by_tokens!(@ $call, $count, $arguments),)*
+            $($count => $crate::panel::by_tokens!(@@ $call, $count, $stride, $arguments),)*
             tokens => unreachable!("a tile of {tokens} tokens"),
         }
     };
-    (@ $call:ident, $count:literal, ($($argument:expr),*)) => { $call::<$count>($($argument),*) };
+    (@@ $call:ident, $count:literal, ($(, $stride:ident)?), ($($argument:expr),*)) => {
+        $call::<$count $(, $stride)?>($($argument),*)
+    };
 }
 pub(crate) use by_tokens;

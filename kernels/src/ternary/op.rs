@@ -3,15 +3,15 @@
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, binary, unary};
-use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, TensorMetadata, backend_extension};
-use burn::tensor::{DType, FloatDType, Int, Tensor, TensorData};
+use burn::tensor::{Int, Tensor};
 
-use super::cpu::{self, CpuError};
+use super::cpu;
 use super::layout::PackedView;
 use super::ways::{Way, answer};
 use super::{Granularity, composed, fake_quantize};
+use crate::flex::{contiguous_f32, floats, in_f32, map_f32};
 
 /// Operations on ternary weights. A backend without a kernel of its own composes them.
 #[backend_extension(
@@ -221,39 +221,6 @@ fn dims(x: &FloatTensor<Flex>) -> [usize; 2] {
     [x.shape()[0], x.shape()[1]]
 }
 
-fn contiguous_f32(x: FloatTensor<Flex>) -> FloatTensor<Flex> {
-    if x.dtype() == DType::F32 {
-        x.to_contiguous()
-    } else {
-        Flex::float_cast(x, FloatDType::F32).to_contiguous()
-    }
-}
-
-/// Of a tensor that is contiguous and f32.
-fn floats(x: &FloatTensor<Flex>) -> &[f32] {
-    x.as_slice().expect("contiguous f32")
-}
-
-/// A tensor of `dims` that `fill` makes of the values of `x`, in x's dtype.
-fn map_f32(
-    x: FloatTensor<Flex>,
-    dims: [usize; 2],
-    fill: impl FnOnce(&[f32], &mut [f32]) -> Result<(), CpuError>,
-) -> FloatTensor<Flex> {
-    let dtype = x.dtype();
-    let x = contiguous_f32(x);
-    let mut y = vec![0.0; dims[0] * dims[1]];
-    let filled = fill(floats(&x), &mut y);
-    // The lengths are those of tensors with these shapes.
-    filled.unwrap_or_else(|error| panic!("{error}"));
-    let y = FloatTensor::<Flex>::from_data(TensorData::new(y, dims));
-    if dtype == DType::F32 {
-        y
-    } else {
-        Flex::float_cast(y, dtype.into())
-    }
-}
-
 fn with_packed<R>(
     words: IntTensor<Flex>,
     scales: FloatTensor<Flex>,
@@ -268,31 +235,6 @@ fn with_packed<R>(
         Ok(weights) => use_it(&weights),
         Err(error) => panic!("{error}"),
     }
-}
-
-/// The values of `x` changed in place where nothing else holds them, else those of a copy.
-fn in_f32(x: FloatTensor<Flex>, change: impl FnOnce(&mut [f32])) -> FloatTensor<Flex> {
-    let dtype = x.dtype();
-    if dtype != DType::F32 {
-        let x = in_f32(Flex::float_cast(x, FloatDType::F32), change);
-        return Flex::float_cast(x, dtype.into());
-    }
-    // Nothing of `x` may stay behind: a buffer that is held twice is copied before it is changed.
-    let mut x = if x.is_contiguous() {
-        x
-    } else {
-        x.to_contiguous()
-    };
-    let count = x.shape().num_elements();
-    // A contiguous view of something larger would change what lies around it.
-    if x.storage::<f32>().len() != count {
-        let values = x.as_slice::<f32>().map(<[f32]>::to_vec);
-        // It is contiguous, and of that dtype.
-        let values = values.expect("contiguous f32");
-        x = FloatTensor::<Flex>::from_data(TensorData::new(values, x.shape()));
-    }
-    change(x.storage_mut::<f32>());
-    x
 }
 
 impl<B: Backend + TernaryOps, C: CheckpointStrategy> TernaryOps for Autodiff<B, C> {
@@ -426,6 +368,8 @@ fn straight_through<B: Backend, C: CheckpointStrategy>(
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::TensorData;
+
     use super::*;
 
     #[test]

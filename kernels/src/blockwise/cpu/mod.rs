@@ -58,7 +58,7 @@ pub fn linear_on(
         return Ok(());
     }
     let panels = Forward::new(kernel, weights);
-    crate::panel::product(kernel.panel, x, shape.cols, &panels, shape.rows, y);
+    crate::panel::product(kernel.panel, x, shape.cols, &panels, shape.rows, y, false);
     Ok(())
 }
 
@@ -93,6 +93,6 @@ pub fn linear_dx_on(
     check_length("dy", dy.len(), tokens * shape.rows)?;
     check_length("dx", dx.len(), tokens * shape.cols)?;
     let panels = Backward::new(kernel, weights);
-    crate::panel::product(kernel.panel, dy, shape.rows, &panels, shape.cols, dx);
+    crate::panel::product(kernel.panel, dy, shape.rows, &panels, shape.cols, dx, false);
     Ok(())
 }

@@ -38,7 +38,7 @@ pub(super) fn multiply(
         weights,
         direction,
     };
-    panel::product(kernel.panel, x, summands, &trits, outputs, y);
+    panel::product(kernel.panel, x, summands, &trits, outputs, y, false);
 }
 
 struct Trits<'a> {

@@ -1,0 +1,228 @@
+//! Every path against the scalar reference, on odd sizes.
+
+use proptest::prelude::*;
+
+use super::{AttentionShape, Operands, cpu, reference};
+use crate::panel::Path;
+
+/// Values that an [`Operands`] is a view of.
+#[derive(Debug, Clone)]
+struct Case {
+    shape: AttentionShape,
+    qkv: [Vec<f32>; 3],
+    upstream: Vec<f32>,
+    angles: Vec<f32>,
+    spans: Vec<i32>,
+}
+
+/// What spans are like.
+#[derive(Debug, Clone, Copy)]
+enum Sight {
+    Causal,
+    Window(usize),
+    Packed,
+    Any,
+}
+
+struct Random(u64);
+
+impl Random {
+    fn bits(&mut self) -> usize {
+        let state = self.0.wrapping_mul(6_364_136_223_846_793_005);
+        self.0 = state.wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize
+    }
+
+    fn values(&mut self, count: usize, scale: f32) -> Vec<f32> {
+        let value = |_| (self.bits() as f32 / (1u64 << 30) as f32 - 1.0) * scale;
+        (0..count).map(value).collect()
+    }
+}
+
+impl Case {
+    fn new(shape: AttentionShape, seq: usize, sight: Sight, turned: bool, seed: u64) -> Self {
+        let mut random = Random(seed | 1);
+        let tokens = shape.rows * seq;
+        let spans = (0..tokens).flat_map(|i| {
+            let token = i % seq;
+            let [start, end] = match sight {
+                Sight::Causal => [0, token + 1],
+                Sight::Window(width) => [(token + 1).saturating_sub(width), token + 1],
+                Sight::Packed => [token / 37 * 37, token + 1],
+                // Some see nothing, some what comes after them.
+                Sight::Any => [random.bits() % seq, random.bits() % (seq + 1)],
+            };
+            [start as i32, end as i32]
+        });
+        let spans = spans.collect();
+        let angles = (0..if turned { tokens } else { 0 }).flat_map(|_| {
+            let angles = random.values(shape.head_dim / 2, 3.0);
+            let cosines: Vec<f32> = angles.iter().map(|angle| angle.cos()).collect();
+            let sines = angles.into_iter().map(f32::sin);
+            cosines.into_iter().chain(sines)
+        });
+        let angles = angles.collect();
+        Self {
+            shape,
+            qkv: [shape.width(), shape.kv_width(), shape.kv_width()]
+                .map(|width| random.values(tokens * width, 2.0)),
+            upstream: random.values(tokens * shape.width(), 1.0),
+            angles,
+            spans,
+        }
+    }
+
+    fn operands(&self) -> Operands<'_> {
+        let [q, k, v] = self.qkv.each_ref().map(Vec::as_slice);
+        Operands {
+            q,
+            k,
+            v,
+            angles: &self.angles,
+            spans: &self.spans,
+            shape: self.shape,
+        }
+    }
+
+    fn forward(&self, path: Path) -> Vec<f32> {
+        let mut out = vec![0.0; self.qkv[0].len()];
+        cpu::forward(path, &self.operands(), &mut out);
+        out
+    }
+
+    fn backward(&self, path: Path) -> [Vec<f32>; 3] {
+        let mut gradients = self.qkv.each_ref().map(|x| vec![0.0; x.len()]);
+        let places = gradients.each_mut().map(Vec::as_mut_slice);
+        cpu::backward(path, &self.operands(), &self.upstream, places);
+        gradients
+    }
+}
+
+fn paths() -> impl Iterator<Item = Path> {
+    Path::ALL.into_iter().filter(|path| path.available())
+}
+
+fn assert_close(what: &str, found: &[f32], expected: &[f32]) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    for (i, (a, b)) in found.iter().zip(expected).enumerate() {
+        let error = (a - b).abs();
+        assert!(
+            error <= 2e-5 * (1.0 + b.abs()),
+            "{what} {i}: {a} instead of {b}"
+        );
+    }
+}
+
+fn check(case: &Case) {
+    let forward = reference::forward(&case.operands());
+    let [dq, dk, dv] = reference::backward(&case.operands(), &case.upstream);
+    for path in paths() {
+        assert_close(&format!("{path:?} o"), &case.forward(path), &forward);
+        let [q, k, v] = case.backward(path);
+        assert_close(&format!("{path:?} dq"), &q, &dq);
+        assert_close(&format!("{path:?} dk"), &k, &dk);
+        assert_close(&format!("{path:?} dv"), &v, &dv);
+    }
+}
+
+fn shape() -> impl Strategy<Value = AttentionShape> {
+    let head_dim = prop::sample::select(vec![2, 6, 8, 16, 24, 32, 48, 64, 80, 128, 130, 256]);
+    (1usize..=2, 1usize..=3, 1usize..=3, head_dim).prop_map(|(rows, kv_heads, group, head_dim)| {
+        AttentionShape {
+            rows,
+            heads: kv_heads * group,
+            kv_heads,
+            head_dim,
+        }
+    })
+}
+
+fn sight() -> impl Strategy<Value = Sight> {
+    prop_oneof![
+        Just(Sight::Causal),
+        (1usize..200).prop_map(Sight::Window),
+        Just(Sight::Packed),
+        Just(Sight::Any),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    #[test]
+    fn f2_attention_equals_the_reference(
+        shape in shape(),
+        seq in 1usize..=150,
+        sight in sight(),
+        turned in any::<bool>(),
+        seed in any::<u64>(),
+    ) {
+        check(&Case::new(shape, seq, sight, turned, seed));
+    }
+}
+
+/// More keys than two pieces, more queries than a block.
+#[test]
+fn f2_attention_over_several_pieces_of_keys() {
+    let shape = AttentionShape {
+        rows: 2,
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 16,
+    };
+    for sight in [Sight::Causal, Sight::Window(150), Sight::Packed, Sight::Any] {
+        check(&Case::new(shape, 301, sight, true, 7));
+    }
+}
+
+#[test]
+fn the_number_of_threads_changes_no_bit() {
+    let shape = AttentionShape {
+        rows: 2,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 32,
+    };
+    let case = Case::new(shape, 130, Sight::Causal, true, 3);
+    let bits = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+        let run = || (case.forward(Path::detect()), case.backward(Path::detect()));
+        let (out, gradients) = pool.build().unwrap().install(run);
+        let values = out.into_iter().chain(gradients.into_iter().flatten());
+        values.map(f32::to_bits).collect::<Vec<_>>()
+    };
+    assert_eq!(bits(1), bits(3));
+}
+
+/// Queries at zero, where all keys are alike: what comes out is their mean.
+#[test]
+fn queries_of_zero_see_the_mean() {
+    let shape = AttentionShape {
+        rows: 1,
+        heads: 1,
+        kv_heads: 1,
+        head_dim: 2,
+    };
+    let mut case = Case::new(shape, 3, Sight::Causal, false, 1);
+    case.qkv[0].fill(0.0);
+    case.qkv[2] = vec![1.0, 10.0, 2.0, 20.0, 6.0, 60.0];
+    for path in paths() {
+        assert_close("o", &case.forward(path), &[1.0, 10.0, 1.5, 15.0, 3.0, 30.0]);
+    }
+}
+
+#[test]
+fn a_value_that_is_not_a_number_stays_with_those_who_see_it() {
+    let shape = AttentionShape {
+        rows: 1,
+        heads: 1,
+        kv_heads: 1,
+        head_dim: 8,
+    };
+    let mut case = Case::new(shape, 40, Sight::Packed, true, 1);
+    case.qkv[1][38 * 8] = f32::NAN;
+    for path in paths() {
+        let out = case.forward(path);
+        assert!(out[..38 * 8].iter().all(|o| o.is_finite()));
+        assert!(out[38 * 8..].iter().all(|o| o.is_nan()));
+    }
+}

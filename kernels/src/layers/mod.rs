@@ -1,0 +1,20 @@
+//! Layers of a transformer whose work is to read and write memory, in one pass each, on the CPU.
+//!
+//! As graphs of burn's operations each takes a handful of passes, on one core. Here threads take rows in turn, and the
+//! backward pass computes again what the forward pass could have kept. Sums are f32; results depend on no number of
+//! threads.
+//!
+//! | layer | forward | keeps |
+//! |---|---|---|
+//! | [`rms_norm`] | y = x w / rms(x) (Zhang and Sennrich, 2019) | x, w |
+//! | [`swiglu`] | y = gate sigmoid(gate) up (Shazeer, 2020) | gate, up |
+//! | [`token_nats`] | log Σ exp(z) - z of the target | z, and the first term |
+//! | [`add_product`] | y + x w | x, w |
+
+mod cpu;
+mod op;
+pub mod reference;
+#[cfg(test)]
+mod tests;
+
+pub use op::{LayerOps, add_product, instructions, rms_norm, swiglu, token_nats};
