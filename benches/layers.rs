@@ -167,10 +167,7 @@ fn measure(layer: &Layer, seconds: f64) -> [f64; 3] {
 }
 
 /// What comes out, and the gradients of all operands, where each output weighs something else.
-fn run(
-    layer: &Side,
-    operands: &[Tensor<2>],
-) -> Vec<Tensor<2>> {
+fn run(layer: &Side, operands: &[Tensor<2>]) -> Vec<Tensor<2>> {
     let leaves: Vec<_> = operands.iter().map(|x| x.clone().require_grad()).collect();
     let out = layer(&leaves);
     let grads = out.clone().sum().backward();

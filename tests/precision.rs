@@ -69,8 +69,10 @@ fn r9_a_checkpointed_gradient_is_the_full_one() {
         let full = backward(&model, &batches()).unwrap();
         let recomputed =
             backward_with(&model, &batches(), with(FloatDType::F32, 1.0, true)).unwrap();
-        assert_eq!(full.nats, recomputed.nats);
-        // Not bit for bit: where three paths meet, burn adds their gradients in another order.
+        // Not bit for bit: off the autodiff device burn has another layer norm, and where three paths meet
+        // it adds their gradients in another order.
+        let error = (full.nats - recomputed.nats).abs() / full.nats;
+        assert!(error < 1e-7, "{} {}", full.nats, recomputed.nats);
         let (full, recomputed) = (tensors(&model, &full), tensors(&model, &recomputed));
         let whole = norm(full.values());
         for (name, tensor) in &full {
