@@ -16,7 +16,7 @@ use rayon::prelude::*;
 
 use super::Gradient;
 use super::backward::{Precision, computing, shares};
-use super::share::{Reweigh, blockwise, whole};
+use super::share::{Reweigh, by_block, whole};
 use crate::data::Batch;
 use crate::device::lanes;
 use crate::model::{Decoder, Dropout, ModelError};
@@ -194,7 +194,7 @@ fn share(
     };
     let reweigh: Option<&mut Reweigh> = Some(&mut reweigh);
     let (_, gradient) = if precision.gradient_checkpointing {
-        blockwise(&model, batch, scale, dropout, reweigh)?
+        by_block(&model, batch, scale, dropout, reweigh)?
     } else {
         whole(&model, batch, scale, dropout, reweigh)?
     };

@@ -7,15 +7,12 @@ use burn::tensor::Device;
 
 use super::folder::RunRecord;
 use super::{RunFolder, TrainError};
-use crate::adapter::{Adapter, pissa, quantised};
+use crate::adapter::{Adapter, OWN_BASE, pissa, quantised};
 use crate::checkpoint::Progress;
 use crate::config::{AdapterInit, DecoderSpec, Dtype, Plan};
 use crate::gradient::LossScale;
 use crate::model::{Decoder, folder as model_folder};
 use crate::optimizer::Optimizer;
-
-/// The folder of a base model whose weights are not the ones it came with, in a run folder.
-pub(super) const CHANGED_BASE: &str = "base_model";
 
 /// Where a run begins.
 pub(super) struct Start<'a> {
@@ -80,7 +77,7 @@ impl Start<'_> {
                 let (model, beginning) = match self.plan.changes_base() {
                     // Rounding has chosen it once; it is part of what was trained.
                     true => {
-                        let base = folder.file(CHANGED_BASE);
+                        let base = folder.file(OWN_BASE);
                         let base = model_folder::load_as(self.spec, &base, &device)?;
                         (base.adapted(adapter, self.plan.config.seed)?, None)
                     }
