@@ -93,7 +93,7 @@ fn as_trained(shape: &mut ModelShape, adapter: &Path, is_alone: bool) -> Result<
 }
 
 /// A folder that has an adapter and no model.
-fn is_adapter(folder: &Path) -> bool {
+pub(super) fn is_adapter(folder: &Path) -> bool {
     folder.join(adapter::CONFIG).is_file() && !folder.join(folder::CONFIG).exists()
 }
 

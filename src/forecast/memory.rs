@@ -13,13 +13,16 @@
 //! | BitNet's norms in front of the two projections back: input in f32, what is scaled | (q + f) (4 + e) |
 //!
 //! With adapters the base model's weights have no gradient, and a norm keeps no scaled input, d e less. An adapter keeps
-//! x A, r e; DoRA the layer's output before it is stretched.
+//! x A, r e; DoRA the layer's output before it is stretched. With dropout, layers that read the same x keep what it is
+//! multiplied with and what is left of it, 2 e for each number of x.
 //!
 //! Rounding to ternary weights and 8-bit activations adds nothing: x' takes the place of x. BitNet's ReLU² keeps as
 //! many tensors as SwiGLU.
 //!
 //! With gradient checkpointing that is kept for one block at a time, and of the others their input,
 //! d e.
+
+use std::collections::BTreeMap;
 
 use serde::Serialize;
 
@@ -169,11 +172,7 @@ impl Sizes {
         let chunk = logit_chunk(spec.vocab_size) as u64;
         Self {
             weights: weights(plan, spec, counts),
-            // With an adapter it is the base model, which is there already.
-            reference: match (plan.dpo(), &plan.adapter) {
-                (Some(_), None) => product([4, counts.parameters]),
-                _ => 0,
-            },
+            reference: reference(plan, spec, counts, (element, conditions.is_cpu)),
             trainable: counts.trainable,
             trains_head: plan.adapter.as_ref().is_none_or(|adapter| {
                 let head = ["lm_head", "embed_tokens"];
@@ -400,6 +399,37 @@ fn weights(plan: &Plan, spec: &DecoderSpec, counts: Counts) -> Term {
     }
 }
 
+/// Bytes of the model that answers are held against (task = "dpo"), beyond those that it shares with the
+/// model that is trained: in f32 the base model of an adapter, but for what is trained whole. In half
+/// precision it is rounded once, and the rounded model stays.
+fn reference(
+    plan: &Plan,
+    spec: &DecoderSpec,
+    counts: Counts,
+    (element, is_cpu): (u64, bool),
+) -> u64 {
+    if plan.dpo().is_none() {
+        return 0;
+    }
+    let shape = &spec.shape;
+    let (all, in_blocks) = (shape.parameters(spec.vocab_size), shape.block_parameters());
+    let dense = all - in_blocks;
+    let is_adapted = plan.adapter.is_some();
+    if is_adapted && element == 4 {
+        let adapters = counts.parameters - all;
+        return product([4, counts.trainable.saturating_sub(adapters)]);
+    }
+    let shares_blocks = is_adapted && (shape.ternary.is_some() || shape.blockwise.is_some());
+    let blocks = if shares_blocks {
+        0
+    } else if is_cpu && shape.ternary.is_some() {
+        in_blocks / 4
+    } else {
+        product([element, in_blocks])
+    };
+    product([element, dense]).saturating_add(blocks)
+}
+
 /// What is rounded once a step: all weights in half precision, ternary ones in f32 (their masters and the others are used
 /// as they are). Codes are not rounded.
 fn rounded(plan: &Plan, shape: &ModelShape, counts: Counts, element: u64) -> Term {
@@ -458,13 +488,31 @@ fn kept_by_adapters(plan: &Plan, spec: &DecoderSpec) -> u64 {
         return 0;
     };
     let layers = spec.shape.linear_layers(spec.vocab_size).into_iter();
-    let kept = layers.filter_map(|layer| {
-        let shape = adapter.layers.get(&layer.path)?;
-        let output = if shape.magnitude { layer.dims[1] } else { 0 };
-        Some((shape.rank + output) as u64)
-    });
-    kept.sum::<u64>()
-        .div_ceil(spec.shape.num_hidden_layers as u64)
+    let mut reads = BTreeMap::new();
+    let mut kept = 0;
+    for layer in layers {
+        let Some(shape) = adapter.layers.get(&layer.path) else {
+            continue;
+        };
+        let [inputs, outputs] = layer.dims;
+        kept += shape.rank + if shape.magnitude { outputs } else { 0 };
+        if shape.dropout > 0.0 {
+            reads.insert((layer.block, input_of(&layer.path)), 2 * inputs);
+        }
+    }
+    let dropped: usize = reads.values().sum();
+    ((kept + dropped) as u64).div_ceil(spec.shape.num_hidden_layers as u64)
+}
+
+/// Which of a block's tensors a layer reads, by one name for those that read the same.
+fn input_of(path: &str) -> &'static str {
+    match path.rsplit('.').next() {
+        Some("q_proj" | "k_proj" | "v_proj") => "attention",
+        Some("gate_proj" | "up_proj") => "feed-forward",
+        Some("o_proj") => "what attention gives",
+        Some("down_proj") => "what the feed-forward layer gives",
+        _ => "the last norm",
+    }
 }
 
 /// More than any machine has is as good as infinite.

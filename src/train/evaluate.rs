@@ -140,8 +140,7 @@ impl Trainer {
         let measured = batches
             .map(|batches| match self.preference() {
                 Some((preference, reference)) => {
-                    let reference = reference.clone().cast(self.dtype);
-                    evaluate_pairs([&model, &reference], batches, preference)
+                    evaluate_pairs([&model, reference], batches, preference)
                 }
                 None => evaluate_batches(&model, batches, self.feed.val_bytes()),
             })

@@ -69,6 +69,7 @@ impl Run {
             plan,
             spec: &parts.spec,
             device: &device.device,
+            dtype,
         };
         let state = match checkpoint {
             None => start.fresh()?,

@@ -44,7 +44,7 @@ pub(super) struct Trainer {
     pub(super) feed: Feed,
     /// What the forward and backward pass compute in.
     pub(super) dtype: FloatDType,
-    /// The base model as it came, which answers are held against (task = "dpo").
+    /// The base model as it came, which answers are held against (task = "dpo"), in `dtype`.
     pub(super) reference: Option<Decoder>,
     /// The adapter as it began, where that is not nothing.
     pub(super) beginning: Option<Adapter>,
@@ -214,11 +214,7 @@ impl Trainer {
 
     /// What pairs of answers are judged by; none for other tasks.
     pub(super) fn preference(&self) -> Option<(Preference, &Decoder)> {
-        let dpo = self.plan.dpo()?;
-        let preference = Preference {
-            beta: dpo.beta,
-            label_smoothing: dpo.label_smoothing,
-        };
+        let preference = self.plan.dpo()?.into();
         Some((preference, self.reference.as_ref()?))
     }
 

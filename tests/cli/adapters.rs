@@ -199,6 +199,8 @@ fn a12_a_run_that_was_moved_finds_the_base_model_it_keeps() {
     let sets = ["quantization.weights=nf4", "adapter.init=pissa"];
     bench.expect(0, &arguments("run", &sets));
     let before = greedy(&bench, "run");
+    let card = fs::read_to_string(bench.path("run/README.md")).unwrap();
+    assert!(card.contains("`base_model/` beside this file"), "{card}");
     fs::rename(bench.path("run"), bench.path("moved")).unwrap();
     assert_eq!(before, greedy(&bench, "moved"));
     // Its data and the base model that it came from are not needed.
@@ -222,6 +224,39 @@ fn a12_q1_an_adapter_beside_codes_needs_no_more_than_its_base_model() {
     fs::rename(bench.path("base"), bench.path("gone")).unwrap();
     fs::rename(bench.path("eight"), bench.path("base")).unwrap();
     greedy(&bench, "run");
+}
+
+#[test]
+fn a1_r13_an_estimate_counts_what_dropout_keeps() {
+    let bench = bench();
+    let activations = |sets: &[&str]| {
+        let sets = sets.iter().flat_map(|set| ["--set", *set]);
+        let all = ["estimate", "lora.toml", "--json"].into_iter();
+        let (out, _) = bench.expect(0, &all.chain(sets).collect::<Vec<_>>());
+        let found: serde_json::Value = serde_json::from_str(&out).unwrap();
+        let terms = found["memory"]["terms"].as_array().unwrap().clone();
+        let mut terms = terms
+            .into_iter()
+            .filter(|term| term["name"] == "activations");
+        terms.next().map(|term| term["bytes"].as_u64().unwrap())
+    };
+    // At a size at which activations are the most that there is.
+    let large = "train.micro_batch_size=512";
+    let (plain, dropped) = (
+        activations(&[large]).unwrap(),
+        activations(&[large, "adapter.lora_dropout=0.1"]).unwrap(),
+    );
+    // 2 blocks, 512 x 16 tokens, 2 x 4 bytes for what goes into attention, o, the two before, down.
+    assert_eq!(dropped - plain, 2 * 512 * 16 * 8 * (16 + 16 + 16 + 32));
+}
+
+#[test]
+fn a11_an_adapter_is_not_exported_without_its_base_model() {
+    let bench = bench();
+    bench.expect(0, &arguments("run", &[]));
+    let export = ["export", "--model", "run", "--to", "nf4", "--out", "x"];
+    let (_, error) = bench.expect(2, &export);
+    assert!(error.contains("runner merge --model run"), "{error}");
 }
 
 #[test]

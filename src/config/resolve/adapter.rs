@@ -1,6 +1,7 @@
 //! `[adapter]`: which layers are meant, and whether the base model has them.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use super::Checks;
 use crate::config::adapter::{AdapterPlan, LinearLayer, LoraShape, Selector};
@@ -39,6 +40,10 @@ impl Checks<'_> {
         });
         let shapes: BTreeMap<_, _> = shapes.collect();
         self.init(adapter, target, base);
+        let place = (&config.output_dir, config.model.base_model.as_ref());
+        if adapter.init != AdapterInit::Default && target.blockwise.is_some() {
+            self.own_base(place);
+        }
         self.fused(adapter, shape, &shapes);
         if shapes.contains_key("lm_head") && adapter.lora_dropout > 0.0 {
             self.refuse(
@@ -98,6 +103,21 @@ impl Checks<'_> {
                 &["adapter.init", "quantization.weights", "model.base_model"],
                 format!("init = \"{name}\" in [adapter]: {problem}"),
                 "init = \"default\"; \"loftq\" goes with [quantization] of a dense base model",
+            );
+        }
+    }
+
+    /// The run writes a base model of its own, and must not write it over the one that it is made of.
+    fn own_base(&mut self, (output, base): (&PathBuf, Option<&PathBuf>)) {
+        let absolute = |path: &Path| std::path::absolute(path).ok();
+        let own = absolute(&output.join("base_model"));
+        if own.is_some() && own == base.and_then(|base| absolute(base)) {
+            self.refuse(
+                &["output_dir", "model.base_model", "adapter.init"],
+                "the run keeps a changed base model in base_model/ of `output_dir`, which is where \
+                 `base_model` in [model] is"
+                    .to_string(),
+                "another output_dir",
             );
         }
     }
