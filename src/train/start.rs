@@ -168,12 +168,14 @@ mod tests {
 
     #[test]
     fn dpo_the_reference_is_rounded_once_and_shares_weights_where_it_can() {
-        let mut config = Config::default();
-        config.task = Task::Dpo;
+        let mut config = Config {
+            task: Task::Dpo,
+            adapter: Some(AdapterConfig::default()),
+            ..Config::default()
+        };
         config.model.base_model = Some("tests/data/reference/llama".into());
         config.data.datasets.push(DatasetConfig::new("x.jsonl"));
         config.train.max_steps = Some(1);
-        config.adapter = Some(AdapterConfig::default());
         let plan = Plan::from_config(config).unwrap();
         for dtype in [FloatDType::F32, FloatDType::BF16] {
             let start = Start {
