@@ -9,7 +9,7 @@ use std::error::Error;
 
 use burn::module::Module;
 use burn::tensor::Device;
-use firebrick::adapter::{Adapter, Registry};
+use firebrick::adapter::{Adapter, PeftOptions, Registry};
 use firebrick::config::{AdapterInit, AdapterPlan, LoraShape, OptimizerPlan, Preset};
 use firebrick::data::{Batch, Tokenizer};
 use firebrick::gradient::backward;
@@ -57,7 +57,7 @@ pub fn run(steps: usize) -> Result<Vec<(&'static str, f64)>, Box<dyn Error>> {
     // What peft reads: adapter_config.json and adapter_model.safetensors.
     registry
         .get("river")?
-        .write(&folder, &spec, "the/base/model".as_ref(), false)?;
+        .write(&folder, &spec, &PeftOptions::new("the/base/model".as_ref()))?;
     let read_back = Adapter::read(&folder, &spec)?;
     Ok(vec![
         ("the base model", loss(registry.base())?),

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData};
-use firebrick::adapter::{Adapter, AdapterError, Registry, merge};
+use firebrick::adapter::{Adapter, AdapterError, PeftOptions, Registry, merge};
 use firebrick::config::{
-    AdapterInit, AdapterPlan, Architecture, LoraShape, OptimizerPlan, PackedLayout,
+    AdapterInit, AdapterPlan, Architecture, LoraShape, OptimizerPlan, PackedLayout, SaveDtype,
 };
 use firebrick::data::Batch;
 use firebrick::gradient::{Gradient, Precision, backward, backward_with};
@@ -164,6 +164,19 @@ fn a1_a2_a_new_adapter_changes_nothing_and_learns_without_touching_the_base() {
             );
         }
     }
+}
+
+#[test]
+fn a1_the_model_that_was_adapted_can_still_be_trained() {
+    let spec = tiny(Architecture::Llama);
+    // Nothing of it has been drawn yet.
+    let base = trainable(&spec);
+    let model = base.clone().adapted(&plan(&spec, LORA), 9).unwrap();
+    let batch = [batch(2, 8, 13)];
+    let found = gradients(&base, &backward(&base, &batch).unwrap().gradient);
+    assert_eq!(found.len(), parameters(&base).len());
+    let found = gradients(&model, &backward(&model, &batch).unwrap().gradient);
+    assert!(found.keys().all(|path| is_adapter(path)));
 }
 
 #[test]
@@ -408,7 +421,7 @@ fn a12_what_is_written_is_read_back_in_every_family() {
             let folder = tempfile::tempdir().unwrap();
             let written = Adapter::of(&model);
             written
-                .write(folder.path(), &spec, Path::new("base"), false)
+                .write(folder.path(), &spec, &PeftOptions::new(Path::new("base")))
                 .unwrap();
             let read = Adapter::read(folder.path(), &spec).unwrap();
             assert_eq!(read.saved, written.saved, "{name}");
@@ -458,7 +471,200 @@ fn a12_adapters_of_peft_give_its_logits() {
         assert!(error < 1e-4, "{name}: {error}");
         count += 1;
     }
-    assert_eq!(count, 8);
+    assert_eq!(count, 9);
+}
+
+/// The logits that peft gives with the head's own weights replaced are those of the test above; this
+/// is that they are written again.
+#[test]
+fn a12_weights_that_come_with_an_adapter_stay_with_it() {
+    let base = folder::load(&data("reference/llama"), &Device::flex()).unwrap();
+    let adapter = Adapter::read(&data("adapters/llama-head"), base.spec()).unwrap();
+    assert_eq!(adapter.replaced.len(), 1);
+    let folder = tempfile::tempdir().unwrap();
+    let options = PeftOptions::new(Path::new("base"));
+    adapter.write(folder.path(), base.spec(), &options).unwrap();
+    assert_eq!(Adapter::read(folder.path(), base.spec()).unwrap(), adapter);
+    let mixed = Adapter::mix(&[(&adapter, 0.5), (&adapter, 0.5)]).unwrap();
+    let batch = batch(1, 8, 13);
+    let [expected, found] =
+        [&adapter, &mixed].map(|adapter| logits(&adapter.attach(base.clone()).unwrap(), &batch));
+    assert!(distance(&expected, &found) < 1e-5);
+    let mut other = adapter.clone();
+    other
+        .replaced
+        .values_mut()
+        .for_each(|data| *data = zeros(data));
+    assert!(matches!(
+        Adapter::mix(&[(&adapter, 0.5), (&other, 0.5)]),
+        Err(AdapterError::NotMixable { .. })
+    ));
+}
+
+fn zeros(data: &TensorData) -> TensorData {
+    TensorData::new(vec![0f32; data.num_elements()], data.shape().clone())
+}
+
+#[test]
+fn a12_half_precision_files_are_half_as_large_and_near() {
+    let base = folder::load(&data("reference/llama"), &Device::flex()).unwrap();
+    let adapter = Adapter::read(&data("adapters/llama-dora"), base.spec()).unwrap();
+    let size = |dtype| {
+        let folder = tempfile::tempdir().unwrap();
+        let options = PeftOptions {
+            dtype,
+            ..PeftOptions::new(Path::new("base"))
+        };
+        adapter.write(folder.path(), base.spec(), &options).unwrap();
+        let read = Adapter::read(folder.path(), base.spec()).unwrap();
+        for (path, update) in &adapter.layers {
+            let (a, b) = (floats(&update.a), floats(&read.layers[path].a));
+            let near = |(a, b): (&f32, &f32)| (a - b).abs() <= a.abs() / 256.0;
+            assert!(a.iter().zip(&b).all(near), "{path}");
+        }
+        let file = folder.path().join("adapter_model.safetensors");
+        let bytes = fs::read(file).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        file.iter()
+            .map(|(_, tensor)| tensor.data().len())
+            .sum::<usize>()
+    };
+    let sizes = [SaveDtype::F32, SaveDtype::Bf16, SaveDtype::F16].map(size);
+    assert_eq!(sizes, [sizes[0], sizes[0] / 2, sizes[0] / 2]);
+    let mut large = adapter.clone();
+    let update = large.layers.values_mut().next().unwrap();
+    let values = vec![1e6f32; update.a.num_elements()];
+    update.a = TensorData::new(values, update.a.shape().clone());
+    let folder = tempfile::tempdir().unwrap();
+    let options = PeftOptions {
+        dtype: SaveDtype::F16,
+        ..PeftOptions::new(Path::new("base"))
+    };
+    let error = large
+        .write(folder.path(), base.spec(), &options)
+        .unwrap_err();
+    assert!(error.to_string().contains("float16"), "{error}");
+}
+
+#[test]
+fn a12_what_has_no_place_in_the_files_is_not_written() {
+    let refused = |adapter: &Adapter, spec: &DecoderSpec| {
+        let folder = tempfile::tempdir().unwrap();
+        let options = PeftOptions::new(Path::new("base"));
+        let error = adapter.write(folder.path(), spec, &options).unwrap_err();
+        assert!(matches!(error, AdapterError::NotWritable { .. }), "{error}");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        error.to_string()
+    };
+    let of = |spec: &DecoderSpec, shape| {
+        let model = trainable(spec).adapted(&plan(spec, shape), 1).unwrap();
+        Adapter::of(&model)
+    };
+    let phi3 = tiny(Architecture::Phi3);
+    let mut part = of(&phi3, DORA);
+    part.layers.remove("layers.0.self_attn.k_proj");
+    let error = refused(&part, &phi3);
+    assert!(error.contains("qkv_proj"), "{error}");
+
+    let llama = tiny(Architecture::Llama);
+    let mut mixed = of(&llama, DORA);
+    mixed.layers.values_mut().next().unwrap().magnitude = None;
+    let error = refused(&mixed, &llama);
+    assert!(error.contains("DoRA"), "{error}");
+
+    let mut foreign = of(&llama, LORA);
+    let norm = TensorData::new(vec![1f32; 4], [4]);
+    foreign
+        .saved
+        .insert("layers.7.norm.weight".to_string(), norm);
+    let error = refused(&foreign, &llama);
+    assert!(error.contains("layers.7.norm.weight"), "{error}");
+    let mut foreign = of(&llama, LORA);
+    let update = foreign.layers.values().next().unwrap().clone();
+    foreign
+        .layers
+        .insert("layers.9.mlp.up_proj".to_string(), update);
+    let error = refused(&foreign, &llama);
+    assert!(error.contains("layers.9.mlp.up_proj"), "{error}");
+}
+
+#[test]
+fn a12_an_embedding_that_is_the_head_as_well_is_not_taken_apart() {
+    let spec = folder::read_config(&data("reference/qwen2")).unwrap();
+    assert!(spec.shape.tie_word_embeddings);
+    let base = folder::load(&data("reference/qwen2"), &Device::flex()).unwrap();
+    let mut adapter = Adapter::read(&data("adapters/qwen2-lora"), &spec).unwrap();
+    let embedding = parameters(&base)["embed_tokens.weight"].clone();
+    adapter
+        .saved
+        .insert("embed_tokens.weight".to_string(), zeros(&embedding));
+    let folder = tempfile::tempdir().unwrap();
+    let options = PeftOptions::new(Path::new("base"));
+    adapter.write(folder.path(), &spec, &options).unwrap();
+    assert_eq!(Adapter::read(folder.path(), &spec).unwrap(), adapter);
+    let path = folder.path().join("adapter_config.json");
+    let text = fs::read_to_string(&path).unwrap();
+    assert!(text.contains("\"ensure_weight_tying\": true"));
+    fs::write(&path, text.replace("_tying\": true", "_tying\": false")).unwrap();
+    let error = Adapter::read(folder.path(), &spec).unwrap_err();
+    assert!(matches!(error, AdapterError::Unties { .. }), "{error}");
+    assert!(error.help().unwrap().contains("ensure_weight_tying"));
+}
+
+#[cfg(unix)]
+#[test]
+fn a12_a_pipe_or_a_folder_in_the_place_of_weights_is_an_error() {
+    let spec = folder::read_config(&data("reference/llama")).unwrap();
+    for is_pipe in [true, false] {
+        let folder = tempfile::tempdir().unwrap();
+        let config = "adapter_config.json";
+        fs::copy(
+            data("adapters/llama-lora").join(config),
+            folder.path().join(config),
+        )
+        .unwrap();
+        let weights = folder.path().join("adapter_model.safetensors");
+        if is_pipe {
+            let made = std::process::Command::new("mkfifo").arg(&weights).status();
+            assert!(made.unwrap().success());
+        } else {
+            fs::create_dir(&weights).unwrap();
+        }
+        let error = Adapter::read(folder.path(), &spec).unwrap_err().to_string();
+        assert!(error.contains("not a regular file"), "{error}");
+    }
+}
+
+#[test]
+fn a11_adapters_without_a_sum_are_not_mixed() {
+    let of = |spec: &DecoderSpec| {
+        let model = trainable(spec).adapted(&plan(spec, LORA), 1).unwrap();
+        Adapter::of(&model)
+    };
+    let adapter = of(&tiny(Architecture::Llama));
+    let mut wide = tiny(Architecture::Llama);
+    wide.shape.intermediate_size *= 2;
+    let mut torn = adapter.clone();
+    let update = torn.layers.values_mut().next().unwrap();
+    update.b = TensorData::new(vec![0f32; 8], [1, 8]);
+    let cases: [(&[(&Adapter, f64)], &str); 5] = [
+        (&[(&adapter, f64::NAN)], "a weight of NaN"),
+        (
+            &[(&adapter, 1.0), (&adapter, f64::INFINITY)],
+            "a weight of inf",
+        ),
+        (&[(&adapter, 1.0), (&of(&wide), 1.0)], "in another"),
+        (&[(&torn, 1.0)], "has A"),
+        (&[], "there is none"),
+    ];
+    for (parts, reason) in cases {
+        match Adapter::mix(parts) {
+            Err(AdapterError::NotMixable { reason: found }) => {
+                assert!(found.contains(reason), "{found}");
+            }
+            other => panic!("{reason}: {other:?}"),
+        }
+    }
 }
 
 #[test]
@@ -487,12 +693,31 @@ fn a12_what_cannot_be_honoured_is_refused_by_name() {
         ("trainable_token_indices", serde_json::json!([1])),
         ("a_field_of_tomorrow", serde_json::json!(1)),
         ("alpha_pattern", serde_json::json!({ "(": 2 })),
+        ("use_dora", serde_json::json!("yes")),
+        ("use_rslora", serde_json::json!(1)),
+        ("ensure_weight_tying", serde_json::json!("no")),
+        ("init_lora_weights", serde_json::json!("pissa")),
+        ("init_lora_weights", serde_json::json!("pissa_niter_16")),
+        ("init_lora_weights", serde_json::json!("olora")),
+        ("init_lora_weights", serde_json::json!("corda")),
+        ("init_lora_weights", serde_json::json!("lora_ga")),
+        ("init_lora_weights", serde_json::json!("loftq")),
+        ("init_lora_weights", serde_json::json!(1)),
     ];
     for (field, value) in fields {
         match copy(&|config| config[field] = value.clone()) {
             Err(AdapterError::Unsupported { field: named, .. }) => assert_eq!(named, field),
             other => panic!("{field}: {other:?}"),
         }
+    }
+    for init in [
+        serde_json::json!(false),
+        serde_json::Value::Null,
+        serde_json::json!("gaussian"),
+        serde_json::json!("orthogonal"),
+        serde_json::json!("eva"),
+    ] {
+        assert!(copy(&|config| config["init_lora_weights"] = init.clone()).is_ok());
     }
     let dora = copy(&|config| config["use_dora"] = serde_json::json!(true));
     assert!(

@@ -35,12 +35,17 @@ KINDS = {
     "dora": {"use_dora": True},
     "patterns": {"rank_pattern": {"NARROW": 2}, "alpha_pattern": {"NARROW": 3}},
     "saved": {"modules_to_save": ["lm_head", "embed_tokens"]},
+    "head": {},
 }
 
 FAMILIES = ["llama", "qwen2", "qwen3", "phi3", "gpt2"]
 
 
-def targets(family):
+def targets(family, kind):
+    return blocks(family) + (["lm_head"] if kind == "head" else [])
+
+
+def blocks(family):
     if family == "phi3":
         return ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
     if family == "gpt2":
@@ -80,9 +85,9 @@ def runner_logits(runner, model, adapter, work):
 
 
 def theirs(family, kind, base, folder):
-    options = json.loads(json.dumps(KINDS[kind]).replace("NARROW", targets(family)[-1]))
+    options = json.loads(json.dumps(KINDS[kind]).replace("NARROW", blocks(family)[-1]))
     torch.manual_seed(sum(map(ord, family + kind)))
-    config = LoraConfig(r=4, lora_alpha=8, target_modules=targets(family), task_type="CAUSAL_LM",
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=targets(family, kind), task_type="CAUSAL_LM",
                         fan_in_fan_out=family == "gpt2", **options)
     model = get_peft_model(load(base), config).eval()
     with torch.no_grad():
@@ -93,6 +98,9 @@ def theirs(family, kind, base, folder):
                 parameter.mul_(1 + 0.1 * torch.rand_like(parameter))
             elif "modules_to_save" in name:
                 parameter.add_(0.02 * torch.randn_like(parameter))
+            elif "lm_head.base_layer" in name:
+                # It is saved beside its update, and loaded in the place of the base model's.
+                parameter.add_(0.02 * torch.randn_like(parameter))
     model.save_pretrained(folder)
     return logits_of(model)
 
@@ -102,8 +110,9 @@ def ours(runner, family, kind, base, work):
     text.write_text("the quick brown fox jumps over the lazy dog 0123456789\n" * 40)
     options = {
         "lora": "", "rslora": "use_rslora = true", "dora": 'type = "dora"',
-        "patterns": f'rank_pattern = {{ {targets(family)[-1]} = 2 }}\nalpha_pattern = {{ {targets(family)[-1]} = 3.0 }}',
+        "patterns": f'rank_pattern = {{ {blocks(family)[-1]} = 2 }}\nalpha_pattern = {{ {blocks(family)[-1]} = 3.0 }}',
         "saved": 'modules_to_save = ["lm_head", "embed_tokens"]',
+        "head": 'target_modules = ["all-linear", "lm_head"]',
     }[kind]
     config = work / "run.toml"
     config.write_text(f"""
@@ -145,7 +154,7 @@ def main():
             work = Path(tempfile.mkdtemp())
             base = base_folder(family, work, args.references)
             tied = json.loads((base / "config.json").read_text()).get("tie_word_embeddings", family == "gpt2")
-            if kind == "saved" and tied:
+            if kind in ["saved", "head"] and tied:
                 continue
             adapter = work / "adapter"
             expected = theirs(family, kind, base, adapter)

@@ -71,6 +71,20 @@ pub enum AdapterError {
         /// The first such value.
         value: f32,
     },
+    /// An embedding that was trained apart from an output head that is the same matrix.
+    #[error(
+        "adapter tensor `{name}` is an embedding for a base model whose output head is the same matrix, and stays as it was"
+    )]
+    Unties {
+        /// Its name in the file.
+        name: String,
+    },
+    /// An adapter that the files of its base model have no place for.
+    #[error("the adapter cannot be written: {reason}")]
+    NotWritable {
+        /// Why.
+        reason: String,
+    },
     /// Adapters that have no sum.
     #[error("adapters cannot be mixed: {reason}")]
     NotMixable {
@@ -104,7 +118,10 @@ impl AdapterError {
     /// The process exit code: what the caller asked for is 2, a damaged or foreign folder 1.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Untrained | Self::NotMixable { .. } | Self::Name { .. } => 2,
+            Self::Untrained
+            | Self::NotMixable { .. }
+            | Self::NotWritable { .. }
+            | Self::Name { .. } => 2,
             Self::Model(error) => error.exit_code(),
             _ => 1,
         }
@@ -120,6 +137,16 @@ impl AdapterError {
             Self::Unsupported { field, .. } if field == "peft_type" => {
                 Some("LoRA and DoRA adapters can be read".to_string())
             }
+            Self::Unsupported { field, .. } if field == "init_lora_weights" => Some(
+                "it belongs to a base model that its beginning was taken out of: convert it with PEFT, \
+                 save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+                    .to_string(),
+            ),
+            Self::Unties { .. } => Some(
+                "train it with ensure_weight_tying = true in PEFT, or on a base model whose output head \
+                 is a matrix of its own"
+                    .to_string(),
+            ),
             Self::Unexpected { .. } | Self::Shape { .. } | Self::Missing { .. } => Some(
                 "the adapter was trained on another base model, or its files do not belong together"
                     .to_string(),

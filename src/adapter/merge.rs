@@ -29,16 +29,7 @@ pub fn merge(base: &Decoder, adapter: &Adapter, tokens: &[u32]) -> Result<Merged
     }
     let adapted = adapter.attach(base.clone())?;
     let model = adapted.clone().merged();
-    let text = Batch {
-        rows: 1,
-        cols: tokens.len(),
-        tokens: tokens.to_vec(),
-        // There is no loss.
-        targets: vec![0; tokens.len()],
-        weights: vec![0.0; tokens.len()],
-        segment_ids: vec![0; tokens.len()],
-        positions: (0..tokens.len() as u32).collect(),
-    };
+    let text = Batch::of_prompt(tokens);
     let [plain, with_adapter, merged] = [base, &adapted, &model].map(|model| model.forward(&text));
     let (plain, with_adapter, merged) = (plain?, with_adapter?, merged?);
     Ok(Merged {

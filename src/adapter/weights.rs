@@ -16,6 +16,9 @@ pub struct Adapter {
     pub layers: BTreeMap<String, LayerUpdate>,
     /// Parameters of modules that were trained whole, by path.
     pub saved: Tensors,
+    /// Weights of adapted layers that came with the adapter, by the path of the parameter: they take
+    /// the place of the base model's. PEFT saves those of the output head.
+    pub replaced: Tensors,
     /// Share of the inputs that was dropped in training.
     pub dropout: f64,
 }
@@ -37,6 +40,11 @@ impl LayerUpdate {
     /// r.
     pub fn rank(&self) -> usize {
         self.a.shape().as_slice()[1]
+    }
+
+    /// `[in, out]` of the layer that it is for.
+    fn outside(&self) -> [usize; 2] {
+        [self.a.shape().as_slice()[0], self.b.shape().as_slice()[1]]
     }
 
     fn shape(&self, dropout: f64) -> LoraShape {
@@ -75,6 +83,7 @@ impl Adapter {
         Self {
             layers,
             saved: tensors,
+            replaced: Tensors::new(),
             dropout: shapes.values().next().map_or(0.0, |shape| shape.dropout),
         }
     }
@@ -114,6 +123,7 @@ impl Adapter {
     /// By the paths of the parameters.
     pub(crate) fn tensors(&self) -> Tensors {
         let mut tensors = self.saved.clone();
+        tensors.extend(self.replaced.clone());
         for (path, update) in &self.layers {
             let mut put = |name: &str, data: &TensorData| {
                 tensors.insert(format!("{path}.adapter.{name}"), data.clone());
@@ -137,32 +147,32 @@ impl Adapter {
     /// their B one under the other, each times its weight. Its rank is the sum of their ranks.
     ///
     /// # Errors
-    /// [`AdapterError::NotMixable`] for none at all, for DoRA, whose lengths do not add up, and for
-    /// modules that were trained whole in one of several.
+    /// [`AdapterError::NotMixable`] for none at all, for a weight that is not finite, for DoRA, whose
+    /// lengths do not add up, for modules that were trained whole in one of several, and for adapters
+    /// of different base models.
     pub fn mix(parts: &[(&Adapter, f64)]) -> Result<Self, AdapterError> {
-        let refuse = |reason: &str| {
-            let reason = reason.to_string();
-            Err(AdapterError::NotMixable { reason })
-        };
         if parts.is_empty() {
-            return refuse("there is none");
-        }
-        let updates = || {
-            parts
-                .iter()
-                .flat_map(|(adapter, _)| adapter.layers.values())
-        };
-        if updates().any(|update| update.magnitude.is_some()) {
-            return refuse("DoRA's lengths of weights do not add up");
-        }
-        if parts.iter().any(|(adapter, _)| !adapter.saved.is_empty()) {
-            return refuse("a module that was trained whole (modules_to_save) is not an update");
+            return not_mixable("there is none".to_string());
         }
         let mut mixed = Self::default();
         for (adapter, weight) in parts {
+            adapter.check_mixable(*weight)?;
+            for (path, data) in &adapter.replaced {
+                let other = mixed.replaced.insert(path.clone(), data.clone());
+                if other.is_some_and(|other| other != *data) {
+                    return not_mixable(format!("two of them have {path}, and not the same"));
+                }
+            }
             for (path, update) in &adapter.layers {
                 let scaled = weighted(update, *weight);
                 let sum = match mixed.layers.remove(path) {
+                    Some(sum) if sum.outside() != scaled.outside() => {
+                        return not_mixable(format!(
+                            "{path} is {:?} in one and {:?} in another",
+                            sum.outside(),
+                            scaled.outside()
+                        ));
+                    }
                     Some(sum) => beside(&sum, &scaled),
                     None => scaled,
                 };
@@ -171,6 +181,32 @@ impl Adapter {
         }
         Ok(mixed)
     }
+
+    /// Whether it has a share in a sum by itself.
+    fn check_mixable(&self, weight: f64) -> Result<(), AdapterError> {
+        if !weight.is_finite() {
+            return not_mixable(format!("a weight of {weight}"));
+        }
+        if !self.saved.is_empty() {
+            let reason = "a module that was trained whole (modules_to_save) is not an update";
+            return not_mixable(reason.to_string());
+        }
+        for (path, update) in &self.layers {
+            if update.magnitude.is_some() {
+                return not_mixable("DoRA's lengths of weights do not add up".to_string());
+            }
+            let (a, b) = (update.a.shape().as_slice(), update.b.shape().as_slice());
+            let fits = matches!((a, b), ([_, inner], [outer, _]) if inner == outer);
+            if !fits {
+                return not_mixable(format!("{path} has A {a:?} and B {b:?}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn not_mixable<T>(reason: String) -> Result<T, AdapterError> {
+    Err(AdapterError::NotMixable { reason })
 }
 
 /// The trained parameters of a model, by path.

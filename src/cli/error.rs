@@ -41,6 +41,12 @@ pub enum CliError {
         /// Where the adapter says that the base model is.
         base: PathBuf,
     },
+    /// An adapter where a model is needed.
+    #[error("{} is an adapter, and not a model", path.display())]
+    AdapterAlone {
+        /// The adapter's folder.
+        path: PathBuf,
+    },
     /// Merging without an adapter.
     #[error("there is nothing to merge: no --adapter, and --model is not an adapter's folder")]
     NoAdapter,
@@ -91,7 +97,8 @@ impl CliError {
             Self::Data(error) => error.exit_code(),
             Self::Model(error) => error.exit_code(),
             Self::Adapter(error) => error.exit_code(),
-            Self::NoBaseModel { .. } | Self::NoAdapter | Self::UselessFlag { .. } => 2,
+            Self::NoBaseModel { .. } | Self::AdapterAlone { .. } => 2,
+            Self::NoAdapter | Self::UselessFlag { .. } => 2,
             Self::BaseModelGone { .. } => 1,
             Self::Io { .. } | Self::NotEmpty { .. } => 1,
             Self::Generate(error) => error.exit_code(),
@@ -117,6 +124,11 @@ impl CliError {
             Self::NoBaseModel { .. } | Self::BaseModelGone { .. } => {
                 let help = "name it: --model BASE --adapter THIS";
                 ("adapter", Some(help.to_string()))
+            }
+            Self::AdapterAlone { path } => {
+                let merge = format!("runner merge --model {} --out MODEL", path.display());
+                let help = format!("put it into its base model first: {merge}");
+                ("adapter", Some(help))
             }
             Self::NoAdapter => {
                 let help = "name the folder of a run with [adapter], or one that PEFT wrote";

@@ -7,6 +7,7 @@ use burn::tensor::{DType, Device};
 use clap::{Args, ValueEnum};
 
 use super::CliError;
+use super::model::is_adapter;
 use super::output::{check_empty, copy_beside};
 use crate::config::{BlockFormat, BlockSize, Blockwise, DecoderSpec, PackedLayout, SaveDtype};
 use crate::model::folder::{self, SaveOptions};
@@ -67,6 +68,10 @@ fn block_size(text: &str) -> Result<BlockSize, String> {
 pub(super) fn run(args: &ExportArgs) -> Result<(), CliError> {
     check_empty(&args.out)?;
     check_flags(args)?;
+    if is_adapter(&args.model) {
+        let path = args.model.clone();
+        return Err(CliError::AdapterAlone { path });
+    }
     let spec = folder::read_config(&args.model)?;
     let (model, form) = match args.to.blockwise(args) {
         None => packed(args, &spec)?,

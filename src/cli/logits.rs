@@ -60,17 +60,7 @@ pub(super) fn run(args: &LogitsArgs) -> Result<(), CliError> {
 
 /// `[seq, vocab]`, row-major.
 fn logits(model: &Decoder, tokens: &[u32]) -> Result<Vec<f32>, GenerateError> {
-    let cols = tokens.len();
-    let batch = Batch {
-        rows: 1,
-        cols,
-        tokens: tokens.to_vec(),
-        // There is no loss.
-        targets: vec![0; cols],
-        weights: vec![0.0; cols],
-        segment_ids: vec![0; cols],
-        positions: (0..cols as u32).collect(),
-    };
+    let batch = Batch::of_prompt(tokens);
     let logits: Vec<f32> = model.forward(&batch)?.into_data().iter::<f32>().collect();
     if logits.iter().all(|value| value.is_finite()) {
         Ok(logits)

@@ -10,7 +10,7 @@ use super::model::ModelArgs;
 use super::output::{check_empty, copy_beside};
 use super::{CliError, print_line};
 use crate::adapter::merge;
-use crate::config::SaveDtype;
+use crate::config::{DecoderSpec, SaveDtype};
 use crate::model::folder::{self, SaveOptions};
 
 /// Arguments of `runner merge`.
@@ -26,7 +26,7 @@ pub(super) struct MergeArgs {
     dtype: SaveDtype,
 }
 
-/// Tokens on which the merged model is held against base and adapter.
+/// Tokens, at most, on which the merged model is held against base and adapter.
 const COMPARED: usize = 64;
 
 pub(super) fn run(args: &MergeArgs) -> Result<(), CliError> {
@@ -34,7 +34,7 @@ pub(super) fn run(args: &MergeArgs) -> Result<(), CliError> {
     let place = args.model.find()?;
     let (base, adapter) = place.parts(&Device::flex())?;
     let adapter = adapter.ok_or(CliError::NoAdapter)?;
-    let merged = merge(&base, &adapter, &tokens(place.spec.vocab_size))?;
+    let merged = merge(&base, &adapter, &tokens(&place.spec))?;
     let tensors = folder::hf_tensors(&merged.model);
     fs::create_dir_all(&args.out).map_err(CliError::io(&args.out))?;
     let options = SaveOptions {
@@ -59,10 +59,10 @@ pub(super) fn run(args: &MergeArgs) -> Result<(), CliError> {
     ))
 }
 
-/// Some tokens, all over the vocabulary.
-fn tokens(vocab_size: usize) -> Vec<u32> {
-    let stride = vocab_size / COMPARED * 2 + 1;
-    (0..COMPARED)
-        .map(|i| (i * stride % vocab_size) as u32)
-        .collect()
+/// Some tokens, all over the vocabulary; no more than the model has positions.
+fn tokens(spec: &DecoderSpec) -> Vec<u32> {
+    let count = COMPARED.min(spec.shape.max_position_embeddings);
+    let stride = spec.vocab_size / count * 2 + 1;
+    let tokens = (0..count).map(|i| (i * stride % spec.vocab_size) as u32);
+    tokens.collect()
 }

@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::CliError;
 use crate::adapter::{self, Adapter, AdapterError};
-use crate::config::{self, Blockwise, DecoderSpec};
+use crate::config::{self, DecoderSpec, ModelShape};
 use crate::data::Tokenizer;
 use crate::model::folder::{self, quantiser};
 use crate::model::{Decoder, ModelError, check_vocabulary};
@@ -55,17 +55,11 @@ impl ModelArgs {
             }
             spec => spec?,
         };
-        // Named by itself, an adapter is measured beside the weights that it was trained beside.
-        let is_alone = self.adapter.is_none() && adapter.is_some();
-        let trained = if is_alone {
-            trained_beside(&self.model)?
-        } else {
-            None
+        let is_alone = self.adapter.is_none();
+        let quantises = match &adapter {
+            Some(adapter) => as_trained(&mut spec.shape, adapter, is_alone)?,
+            None => false,
         };
-        let quantises = trained.is_some() && spec.shape.blockwise.is_none();
-        if quantises {
-            spec.shape.blockwise = trained;
-        }
         // A model that an adapter has taught to answer ends as the adapter's tokenizer says.
         let own = adapter.as_ref().map(|folder| folder.join("tokenizer.json"));
         if let Some(own) = own.filter(|file| file.exists()) {
@@ -81,18 +75,25 @@ impl ModelArgs {
     }
 }
 
-/// The codes that a run with an adapter had for a base model's weights.
-fn trained_beside(run: &Path) -> Result<Option<Blockwise>, CliError> {
-    let resolved = run.join("resolved.toml");
-    if !resolved.is_file() {
-        return Ok(None);
+/// Puts into `shape`, a base model's, what the run that trained an adapter had made of its weights.
+/// Trits always: what they were rounded from is another model. Codes of four or eight bits where the
+/// adapter is named alone; an adapter that is named with a base model is put beside its weights as
+/// they are. Says whether dense weights become codes.
+fn as_trained(shape: &mut ModelShape, adapter: &Path, is_alone: bool) -> Result<bool, CliError> {
+    let resolved = adapter.join("resolved.toml");
+    let is_dense = shape.ternary.is_none() && shape.blockwise.is_none();
+    if !is_dense || !resolved.is_file() {
+        return Ok(false);
     }
-    let plan = config::load(&resolved, &[])?;
-    Ok(plan.shape.blockwise.filter(|_| !plan.changes_base()))
+    let mut trained = shape.clone();
+    config::load_quantization(&resolved)?.put_into(&mut trained);
+    shape.ternary = trained.ternary;
+    shape.blockwise = trained.blockwise.filter(|_| is_alone);
+    Ok(shape.blockwise.is_some())
 }
 
 /// A folder that has an adapter and no model.
-fn is_adapter(folder: &Path) -> bool {
+pub(super) fn is_adapter(folder: &Path) -> bool {
     folder.join(adapter::CONFIG).is_file() && !folder.join(folder::CONFIG).exists()
 }
 

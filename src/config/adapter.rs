@@ -177,7 +177,7 @@ impl AdapterConfig {
     /// What applies to a layer with these paths.
     pub(super) fn shape_of(&self, paths: &[String]) -> LoraShape {
         let matching = |pattern: &String| {
-            // Patterns were compiled when the section was checked.
+            // Patterns were compiled when the section was checked, and agree where they overlap.
             Selector::end(pattern).is_ok_and(|pattern| pattern.matches(paths))
         };
         let ranks = self

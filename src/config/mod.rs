@@ -32,6 +32,7 @@ pub use error::{ConfigError, Issue};
 pub use firebrick_kernels::blockwise::Format as BlockFormat;
 pub use firebrick_kernels::ternary::Granularity;
 pub use keys::*;
+pub(crate) use plan::load_quantization;
 pub use plan::{Decay, Length, OptimizerPlan, Plan, SchedulePlan, Warmup, load};
 pub use reference::reference_markdown;
 pub use schema::json_schema;

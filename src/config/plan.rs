@@ -15,7 +15,8 @@ use super::check::check;
 use super::document::Document;
 use super::error::{ConfigError, Issue};
 use super::keys::{
-    AdapterInit, Config, DataConfig, DecayShape, DpoConfig, Sampling, Task, TokenizerConfig,
+    AdapterInit, Config, DataConfig, DecayShape, DpoConfig, QuantizationConfig, Sampling, Task,
+    TokenizerConfig,
 };
 use super::resolve::resolve;
 use super::shape::ModelShape;
@@ -189,6 +190,36 @@ pub fn load(path: &Path, sets: &[String]) -> Result<Plan, ConfigError> {
         sets: sets.to_vec(),
     };
     Plan::from_sources(sources)
+}
+
+/// The `[quantization]` of a configuration file, and nothing else of it: what a run in whose folder
+/// `resolved.toml` lies made of its base model's weights, wherever its data and its base model are by
+/// now.
+///
+/// # Errors
+/// A file that cannot be read or is no TOML; a section that is not one.
+pub(crate) fn load_quantization(path: &Path) -> Result<QuantizationConfig, ConfigError> {
+    #[derive(Deserialize)]
+    struct Section {
+        #[serde(default)]
+        quantization: QuantizationConfig,
+    }
+    let text = read(path)?;
+    match toml::from_str::<Section>(&text) {
+        Ok(section) => Ok(section.quantization),
+        Err(error) => Err(ConfigError::Invalid {
+            issues: vec![Issue {
+                message: error.message().to_string(),
+                origin: None,
+                help: None,
+            }],
+            sources: Sources {
+                path: path.to_path_buf(),
+                text,
+                sets: Vec::new(),
+            },
+        }),
+    }
 }
 
 /// No configuration comes near this; /dev/zero does.

@@ -45,6 +45,25 @@ impl Batch {
         }
     }
 
+    /// A text to be looked at and not trained on: every token is an input, and there is no loss.
+    ///
+    /// ```
+    /// let batch = firebrick::data::Batch::of_prompt(&[5, 6, 7]);
+    /// assert_eq!((batch.tokens.as_slice(), batch.weight()), (&[5, 6, 7][..], 0.0));
+    /// ```
+    pub fn of_prompt(tokens: &[u32]) -> Batch {
+        let cols = tokens.len();
+        Batch {
+            rows: 1,
+            cols,
+            tokens: tokens.to_vec(),
+            targets: vec![0; cols],
+            weights: vec![0.0; cols],
+            segment_ids: vec![0; cols],
+            positions: (0..cols as u32).collect(),
+        }
+    }
+
     /// The given rows as a batch of their own.
     pub fn rows(&self, rows: Range<usize>) -> Batch {
         let cells = rows.start * self.cols..rows.end * self.cols;

@@ -1,8 +1,19 @@
 //! The sum of a step's memory.
 //!
-//! For each token, burn keeps these of a block for its backward pass (d hidden size, q and k widths
+//! For each token, these of a block are kept for its backward pass (d hidden size, q and k widths
 //! of all query and key heads, f width of the feed-forward layer, h heads, s sequence length, e
-//! bytes of an element of the compute dtype):
+//! bytes of an element of the compute dtype). On the CPU, where norms, attention and SwiGLU are one
+//! operation each, which keep what goes in and no more:
+//!
+//! | kept | bytes |
+//! |---|---|
+//! | per norm: its input, its output | 2 d e |
+//! | queries, keys, values, and what attention gives | (2 q + 2 k) e |
+//! | SwiGLU: gate, up, what goes down | 3 f e |
+//! | BitNet's ReLU²: gate, two of its powers, up, their product, and what goes down | 6 f e |
+//! | norms of heads, and BitNet's of what attention gives: their input | (q + k) e, q e |
+//!
+//! On a GPU, and on both for GPT-2's norms and GELU, by burn's graph:
 //!
 //! | kept | bytes |
 //! |---|---|
@@ -12,14 +23,17 @@
 //! | SwiGLU: gate, its sigmoid, their product, up, what goes down (GELU: before and after) | 5 f e (2 f e) |
 //! | BitNet's norms in front of the two projections back: input in f32, what is scaled | (q + f) (4 + e) |
 //!
-//! With adapters the base model's weights have no gradient, and a norm keeps no scaled input, d e less. An adapter keeps
-//! x A, r e; DoRA the layer's output before it is stretched.
+//! With adapters the base model's weights have no gradient, and a norm of burn's keeps no scaled input, d e less. An
+//! adapter keeps x A, r e; DoRA the layer's output before it is stretched. With dropout, layers that read the same x
+//! keep what it is multiplied with and what is left of it, 2 e for each number of x.
 //!
 //! Rounding to ternary weights and 8-bit activations adds nothing: x' takes the place of x. BitNet's ReLU² keeps as
-//! many tensors as SwiGLU.
+//! many tensors as SwiGLU does in burn's graph.
 //!
 //! With gradient checkpointing that is kept for one block at a time, and of the others their input,
 //! d e.
+
+use std::collections::BTreeMap;
 
 use serde::Serialize;
 
@@ -98,26 +112,30 @@ impl Memory {
         };
         let always = sizes.always();
         let sums = moments.into_iter().map(|(moment, own)| {
+            let passing = sum(&own);
             let mut terms = always.clone();
             terms.extend(own);
             terms.retain(|term| term.bytes > 0);
-            Self { moment, terms }
+            (Self { moment, terms }, passing)
         });
+        let peak = sums.max_by_key(|(memory, _)| memory.peak_bytes());
         // There is at least one moment.
-        let mut peak = sums
-            .max_by_key(Self::peak_bytes)
-            .expect("a step has a moment");
+        let (mut peak, passing) = peak.expect("a step has a moment");
         if conditions.is_cpu {
-            peak.terms.extend(sizes.outside(peak.peak_bytes()));
+            peak.terms.extend(sizes.outside(passing));
         }
         peak
     }
 
     /// The sum.
     pub fn peak_bytes(&self) -> u64 {
-        let bytes = self.terms.iter().map(|term| term.bytes);
-        bytes.fold(0, u64::saturating_add)
+        sum(&self.terms)
     }
+}
+
+fn sum(terms: &[Term]) -> u64 {
+    let bytes = terms.iter().map(|term| term.bytes);
+    bytes.fold(0, u64::saturating_add)
 }
 
 /// Weights of the model, and what is kept of those that are trained.
@@ -155,6 +173,8 @@ struct Sizes {
     kept: u64,
     /// Tokens whose logits are there at the same time, in all lanes.
     logit_tokens: u64,
+    /// Bytes of what is there of each logit, and what that is.
+    logit: (u64, &'static str),
     accumulates: bool,
     process: u64,
 }
@@ -169,11 +189,7 @@ impl Sizes {
         let chunk = logit_chunk(spec.vocab_size) as u64;
         Self {
             weights: weights(plan, spec, counts),
-            // With an adapter it is the base model, which is there already.
-            reference: match (plan.dpo(), &plan.adapter) {
-                (Some(_), None) => product([4, counts.parameters]),
-                _ => 0,
-            },
+            reference: reference(plan, spec, counts, (element, conditions.is_cpu)),
             trainable: counts.trainable,
             trains_head: plan.adapter.as_ref().is_none_or(|adapter| {
                 let head = ["lm_head", "embed_tokens"];
@@ -192,8 +208,13 @@ impl Sizes {
             ffn: shape.intermediate_size as u64,
             layers: shape.num_hidden_layers as u64,
             vocab: spec.vocab_size as u64,
-            kept: kept_by_block(plan, spec, element),
+            kept: kept_by_block(plan, spec, (element, conditions.is_cpu)),
             logit_tokens: tokens.min(lanes * chunk),
+            logit: match (conditions.is_cpu, element) {
+                (true, 4) => (4, "logits, their gradient in their place: 4"),
+                (true, _) => (8, "logits and their gradient: 8"),
+                (false, _) => (12, "logits, softmax, gradient: 12"),
+            },
             accumulates: config.train.gradient_accumulation_steps > 1,
             process: conditions.process_bytes,
         }
@@ -246,12 +267,13 @@ impl Sizes {
     }
 
     fn loss(&self) -> Vec<Term> {
+        let (bytes, what) = self.logit;
         vec![
             term(
                 "logits",
-                product([3, 4, self.logit_tokens, self.vocab]),
+                product([bytes, self.logit_tokens, self.vocab]),
                 format!(
-                    "logits, softmax, gradient: 3 x 4 bytes x {} tokens x {}",
+                    "{what} bytes x {} tokens x {}",
                     grouped(self.logit_tokens),
                     grouped(self.vocab)
                 ),
@@ -349,13 +371,15 @@ impl Sizes {
         )
     }
 
-    /// What else the process holds, and what its allocator keeps for reuse, besides `live` bytes.
-    fn outside(&self, live: u64) -> Vec<Term> {
+    /// What else the process holds, and what its allocator keeps for reuse, where so many bytes come and go in
+    /// every step.
+    fn outside(&self, passing: u64) -> Vec<Term> {
+        let [so_many, of] = ALLOCATOR_SHARE;
         vec![
             term("process", self.process, "program and tokens".to_string()),
             term(
                 "allocator",
-                ALLOCATOR_BASE + ALLOCATOR_PER_LANE * self.lanes + live / ALLOCATOR_SHARE,
+                ALLOCATOR_BASE + ALLOCATOR_PER_LANE * self.lanes + passing / of * so_many,
                 "kept for reuse: measured, see docs/performance.md".to_string(),
             ),
         ]
@@ -363,11 +387,11 @@ impl Sizes {
 }
 
 /// What mimalloc keeps beside what is in use, with what no term counts: so many bytes, so many for
-/// each thread that computes, and one in so many of the bytes in use. Fitted to the runs that
-/// benches/memory.rs makes.
+/// each thread that computes, and two in seven of the bytes that come and go in every step, which it
+/// never gives back. Fitted to the runs that benches/memory.rs makes.
 const ALLOCATOR_BASE: u64 = 9_000_000;
-const ALLOCATOR_PER_LANE: u64 = 17_000_000;
-const ALLOCATOR_SHARE: u64 = 33;
+const ALLOCATOR_PER_LANE: u64 = 14_000_000;
+const ALLOCATOR_SHARE: [u64; 2] = [2, 7];
 
 /// The model's weights: all in f32, but for those of a base model that are codes or packed trits.
 fn weights(plan: &Plan, spec: &DecoderSpec, counts: Counts) -> Term {
@@ -400,6 +424,37 @@ fn weights(plan: &Plan, spec: &DecoderSpec, counts: Counts) -> Term {
     }
 }
 
+/// Bytes of the model that answers are held against (task = "dpo"), beyond those that it shares with the
+/// model that is trained: in f32 the base model of an adapter, but for what is trained whole. In half
+/// precision it is rounded once, and the rounded model stays.
+fn reference(
+    plan: &Plan,
+    spec: &DecoderSpec,
+    counts: Counts,
+    (element, is_cpu): (u64, bool),
+) -> u64 {
+    if plan.dpo().is_none() {
+        return 0;
+    }
+    let shape = &spec.shape;
+    let (all, in_blocks) = (shape.parameters(spec.vocab_size), shape.block_parameters());
+    let dense = all - in_blocks;
+    let is_adapted = plan.adapter.is_some();
+    if is_adapted && element == 4 {
+        let adapters = counts.parameters - all;
+        return product([4, counts.trainable.saturating_sub(adapters)]);
+    }
+    let shares_blocks = is_adapted && (shape.ternary.is_some() || shape.blockwise.is_some());
+    let blocks = if shares_blocks {
+        0
+    } else if is_cpu && shape.ternary.is_some() {
+        in_blocks / 4
+    } else {
+        product([element, in_blocks])
+    };
+    product([element, dense]).saturating_add(blocks)
+}
+
 /// What is rounded once a step: all weights in half precision, ternary ones in f32 (their masters and the others are used
 /// as they are). Codes are not rounded.
 fn rounded(plan: &Plan, shape: &ModelShape, counts: Counts, element: u64) -> Term {
@@ -418,34 +473,46 @@ fn rounded(plan: &Plan, shape: &ModelShape, counts: Counts, element: u64) -> Ter
     )
 }
 
-/// Bytes that a block keeps of each token for the backward pass: the table above.
-fn kept_by_block(plan: &Plan, spec: &DecoderSpec, element: u64) -> u64 {
+/// Bytes that a block keeps of each token for the backward pass: the tables above.
+fn kept_by_block(plan: &Plan, spec: &DecoderSpec, (element, is_cpu): (u64, bool)) -> u64 {
     let shape = &spec.shape;
     let sequence_len = plan.config.data.sequence_len as u64;
-    let is_adapted = plan.adapter.is_some();
     let hidden = shape.hidden_size as u64;
     let heads = shape.num_attention_heads as u64;
     let queries = heads * shape.head_dim as u64;
     let keys = (shape.num_key_value_heads * shape.head_dim) as u64;
     let ffn = shape.intermediate_size as u64;
-    let per_norm = if is_adapted {
-        4 + element
-    } else {
-        4 + 2 * element
+    let (is_gpt2, is_bitnet) = (shape.is_gpt2_form(), shape.is_bitnet_form());
+    // What a norm keeps of each number besides its output, and what its output is scaled from.
+    let (input, scaled) = match (is_cpu && !is_gpt2, plan.adapter.is_some()) {
+        (true, _) => (element, 0),
+        (false, true) => (4, 0),
+        (false, false) => (4, element),
     };
-    let norms = 2 * hidden * per_norm;
-    let head_norms = if shape.qk_norm {
-        (queries + keys) * per_norm
-    } else {
+    let norms = 2 * hidden * (input + scaled + element);
+    let head_norms = if !shape.qk_norm {
         0
+    } else if is_cpu {
+        (queries + keys) * input
+    } else {
+        (queries + keys) * (input + scaled + element)
     };
     let projections = (2 * queries + 2 * keys) * element;
-    let scores = product([heads, sequence_len, 8 + element]);
-    let feed_forward = if shape.is_gpt2_form() { 2 } else { 5 } * ffn * element;
-    let sub_norms = if shape.is_bitnet_form() {
-        (queries + ffn) * (4 + element)
-    } else {
+    let scores = if is_cpu {
         0
+    } else {
+        product([heads, sequence_len, 8 + element])
+    };
+    let feed_forward = match (is_gpt2, is_cpu && !is_bitnet) {
+        (true, _) => 2,
+        (false, true) => 3,
+        (false, false) => 5,
+    } * ffn
+        * element;
+    let sub_norms = match (is_bitnet, is_cpu) {
+        (false, _) => 0,
+        (true, true) => (queries + ffn) * element,
+        (true, false) => (queries + ffn) * (4 + element),
     };
     let adapters = kept_by_adapters(plan, spec) * element;
     let rest = norms + head_norms + sub_norms + projections + feed_forward + adapters;
@@ -458,13 +525,31 @@ fn kept_by_adapters(plan: &Plan, spec: &DecoderSpec) -> u64 {
         return 0;
     };
     let layers = spec.shape.linear_layers(spec.vocab_size).into_iter();
-    let kept = layers.filter_map(|layer| {
-        let shape = adapter.layers.get(&layer.path)?;
-        let output = if shape.magnitude { layer.dims[1] } else { 0 };
-        Some((shape.rank + output) as u64)
-    });
-    kept.sum::<u64>()
-        .div_ceil(spec.shape.num_hidden_layers as u64)
+    let mut reads = BTreeMap::new();
+    let mut kept = 0;
+    for layer in layers {
+        let Some(shape) = adapter.layers.get(&layer.path) else {
+            continue;
+        };
+        let [inputs, outputs] = layer.dims;
+        kept += shape.rank + if shape.magnitude { outputs } else { 0 };
+        if shape.dropout > 0.0 {
+            reads.insert((layer.block, input_of(&layer.path)), 2 * inputs);
+        }
+    }
+    let dropped: usize = reads.values().sum();
+    ((kept + dropped) as u64).div_ceil(spec.shape.num_hidden_layers as u64)
+}
+
+/// Which of a block's tensors a layer reads, by one name for those that read the same.
+fn input_of(path: &str) -> &'static str {
+    match path.rsplit('.').next() {
+        Some("q_proj" | "k_proj" | "v_proj") => "attention",
+        Some("gate_proj" | "up_proj") => "feed-forward",
+        Some("o_proj") => "what attention gives",
+        Some("down_proj") => "what the feed-forward layer gives",
+        _ => "the last norm",
+    }
 }
 
 /// More than any machine has is as good as infinite.

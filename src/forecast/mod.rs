@@ -80,8 +80,9 @@ impl Forecast {
 
 /// Two for each weight of a matrix product and each token, and those of attention; three times that
 /// with the backward pass (Kaplan et al., 2020, section 2.1), and a forward pass of the blocks more
-/// with gradient checkpointing; twice that for weights that are not trained. Attention counts every key, seen or masked, since that is what is
-/// computed.
+/// with gradient checkpointing; twice that for weights that are not trained. Pairs of answers take a
+/// forward pass of the reference and a second one of the output head besides. Attention counts every key,
+/// seen or masked, since that is what is computed.
 fn flops_per_token(plan: &Plan, spec: &DecoderSpec) -> f64 {
     let shape = &spec.shape;
     let hidden = shape.hidden_size as f64;
@@ -99,9 +100,13 @@ fn flops_per_token(plan: &Plan, spec: &DecoderSpec) -> f64 {
     } else {
         0.0
     };
+    let reference = match plan.dpo() {
+        Some(_) => blocks + 2.0 * head,
+        None => 0.0,
+    };
     // Without gradients of weights the backward pass has half the products; adapters add their own.
     let Some(adapter) = &plan.adapter else {
-        return (3.0 + again) * blocks + 3.0 * head;
+        return (3.0 + again) * blocks + 3.0 * head + reference;
     };
     let layers = shape.linear_layers(spec.vocab_size).into_iter();
     let ranks = layers.filter_map(|layer| {
@@ -109,7 +114,7 @@ fn flops_per_token(plan: &Plan, spec: &DecoderSpec) -> f64 {
         Some(adapter.layers.get(&layer.path)?.rank * (inputs + outputs))
     });
     let adapters = 2.0 * ranks.sum::<usize>() as f64;
-    (2.0 + again) * blocks + 2.0 * head + (3.0 + again) * adapters
+    (2.0 + again) * blocks + 2.0 * head + (3.0 + again) * adapters + reference
 }
 
 /// Bytes of an element of a resolved dtype.

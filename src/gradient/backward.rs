@@ -12,7 +12,7 @@ use burn::tensor::FloatDType;
 use rayon::prelude::*;
 
 use super::Gradient;
-use super::share::{blockwise, whole};
+use super::share::{by_block, whole};
 use crate::data::Batch;
 use crate::device::lanes;
 use crate::model::{Decoder, Dropout, ModelError};
@@ -163,7 +163,7 @@ fn share(
     let model = model.clone().cast(precision.dtype);
     let scale = precision.loss_scale / weight;
     let (nats, gradient) = if precision.gradient_checkpointing {
-        blockwise(&model, batch, scale, dropout, None)?
+        by_block(&model, batch, scale, dropout, None)?
     } else {
         whole(&model, batch, scale, dropout, None)?
     };

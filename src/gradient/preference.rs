@@ -16,7 +16,8 @@ use rayon::prelude::*;
 
 use super::Gradient;
 use super::backward::{Precision, computing, shares};
-use super::share::{Reweigh, blockwise, whole};
+use super::share::{Reweigh, by_block, whole};
+use crate::config::DpoConfig;
 use crate::data::Batch;
 use crate::device::lanes;
 use crate::model::{Decoder, Dropout, ModelError};
@@ -28,6 +29,15 @@ pub struct Preference {
     pub beta: f64,
     /// Probability that the worse answer was marked as the better.
     pub label_smoothing: f64,
+}
+
+impl From<&DpoConfig> for Preference {
+    fn from(dpo: &DpoConfig) -> Self {
+        Self {
+            beta: dpo.beta,
+            label_smoothing: dpo.label_smoothing,
+        }
+    }
 }
 
 /// What one optimizer step needs to know about its pairs.
@@ -92,7 +102,8 @@ impl Preference {
 
 /// Runs `model` (on an autodiff device) forward and backward over the pairs of one step, whose row
 /// `2 i` is the chosen answer of pair `i` and row `2 i + 1` the rejected one. `reference` is on the
-/// plain device and takes no part in training.
+/// plain device and takes no part in training; it is computed in the precision's dtype, which costs
+/// nothing where it is in that already.
 ///
 /// # Errors
 /// A sequence longer than the model's learned positions.
@@ -194,7 +205,7 @@ fn share(
     };
     let reweigh: Option<&mut Reweigh> = Some(&mut reweigh);
     let (_, gradient) = if precision.gradient_checkpointing {
-        blockwise(&model, batch, scale, dropout, reweigh)?
+        by_block(&model, batch, scale, dropout, reweigh)?
     } else {
         whole(&model, batch, scale, dropout, reweigh)?
     };

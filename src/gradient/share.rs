@@ -24,7 +24,7 @@ use crate::data::Batch;
 use crate::model::{Context, Decoder, Dropout, ModelError};
 
 /// Σ weight · nats over `batch` and the gradient of `scale` times it, in the model's dtype.
-pub(super) fn blockwise(
+pub(super) fn by_block(
     model: &Decoder,
     batch: &Batch,
     scale: f64,

@@ -54,13 +54,16 @@ impl Decoder {
         if let Some(Ternary { packed: None, .. }) = self.spec().shape.ternary {
             self = self.in_bits(PackedLayout::default());
         }
+        // Freezing a parameter that is still to be drawn would freeze it in every clone.
+        visit_parameters(&self, &mut Draw);
         let mut model = self.outlined(plan, seed)?;
         model.linears_mut().for_each(Linear::measure);
         Ok(model)
     }
 
     /// The same decoder with the adapters' parameters, whose shapes are right and whose values may
-    /// not be: no weight is looked at.
+    /// not be: no weight is looked at. Clones of `self` whose weights are still to be drawn are frozen
+    /// with it.
     ///
     /// # Errors
     /// As [`adapted`](Self::adapted).
@@ -243,6 +246,15 @@ impl Decoder {
     fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
         let blocks = self.layers.iter_mut().flat_map(Block::linears);
         blocks.chain(&mut self.lm_head)
+    }
+}
+
+/// Gives parameters their values.
+struct Draw;
+
+impl VisitParameters for Draw {
+    fn visit<const D: usize>(&mut self, _path: &str, param: &Param<Tensor<D>>) {
+        param.val();
     }
 }
 

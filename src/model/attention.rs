@@ -210,6 +210,7 @@ impl Context {
 
 /// Where tokens stand, and which keys each query sees.
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "there is one in a pass")]
 pub(super) enum Sight {
     /// As the operation of the CPU takes it, off the autodiff device.
     Spans {

@@ -435,7 +435,12 @@ impl MapParameters for Cast {
         }
         let value = param.val();
         let (on_tape, trained) = (value.is_autodiff(), value.is_require_grad());
-        let value = value.inner().cast(self.dtype);
+        // Lengths of weights are divided by norms of weights, which are f32.
+        let dtype = match path.ends_with(".adapter.magnitude") {
+            true => FloatDType::F32,
+            false => self.dtype,
+        };
+        let value = value.inner().cast(dtype);
         let value = match (on_tape, trained) {
             (true, true) => Tensor::from_inner(value).require_grad(),
             (true, false) => Tensor::from_inner(value),

@@ -2,11 +2,11 @@
 //! them.
 
 use burn::module::{Module, Param, ParamId};
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{DType, Tensor};
 use firebrick_kernels::ternary::{fake_quantize_activations, fake_quantize_weight, int8_matmul};
 
 use super::init::Init;
-use super::lora::{Dropout, Lora};
+use super::lora::{Dropout, Lora, ratio};
 use super::weight::{PackedWeight, QuantisedWeight, Weight};
 use crate::config::{LoraShape, ModelShape, Ternary};
 
@@ -79,14 +79,15 @@ impl Linear {
         x: Tensor<2>,
         dropout: Option<&Dropout>,
     ) -> [Tensor<2>; N] {
-        let low = Lora::narrow(layers.map(|layer| layer.adapter.as_ref()), &x, dropout);
+        let adapters = layers.map(|layer| layer.adapter.as_ref());
+        let (dropped, low) = Lora::narrow(adapters, &x, dropout);
         let mut low = low.into_iter();
-        let rounded = layers.first().map(|layer| layer.round_input(x.clone()));
+        let rounded = layers.first().map(|layer| layer.round_input(x));
         layers.map(|layer| {
             // One for each layer, and there is a first layer where there is any.
             let low = low.next().flatten();
             let rounded = rounded.clone().expect("a layer has an input");
-            layer.with_adapter(&x, rounded, low, dropout)
+            layer.with_adapter(rounded, low, dropped.as_ref())
         })
     }
 
@@ -100,27 +101,30 @@ impl Linear {
         }
     }
 
-    /// The layer's output from x, what x was rounded to, and the product of x with A.
+    /// The layer's output from what x was rounded to, the product of x with A, and what dropout has
+    /// left of x, where there was any.
     fn with_adapter(
         &self,
-        x: &Tensor<2>,
         rounded: Tensor<2>,
         low: Option<Tensor<2>>,
-        dropout: Option<&Dropout>,
+        dropped: Option<&Tensor<2>>,
     ) -> Tensor<2> {
         let product = self.product(rounded);
         let y = match (&self.adapter, low) {
             (Some(adapter), Some(low)) => {
                 match adapter.stretch(|a| self.plain_product(a)) {
                     None => adapter.add(product, low),
-                    Some(stretch) => match adapter.mask(x, dropout) {
-                        None => adapter.add(product, low) * stretch,
-                        // As in PEFT, what is dropped is dropped for the whole change.
-                        Some(mask) => {
-                            let dropped = self.product(self.round_input(x.clone() * mask));
-                            product + adapter.add(dropped.clone(), low) * stretch - dropped
+                    Some(stretch) => {
+                        let stretch = stretch.cast(product.dtype());
+                        match dropped {
+                            None => adapter.add(product, low) * stretch,
+                            // As in PEFT, what is dropped is dropped for the whole change.
+                            Some(x) => {
+                                let dropped = self.product(self.round_input(x.clone()));
+                                product + adapter.add(dropped.clone(), low) * stretch - dropped
+                            }
                         }
-                    },
+                    }
                 }
             }
             _ => product,
@@ -157,16 +161,7 @@ impl Linear {
         match &self.weight {
             Weight::Packed(weight) => weight.plain_product(x),
             Weight::Quantised(weight) => weight.plain_product(x),
-            Weight::Dense(weight) => {
-                let weight = weight.val().inner().cast(DType::F32);
-                let weight = match self.ternary {
-                    Some(ternary) if !self.is_rounded => {
-                        fake_quantize_weight(weight, ternary.granularity)
-                    }
-                    _ => weight,
-                };
-                x.matmul(weight)
-            }
+            Weight::Dense(_) => x.matmul(self.dense_weight()),
         }
     }
 
@@ -204,9 +199,9 @@ impl Linear {
             let (a, b) = (plain(adapter.lora_a.val()), plain(adapter.lora_b.val()));
             merged = merged + a.matmul(b).mul_scalar(adapter.scale);
             if let Some(magnitude) = &adapter.magnitude {
-                let lengths = merged.clone().square().sum_dim(0).sqrt();
-                let wanted: Tensor<2> = magnitude.val().inner().cast(DType::F32).unsqueeze();
-                merged = merged * (wanted / lengths);
+                let lengths = merged.clone().square().sum_dim(0).sqrt().squeeze_dim(0);
+                let wanted = magnitude.val().inner().cast(DType::F32);
+                merged = merged * ratio(wanted, lengths).unsqueeze();
             }
         }
         self.weight = Weight::Dense(Param::initialized(ParamId::new(), merged));
@@ -216,11 +211,14 @@ impl Linear {
 
     /// The weights as they are multiplied with, `[in, out]` f32, off the autodiff device.
     pub(crate) fn dense_weight(&self) -> Tensor<2> {
-        let mut parts = Vec::new();
-        self.for_rows(|rows| parts.push(rows));
-        match <[Tensor<2>; 1]>::try_from(parts) {
-            Ok([only]) => only,
-            Err(parts) => Tensor::cat(parts, 0),
+        let weight = match &self.weight {
+            Weight::Packed(weight) => return weight.dense(),
+            Weight::Quantised(weight) => return weight.dense(),
+            Weight::Dense(weight) => weight.val().inner().cast(DType::F32),
+        };
+        match self.ternary {
+            Some(ternary) if !self.is_rounded => fake_quantize_weight(weight, ternary.granularity),
+            _ => weight,
         }
     }
 
@@ -245,36 +243,9 @@ impl Linear {
         }
     }
 
-    /// Shows the weights as they are multiplied with, f32 and off the autodiff device, a few rows
-    /// `[rows, out]` at a time.
-    fn for_rows(&self, mut show: impl FnMut(Tensor<2>)) {
-        if let (Weight::Dense(weight), None) = (&self.weight, self.ternary) {
-            return show(weight.val().inner().cast(DType::F32));
-        }
-        let device = self.weight.lazy_device().inner();
-        let [inputs, _] = self.weight.dims();
-        // Rows of the identity fetch rows of W, whatever its form.
-        for first in (0..inputs).step_by(ROWS_AT_ONCE) {
-            let rows = ROWS_AT_ONCE.min(inputs - first);
-            let mut identity = vec![0.0f32; rows * inputs];
-            (0..rows).for_each(|row| identity[row * inputs + first + row] = 1.0);
-            let identity = TensorData::new(identity, [rows, inputs]);
-            show(self.plain_product(Tensor::from_data(identity, &device)));
-        }
-    }
-
     /// Σ W² of each output, `[out]` f32, off the autodiff device.
     fn column_squares(&self) -> Tensor<1> {
-        let mut sum: Option<Tensor<1>> = None;
-        self.for_rows(|rows| {
-            let squares = rows.square().sum_dim(0).squeeze_dim(0);
-            sum = Some(match sum.take() {
-                Some(sum) => sum + squares,
-                None => squares,
-            });
-        });
-        // A layer without inputs has no outputs that depend on them.
-        sum.expect("a layer has inputs")
+        self.dense_weight().square().sum_dim(0).squeeze_dim(0)
     }
 
     pub(super) fn multiply_integers(&mut self) {
@@ -311,14 +282,190 @@ impl Linear {
     }
 }
 
-/// Rows of a weight that are looked at at a time.
-const ROWS_AT_ONCE: usize = 64;
-
 /// A plain tensor on the autodiff device, where that is asked for.
 fn on_tape(value: Tensor<2>, on_tape: bool) -> Tensor<2> {
     if on_tape {
         Tensor::from_inner(value)
     } else {
         value
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{Device, FloatDType};
+    use firebrick_kernels::ternary::Granularity;
+
+    use super::*;
+    use crate::config::{
+        AdapterInit, AdapterPlan, BlockFormat, BlockSize, Blockwise, DecoderSpec, Preset,
+    };
+    use crate::model::Decoder;
+
+    const DIMS: [usize; 2] = [48, 20];
+
+    const DORA: LoraShape = LoraShape {
+        rank: 3,
+        scale: 2.0,
+        dropout: 0.5,
+        magnitude: true,
+    };
+
+    fn init() -> Init {
+        Init::new(3, &Device::flex())
+    }
+
+    fn values(x: Tensor<2>) -> Vec<f32> {
+        x.into_data().iter::<f32>().collect()
+    }
+
+    fn input() -> Tensor<2> {
+        init().normal("x", [8, DIMS[0]], 1.0).val()
+    }
+
+    /// A layer with an adapter that changes something; the path names what is dropped.
+    fn adapted(path: &str) -> Linear {
+        let mut layer = Linear::new(&init(), "layer", DIMS, false, 0.5);
+        layer.attach(&init(), path, DORA);
+        layer.measure();
+        let adapter = layer.adapter.as_mut().unwrap();
+        let a = init().normal("a", [DIMS[0], 3], 0.3);
+        adapter.lora_a = a;
+        adapter.lora_b = init().normal("b", [3, DIMS[1]], 0.3);
+        layer
+    }
+
+    #[test]
+    fn a2_layers_that_read_the_same_drop_the_same() {
+        let [q, k] = ["q", "k"].map(adapted);
+        let dropout = Dropout {
+            seed: [1, 2],
+            first: 0,
+            dims: [2, 4],
+        };
+        let [first, second] = Linear::forward_shared([&q, &k], input(), Some(&dropout));
+        assert_eq!(values(first.clone()), values(second));
+        assert_ne!(values(first), values(q.forward(input())));
+    }
+
+    /// The third output of a layer has no weights.
+    fn with_nothing(path: &str) -> Linear {
+        let mut layer = adapted(path);
+        let weight = layer.dense_weight();
+        let device = weight.device();
+        let mask = Tensor::<1>::from_data([0.0], &device).unsqueeze::<2>();
+        let zero = mask.expand([DIMS[0], 1]);
+        layer.set_weight(weight.slice_assign([0..DIMS[0], 2..3], zero));
+        let adapter = layer.adapter.as_mut().unwrap();
+        adapter.lora_b = init().full([3, DIMS[1]], 0.0);
+        layer.measure();
+        layer
+    }
+
+    #[test]
+    fn a2_an_output_without_weights_stays_one_and_can_learn() {
+        let mut layer = with_nothing("q");
+        let plain = values(input().matmul(layer.dense_weight()));
+        let adapted = values(layer.forward(input()));
+        let error = plain.iter().zip(&adapted).map(|(a, b)| (a - b).abs());
+        assert!(error.fold(0.0, f32::max) < 1e-5, "{adapted:?}");
+        layer.merge();
+        let merged = values(layer.forward(input()));
+        assert!(merged.iter().all(|value| value.is_finite()));
+        assert!(merged.iter().skip(2).step_by(DIMS[1]).all(|&y| y == 0.0));
+    }
+
+    #[test]
+    fn a2_in_half_precision_lengths_are_divided_in_f32() {
+        let spec = DecoderSpec {
+            shape: Preset::Stories260K.shape(),
+            vocab_size: 32,
+            eos_token_id: None,
+            bos_token_id: None,
+        };
+        let path = "layers.0.mlp.up_proj";
+        let plan = AdapterPlan {
+            layers: [(path.to_string(), DORA)].into(),
+            saved: Vec::new(),
+            init: AdapterInit::Default,
+            loftq_iterations: 1,
+            lora_plus_ratio: 1.0,
+        };
+        let model = Decoder::new(&spec, 3, &Device::flex()).unwrap();
+        let mut model = model.adapted(&plan, 1).unwrap();
+        let adapter = model.linear_mut(path).unwrap().adapter.as_mut().unwrap();
+        let magnitude = adapter.magnitude.as_mut().unwrap();
+        *magnitude = Param::initialized(magnitude.id, magnitude.val() * 1.37);
+        let model = model.with_fixed_norms();
+        let stretch = |model: &Decoder| {
+            let adapter = model.linear(path).unwrap().adapter.as_ref().unwrap();
+            values(
+                adapter
+                    .stretch(|_| unreachable!("norms are there"))
+                    .unwrap(),
+            )
+        };
+        let half = model.clone().cast(FloatDType::BF16);
+        assert_eq!(stretch(&half), stretch(&model));
+        let layer = half.linear(path).unwrap();
+        let x = init()
+            .normal("x", [4, 64], 1.0)
+            .val()
+            .cast(FloatDType::BF16);
+        assert_eq!(layer.forward(x).dtype(), DType::BF16);
+    }
+
+    /// What a product with the identity makes of the layer.
+    fn by_product(layer: &Linear) -> Vec<f32> {
+        values(layer.plain_product(Tensor::eye(DIMS[0], &Device::flex())))
+    }
+
+    #[test]
+    fn q5_t4_codes_stand_for_what_they_multiply_as() {
+        let dense = Linear::new(&init(), "layer", DIMS, false, 0.5);
+        let weight = dense.dense_weight();
+        assert_eq!(values(weight.clone()), by_product(&dense));
+        for granularity in [
+            Granularity::Tensor,
+            Granularity::Row,
+            Granularity::Group(16),
+        ] {
+            let ternary = Ternary {
+                granularity,
+                rounds_activations: true,
+                packed: None,
+            };
+            let mut layer = dense.clone();
+            layer.ternary = Some(ternary);
+            let latent = values(layer.dense_weight());
+            layer.pack();
+            assert!(matches!(layer.weight, Weight::Packed(_)));
+            assert_eq!(values(layer.dense_weight()), by_product(&layer));
+            assert_eq!(values(layer.dense_weight()), latent);
+        }
+        let turned = values(weight.transpose());
+        for format in BlockFormat::ALL {
+            for (block, double) in [(BlockSize::Weights(7), true), (BlockSize::Row, false)] {
+                let blockwise = Blockwise {
+                    format,
+                    block,
+                    double,
+                };
+                let shape = blockwise.of_matrix(DIMS);
+                let quantised = firebrick_kernels::blockwise::quantise(&turned, shape).unwrap();
+                let mut layer = dense.clone();
+                let mut codes = QuantisedWeight::empty(&init(), DIMS, blockwise);
+                let (words, scales, side) = quantised.operands().into_tensors(&Device::flex());
+                codes.words = Param::initialized(codes.words.id, words);
+                codes.scales = Param::initialized(codes.scales.id, scales);
+                codes.side = Param::initialized(codes.side.id, side);
+                layer.weight = Weight::Quantised(codes);
+                assert_eq!(
+                    values(layer.dense_weight()),
+                    by_product(&layer),
+                    "{format:?}"
+                );
+            }
+        }
     }
 }

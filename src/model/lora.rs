@@ -82,31 +82,31 @@ impl Lora {
         }
     }
 
-    /// x' A of layers that read the same x `[rows, in]`; `[rows, r]` each.
+    /// What layers that read the same x `[rows, in]` have in common: x', where anything is dropped,
+    /// and x' A of each, `[rows, r]`. The first adapter says what is dropped, for all of them.
     pub(super) fn narrow<const N: usize>(
         adapters: [Option<&Self>; N],
         x: &Tensor<2>,
         dropout: Option<&Dropout>,
-    ) -> [Option<Tensor<2>>; N] {
+    ) -> (Option<Tensor<2>>, [Option<Tensor<2>>; N]) {
         let present: Vec<&Self> = adapters.into_iter().flatten().collect();
         let Some(first) = present.first() else {
-            return adapters.map(|_| None);
+            return (None, adapters.map(|_| None));
         };
-        let x = match first.mask(x, dropout) {
-            Some(mask) => x.clone() * mask,
-            None => x.clone(),
-        };
+        let dropped = first.mask(x, dropout).map(|mask| x.clone() * mask);
+        let x = dropped.clone().unwrap_or_else(|| x.clone());
         let down: Vec<Tensor<2>> = present.iter().map(|lora| lora.lora_a.val()).collect();
         let together = match <[Tensor<2>; 1]>::try_from(down) {
             Ok([only]) => x.matmul(only),
             Err(several) => x.matmul(Tensor::cat(several, 1)),
         };
         let mut start = 0;
-        adapters.map(|adapter| {
+        let low = adapters.map(|adapter| {
             let rank = adapter?.rank();
             start += rank;
             Some(together.clone().narrow(1, start - rank, rank))
-        })
+        });
+        (dropped, low)
     }
 
     /// y + s (x' A) B of y `[rows, out]` and x' A `[rows, r]`.
@@ -124,7 +124,7 @@ impl Lora {
 
     /// What x is multiplied with in training, `[rows, in]`: zeros, and one over the share that is
     /// kept. None where nothing is dropped.
-    pub(super) fn mask(&self, x: &Tensor<2>, dropout: Option<&Dropout>) -> Option<Tensor<2>> {
+    fn mask(&self, x: &Tensor<2>, dropout: Option<&Dropout>) -> Option<Tensor<2>> {
         let dropout = dropout.filter(|_| self.dropout > 0.0)?;
         let values = dropout.mask(self.dropout, &self.path, x.dims()[1]);
         let data = TensorData::new(values, x.dims());
@@ -132,8 +132,8 @@ impl Lora {
         Some(mask.cast(x.dtype()))
     }
 
-    /// m / n `[1, out]`, which has a gradient with respect to m; none without DoRA. `product` is
-    /// x W of the layer that this belongs to, off the autodiff device.
+    /// m / n `[1, out]` in f32, which has a gradient with respect to m; none without DoRA. `product`
+    /// is x W of the layer that this belongs to, off the autodiff device.
     pub(super) fn stretch(
         &self,
         product: impl FnOnce(Tensor<2>) -> Tensor<2>,
@@ -143,8 +143,7 @@ impl Lora {
             Some(norms) => norms.clone(),
             None => self.column_norms(product),
         };
-        let norms = norms.cast(magnitude.dtype());
-        Some((magnitude / norms).unsqueeze())
+        Some(ratio(magnitude, norms).unsqueeze())
     }
 
     /// Computes n once, for all passes until A or B changes.
@@ -187,6 +186,13 @@ impl Lora {
         // Rounding may take a sum of squares below zero.
         (squares + update).clamp_min(0.0).sqrt()
     }
+}
+
+/// m / n of each output; one where n is zero: weights without a length have no direction to stretch.
+pub(super) fn ratio(magnitude: Tensor<1>, norms: Tensor<1>) -> Tensor<1> {
+    let nothing = norms.clone().equal_elem(0.0);
+    let ratio = magnitude / norms.mask_fill(nothing.clone(), 1.0);
+    ratio.mask_fill(nothing, 1.0)
 }
 
 /// Which inputs of adapters are dropped in a pass over some sequences of a training step: a function

@@ -2,10 +2,11 @@
 
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use firebrick_kernels::blockwise::layout::BlockwiseView;
 use firebrick_kernels::blockwise::{BlockwiseShape, blockwise_linear};
 use firebrick_kernels::ternary::cpu::latent::{Order, pack_quantised};
 use firebrick_kernels::ternary::layout::compute;
-use firebrick_kernels::ternary::{PackedShape, ternary_linear};
+use firebrick_kernels::ternary::{Granularity, PackedShape, ternary_linear};
 
 use super::init::Init;
 use crate::config::{Blockwise, Ternary};
@@ -54,14 +55,6 @@ impl Weight {
             Self::Dense(weight) => weight.lazy_shape().dims(),
             Self::Packed(weight) => [weight.shape.cols, weight.shape.rows],
             Self::Quantised(weight) => [weight.shape.cols, weight.shape.rows],
-        }
-    }
-
-    pub(super) fn lazy_device(&self) -> Device {
-        match self {
-            Self::Dense(weight) => weight.lazy_device(),
-            Self::Packed(weight) => weight.scales.lazy_device(),
-            Self::Quantised(weight) => weight.scales.lazy_device(),
         }
     }
 }
@@ -117,6 +110,30 @@ impl PackedWeight {
     }
 }
 
+impl PackedWeight {
+    /// W' `[in, out]` f32, off the autodiff device.
+    pub(super) fn dense(&self) -> Tensor<2> {
+        let PackedShape {
+            rows,
+            cols,
+            granularity,
+            ..
+        } = self.shape;
+        let words = host_words(self.words.val().into_data());
+        // They are as many as the shape has: it is what they were made for.
+        let trits = compute::unpack(&words, rows, cols).expect("packed weights");
+        let scales: Vec<f32> = self.scales.val().into_data().iter::<f32>().collect();
+        let scale_of = |row: usize, col: usize| match granularity {
+            Granularity::Tensor => scales[0],
+            Granularity::Row => scales[row],
+            Granularity::Group(size) => scales[row * granularity.scales_per_row(cols) + col / size],
+        };
+        let trits = trits.into_iter().enumerate();
+        let values = trits.map(|(i, trit)| f32::from(trit) * scale_of(i / cols, i % cols));
+        transposed(values.collect(), [rows, cols], &self.scales.lazy_device())
+    }
+}
+
 impl QuantisedWeight {
     /// Of the right sizes, to be loaded.
     pub(super) fn empty(init: &Init, dims: [usize; 2], blockwise: Blockwise) -> Self {
@@ -140,6 +157,29 @@ impl QuantisedWeight {
         let (words, side) = (self.words.val().inner(), self.side.val().inner());
         blockwise_linear(x, words, self.scales.val().inner(), side, self.shape)
     }
+
+    /// W' `[in, out]` f32, off the autodiff device.
+    pub(super) fn dense(&self) -> Tensor<2> {
+        let [words, side] = [self.words.val().into_data(), self.side.val().into_data()];
+        let [words, side] = [words, side].map(host_words);
+        let scales: Vec<f32> = self.scales.val().into_data().iter::<f32>().collect();
+        let view = BlockwiseView::new(self.shape, &words, &scales, &side);
+        let quantised = view.and_then(|view| view.to_quantised());
+        // Lengths are the shape's, and scales were finite when they were read.
+        let values = quantised.expect("quantised weights").dequantise();
+        let dims = [self.shape.rows, self.shape.cols];
+        transposed(values, dims, &self.scales.lazy_device())
+    }
+}
+
+/// Values `[out, in]`, row after row, as `[in, out]`, off the autodiff device.
+fn transposed(values: Vec<f32>, dims: [usize; 2], device: &Device) -> Tensor<2> {
+    let data = TensorData::new(values, dims);
+    Tensor::from_data(data, &device.clone().inner()).transpose()
+}
+
+fn host_words(data: TensorData) -> Vec<u32> {
+    data.iter::<u32>().collect()
 }
 
 fn packed_shape(inputs: usize, outputs: usize, ternary: Ternary) -> PackedShape {

@@ -2,6 +2,7 @@
 
 use serde_json::json;
 
+use crate::adapter::OWN_BASE;
 use crate::checkpoint::Progress;
 use crate::config::Plan;
 use crate::data::Feed;
@@ -23,6 +24,15 @@ pub(super) fn model_card(
         .to_string_lossy();
     let environment = Environment::detect();
     let (library, kind) = match (&plan.adapter, &config.model.base_model) {
+        (Some(_), Some(base)) if plan.changes_base() => {
+            let library = format!("peft\nbase_model: {OWN_BASE}");
+            let base = base.display();
+            let kind = format!(
+                "An adapter for the model in `{OWN_BASE}/` beside this file, which was made of the one \
+                 in `{base}` and is another one, a"
+            );
+            (library, kind)
+        }
         (Some(_), Some(base)) => {
             let library = format!("peft\nbase_model: {}", json!(base));
             (

@@ -68,6 +68,23 @@ impl Bench {
         Self { folder }
     }
 
+    /// A run with an adapter that keeps a base model of its own.
+    fn with_own_base() -> Self {
+        let bench = Self::new();
+        let base = bench.path("base");
+        bench.train(&base, Resume::Auto).unwrap();
+        let config = fs::read_to_string(bench.path("x.toml")).unwrap();
+        let of_model = config.find("[model]").unwrap()..config.find("[data]").unwrap();
+        let adapted = format!(
+            "[model]\nbase_model = {base:?}\n[quantization]\nweights = \"nf4\"\n\
+             [adapter]\nr = 2\ninit = \"pissa\"\n"
+        );
+        let mut changed = config.clone();
+        changed.replace_range(of_model, &adapted);
+        fs::write(bench.path("x.toml"), changed).unwrap();
+        bench
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
@@ -179,7 +196,17 @@ fn end_of(run: &Path) -> BTreeMap<String, String> {
         let name = path.strip_prefix(run).unwrap().display().to_string();
         end.insert(name, blake3::hash(&bytes).to_string());
     };
-    for name in ["model.safetensors", "config.json", "tokenizer.json"] {
+    // A model, or an adapter; its adapter_config.json has the path of the run in it.
+    let is_adapter = run.join("adapter_config.json").exists();
+    let model: &[&str] = match is_adapter {
+        true => &[
+            "adapter_model.safetensors",
+            "base_model/model.safetensors",
+            "base_model/config.json",
+        ],
+        false => &["model.safetensors", "config.json"],
+    };
+    for name in model.iter().chain(&["tokenizer.json"]) {
         hash(run.join(name));
     }
     let checkpoints = run.join("checkpoints");
@@ -192,6 +219,10 @@ fn end_of(run: &Path) -> BTreeMap<String, String> {
         hash(checkpoints.join(step).join("optimizer.safetensors"));
     }
     end.insert("checkpoints".to_string(), format!("{all:?}"));
+    if is_adapter {
+        let of_base = names(&run.join("base_model"));
+        end.insert("base model".to_string(), format!("{of_base:?}"));
+    }
     for step in all.iter().filter(|name| name.starts_with("step-")) {
         let mut state = json(&checkpoints.join(step).join("state.json"));
         state["progress"]["seconds"] = Value::Null;
@@ -273,6 +304,17 @@ fn r10_a_kill_at_any_change_of_a_new_run_is_made_good() {
     let inside = resume_all(&bench, &copies, &end_of(&run));
     println!("{} copies, {inside} inside a save", copies.len());
     assert!(inside > 40, "{inside} of {}", copies.len());
+}
+
+#[test]
+fn r10_a_kill_at_any_change_of_a_run_that_keeps_its_base_model_is_made_good() {
+    let bench = Bench::with_own_base();
+    let run = bench.path("run");
+    let copies = bench.recorded(&run, Resume::Auto, &bench.path("copies"));
+    let of_base = |copy: &&PathBuf| copy.join("base_model").is_dir();
+    let first = copies.iter().find(of_base).unwrap();
+    assert!(first.join("resolved.toml").is_file() && !first.join("checkpoints").exists());
+    resume_all(&bench, &copies, &end_of(&run));
 }
 
 /// The copy that a kill in the middle of the last save of step 4 leaves.
@@ -364,6 +406,22 @@ fn r11_a_disk_without_room_is_found_before_the_first_step_and_before_each_save()
     // Nor is there when it is asked again, which is said at once.
     let error = train_with(&bench, &run, full);
     assert!(error.to_string().contains("checkpoints of"), "{error}");
+    bench.train(&run, Resume::Auto).unwrap();
+    assert_eq!(end_of(&run), end_of(&whole));
+}
+
+#[test]
+fn r11_a_base_model_that_is_kept_needs_room_too() {
+    let bench = Bench::with_own_base();
+    let (whole, run) = (bench.path("whole"), bench.path("run"));
+    bench.train(&whole, Resume::Auto).unwrap();
+    let error = train_with(&bench, &run, full);
+    let text = error.to_string();
+    assert!(
+        text.contains("for a base model of 1.0 MiB, up to 5"),
+        "{text}"
+    );
+    assert!(!run.join("base_model").exists());
     bench.train(&run, Resume::Auto).unwrap();
     assert_eq!(end_of(&run), end_of(&whole));
 }

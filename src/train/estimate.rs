@@ -13,7 +13,7 @@ use crate::config::{Backend, Dtype, Plan};
 use crate::data::Batch;
 use crate::device::is_cpu;
 use crate::forecast::{Forecast, available_bytes};
-use crate::gradient::{LossScale, Precision, backward_with};
+use crate::gradient::{LossScale, Precision, backward_preference, backward_with};
 use crate::readable::{bytes, duration, grouped};
 
 /// What a plan amounts to, once the data is known.
@@ -80,6 +80,7 @@ impl Run {
             plan: &plan,
             spec: &parts.spec,
             device: &device.device,
+            dtype,
         };
         let train = &plan.config.train;
         let precision = Precision {
@@ -120,13 +121,18 @@ fn time_step(
     let mut seconds = Vec::new();
     for _ in 0..=TIMED_STEPS {
         let begun = Instant::now();
-        let result = backward_with(&state.model, &[batch()], precision)?;
+        let (model, batches) = (&state.model, [batch()]);
+        let gradient = match (start.plan.dpo(), &state.reference) {
+            (Some(dpo), Some(reference)) => {
+                let how = (dpo.into(), precision);
+                backward_preference(model, reference, &batches, how)?.gradient
+            }
+            _ => backward_with(model, &batches, precision)?.gradient,
+        };
         let pass = begun.elapsed();
         // Reading the norm waits for the device.
-        let norm = result.gradient.norm(&state.model);
-        let gradient = result
-            .gradient
-            .clip(norm, config.train.max_grad_norm, &state.model);
+        let norm = gradient.norm(model);
+        let gradient = gradient.clip(norm, config.train.max_grad_norm, model);
         state.model = state.optimizer.step(state.model, gradient, 0.0);
         // And so does reading what was written last.
         state.model.norm.weight.val().into_data();

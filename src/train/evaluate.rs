@@ -1,10 +1,15 @@
 //! Validation: the mean loss over the whole split, every token but the first predicted once.
 
+use burn::module::Module;
 use rayon::prelude::*;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::run::Trainer;
+use super::{Event, TrainError};
+use crate::checkpoint::BestEvaluation;
 use crate::data::{Batch, TokenStream, eval_batches};
 use crate::device::lanes;
+use crate::generate::{GenerateError, Sampling, TextRequest, complete};
 use crate::gradient::{Preference, evaluate_preference};
 use crate::model::{Decoder, ModelError};
 
@@ -106,4 +111,88 @@ pub(super) fn evaluate_pairs(
         reward_accuracy: Some(won / pairs),
         tokens: tokens as u64,
     })
+}
+
+impl Trainer {
+    pub(super) fn evaluate_if_due(
+        &mut self,
+        model: &Decoder,
+    ) -> Result<Option<Evaluation>, TrainError> {
+        if self.is_due(self.plan.config.eval.eval_steps) {
+            self.evaluate(model)
+        } else {
+            Ok(None)
+        }
+    }
+
+    /// Measures the validation split and completes the sample prompts.
+    pub(super) fn evaluate(&mut self, model: &Decoder) -> Result<Option<Evaluation>, TrainError> {
+        // Off the autodiff device: a tracked forward without a backward keeps its graph for good.
+        let model = model.valid().for_inference().cast(self.dtype);
+        let step = self.progress.step;
+        let mut result = None;
+        let config = &self.plan.config;
+        // All lanes together hold as much as a training step does.
+        let lanes = lanes(&model.device());
+        let rows = config.train.micro_batch_size.div_ceil(lanes);
+        let seq = config.data.sequence_len;
+        let batches = self.feed.eval_batches(seq, rows);
+        let measured = batches
+            .map(|batches| match self.preference() {
+                Some((preference, reference)) => {
+                    evaluate_pairs([&model, reference], batches, preference)
+                }
+                None => evaluate_batches(&model, batches, self.feed.val_bytes()),
+            })
+            .transpose()?;
+        if let Some(evaluation) = measured {
+            let val_loss = evaluation.val_loss;
+            let lower = |best: BestEvaluation| val_loss < best.val_loss;
+            let best = val_loss.is_finite() && self.progress.best.is_none_or(lower);
+            self.progress.val_loss = Some(val_loss);
+            self.progress.evaluations_since_best += 1;
+            if best {
+                self.progress.best = Some(BestEvaluation { step, val_loss });
+                self.progress.evaluations_since_best = 0;
+            }
+            self.tell(&Event::Evaluated {
+                step,
+                evaluation,
+                best,
+            })?;
+            result = Some(evaluation);
+        }
+        for prompt in self.plan.config.eval.sample_prompts.clone() {
+            // What cannot be shown is no reason to lose what has been trained.
+            let event = match self.sample(&model, &prompt) {
+                Ok(completion) => Event::Sample {
+                    step,
+                    prompt,
+                    completion,
+                },
+                Err(error) => Event::Note {
+                    text: format!("warning: no sample of {prompt:?}: {error}"),
+                },
+            };
+            self.tell(&event)?;
+        }
+        Ok(result)
+    }
+
+    fn sample(&self, model: &Decoder, prompt: &str) -> Result<String, GenerateError> {
+        let eval = &self.plan.config.eval;
+        let sampling = Sampling {
+            temperature: eval.sample_temperature,
+            ..Sampling::default()
+        };
+        let prompt = self.feed.prompt(prompt)?;
+        let request = TextRequest {
+            prompt: &prompt,
+            max_new_tokens: eval.sample_tokens,
+            sampling,
+            seed: self.plan.config.seed,
+            stop: &[],
+        };
+        Ok(complete(model, self.feed.tokenizer(), &request, |_| {})?.0)
+    }
 }

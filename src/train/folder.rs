@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::TrainError;
 use super::journal::now;
+use crate::adapter::OWN_BASE;
 use crate::checkpoint::{CheckpointStore, Progress};
 use crate::config::{Plan, SaveDtype};
 use crate::data::{FileRecord, Tokenizer};
@@ -158,7 +159,7 @@ impl RunFolder {
     }
 
     fn sweep(&self) -> Result<(), TrainError> {
-        for folder in [self.path.clone(), self.file("logs")] {
+        for folder in [self.path.clone(), self.file("logs"), self.file(OWN_BASE)] {
             durable::sweep(&folder).map_err(TrainError::io(folder))?;
         }
         Ok(self.checkpoints().sweep()?)

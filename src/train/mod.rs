@@ -31,12 +31,14 @@
 //! ```
 
 mod card;
+mod clock;
 #[cfg(test)]
 mod crash;
 mod error;
 mod estimate;
 mod evaluate;
 mod event;
+mod finish;
 mod folder;
 mod interrupt;
 mod journal;

@@ -2,23 +2,22 @@
 
 use burn::tensor::FloatDType;
 
+use super::clock::Clock;
 use super::folder::{RunRecord, data_record, device_record};
 use super::journal::Journal;
 use super::parts::Parts;
 use super::report::HtmlReport;
 use super::resume::starting_point;
-use super::run::{Clock, Trainer};
-use super::start::{CHANGED_BASE, Start, State};
+use super::run::Trainer;
+use super::start::Start;
 use super::{
     CsvMetrics, Event, Interrupt, JsonlMetrics, Observer, Resume, Run, RunFolder,
     TensorboardEvents, TrainError,
 };
 use crate::config::{Plan, Report};
 use crate::device::ComputeDevice;
-use crate::durable;
 use crate::environment::Environment;
 use crate::forecast::{Forecast, Shortage};
-use crate::model::folder::{self as model_folder, SaveOptions, hf_tensors};
 
 /// How to run a plan.
 #[derive(Default)]
@@ -70,13 +69,10 @@ impl Run {
             plan,
             spec: &parts.spec,
             device: &device.device,
+            dtype,
         };
         let state = match checkpoint {
-            None => {
-                let state = start.fresh()?;
-                keep_changed_base(&folder, plan, &state)?;
-                state
-            }
+            None => start.fresh()?,
             Some(step) => start.resumed(&folder, step, old.as_ref())?,
         };
 
@@ -125,22 +121,6 @@ impl Run {
         let model = state.model;
         Ok(Some(Run { model, trainer }))
     }
-}
-
-/// An adapter is worth nothing without the weights it was trained beside.
-fn keep_changed_base(folder: &RunFolder, plan: &Plan, state: &State) -> Result<(), TrainError> {
-    if !plan.changes_base() {
-        return Ok(());
-    }
-    let path = folder.file(CHANGED_BASE);
-    durable::create_folder(&path).map_err(TrainError::io(&path))?;
-    let (spec, tensors) = (state.model.spec(), hf_tensors(&state.model));
-    Ok(model_folder::save(
-        &path,
-        spec,
-        &tensors,
-        &SaveOptions::default(),
-    )?)
 }
 
 /// The run folder under its lock, the data, what it will take, and the checkpoint to go on from.

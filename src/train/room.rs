@@ -42,6 +42,8 @@ pub(super) fn free_space(folder: &Path) -> io::Result<u64> {
 /// What a run will put on the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Needs {
+    /// Bytes of a base model that is kept beside the run.
+    pub(super) base: u64,
     /// Bytes of the weights, in f32.
     pub(super) weights: u64,
     /// Bytes of the optimizer's tensors.
@@ -86,7 +88,11 @@ impl Needs {
         // The checkpoint of step 0 goes with the first save, the model comes after the last.
         let first = trial.saturating_add(self.checkpoint() * self.saves.min(1));
         let last = self.checkpoint().saturating_mul(checkpoints);
-        first.max(last.saturating_add(self.exported()))
+        let run = first.max(last.saturating_add(self.exported()));
+        match self.base {
+            0 => run,
+            base => run.saturating_add(base + BESIDE_TENSORS),
+        }
     }
 
     /// Whether the run can go to its end with so much room: an error if not. Where all checkpoints
@@ -107,9 +113,13 @@ impl Needs {
                 1 => format!("a checkpoint of {each} and "),
                 several => format!("up to {several} checkpoints of {each} at once and "),
             };
+            let base = match self.base {
+                0 => String::new(),
+                base => format!("a base model of {}, ", bytes(base + BESIDE_TENSORS)),
+            };
             return Err(Box::new(NoRoom {
                 folder: folder.to_path_buf(),
-                what: format!("{checkpoints}the exported model"),
+                what: format!("{base}{checkpoints}the exported model"),
                 needed,
                 free,
                 help: self.way_out(free),
@@ -196,6 +206,7 @@ mod tests {
     /// Checkpoints of 31 MiB, a model of 11 MiB.
     fn needs(saves: u64, existing: u64, limit: u64) -> Needs {
         Needs {
+            base: 0,
             weights: 10 * MIB,
             moments: 20 * MIB,
             export: 10 * MIB,
@@ -221,6 +232,11 @@ mod tests {
             ..needs(1, 0, 3)
         };
         assert_eq!(needed(half), 11 + 31);
+        let with_base = Needs {
+            base: 50 * MIB,
+            ..needs(1, 0, 3)
+        };
+        assert_eq!(needed(with_base), 51 + 31 + 11);
         assert_eq!(needed(needs(100, 4, 3)), 2 * 31 + 11);
         assert_eq!(needed(needs(100, 9, 3)), 31 + 11);
         assert_eq!(needed(needs(0, 5, 3)), 11);

@@ -1,33 +1,24 @@
 //! The loop.
 
-use std::collections::VecDeque;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use burn::module::Module;
-use burn::tensor::{FloatDType, TensorData};
+use burn::tensor::FloatDType;
 
-use super::card::model_card;
-use super::evaluate::{evaluate_batches, evaluate_pairs};
-use super::folder::FinalRecord;
-use super::start::CHANGED_BASE;
+use super::clock::Clock;
 use super::{Evaluation, Event, Interrupt, Observer, RunFolder, StepRecord, TrainError};
 use crate::adapter::Adapter;
-use crate::checkpoint::{BestEvaluation, CheckpointStore, Progress};
-use crate::config::{OnNonfinite, Plan, SaveDtype};
-use crate::data::{Batch, Bigram, Feed};
-use crate::device::lanes;
+use crate::checkpoint::{CheckpointStore, Progress};
+use crate::config::{OnNonfinite, Plan};
+use crate::data::{Batch, Feed};
 use crate::environment::resident_memory_bytes;
-use crate::generate::{GenerateError, Sampling, TextRequest, complete};
 use crate::gradient::{Gradient, Precision, Preference, backward_preference, backward_with};
-use crate::model::{Decoder, DecoderSpec, Tensors};
+use crate::model::{Decoder, DecoderSpec};
 use crate::optimizer::Optimizer;
 use crate::phase::{Phase, Timeline};
 
 /// Non-finite steps in a row after which a run is given up.
 const MOST_NONFINITE: u32 = 3;
-/// Largest training split that the bigram baseline is fitted on: it is counted in memory.
-const BIGRAM_LIMIT: u64 = 50_000_000;
 
 /// What a step's forward and backward pass found.
 struct Pass {
@@ -53,7 +44,7 @@ pub(super) struct Trainer {
     pub(super) feed: Feed,
     /// What the forward and backward pass compute in.
     pub(super) dtype: FloatDType,
-    /// The base model as it came, which answers are held against (task = "dpo").
+    /// The base model as it came, which answers are held against (task = "dpo"), in `dtype`.
     pub(super) reference: Option<Decoder>,
     /// The adapter as it began, where that is not nothing.
     pub(super) beginning: Option<Adapter>,
@@ -222,12 +213,8 @@ impl Trainer {
     }
 
     /// What pairs of answers are judged by; none for other tasks.
-    fn preference(&self) -> Option<(Preference, &Decoder)> {
-        let dpo = self.plan.dpo()?;
-        let preference = Preference {
-            beta: dpo.beta,
-            label_smoothing: dpo.label_smoothing,
-        };
+    pub(super) fn preference(&self) -> Option<(Preference, &Decoder)> {
+        let preference = self.plan.dpo()?.into();
         Some((preference, self.reference.as_ref()?))
     }
 
@@ -310,189 +297,6 @@ impl Trainer {
         step == self.timeline.steps() || (every > 0 && step.is_multiple_of(every))
     }
 
-    fn evaluate_if_due(&mut self, model: &Decoder) -> Result<Option<Evaluation>, TrainError> {
-        if self.is_due(self.plan.config.eval.eval_steps) {
-            self.evaluate(model)
-        } else {
-            Ok(None)
-        }
-    }
-
-    /// Measures the validation split and completes the sample prompts.
-    fn evaluate(&mut self, model: &Decoder) -> Result<Option<Evaluation>, TrainError> {
-        // Off the autodiff device: a tracked forward without a backward keeps its graph for good.
-        let model = model.valid().for_inference().cast(self.dtype);
-        let step = self.progress.step;
-        let mut result = None;
-        let config = &self.plan.config;
-        // All lanes together hold as much as a training step does.
-        let lanes = lanes(&model.device());
-        let rows = config.train.micro_batch_size.div_ceil(lanes);
-        let seq = config.data.sequence_len;
-        let batches = self.feed.eval_batches(seq, rows);
-        let measured = batches
-            .map(|batches| match self.preference() {
-                Some((preference, reference)) => {
-                    let reference = reference.clone().cast(self.dtype);
-                    evaluate_pairs([&model, &reference], batches, preference)
-                }
-                None => evaluate_batches(&model, batches, self.feed.val_bytes()),
-            })
-            .transpose()?;
-        if let Some(evaluation) = measured {
-            let val_loss = evaluation.val_loss;
-            let lower = |best: BestEvaluation| val_loss < best.val_loss;
-            let best = val_loss.is_finite() && self.progress.best.is_none_or(lower);
-            self.progress.val_loss = Some(val_loss);
-            self.progress.evaluations_since_best += 1;
-            if best {
-                self.progress.best = Some(BestEvaluation { step, val_loss });
-                self.progress.evaluations_since_best = 0;
-            }
-            self.tell(&Event::Evaluated {
-                step,
-                evaluation,
-                best,
-            })?;
-            result = Some(evaluation);
-        }
-        for prompt in self.plan.config.eval.sample_prompts.clone() {
-            // What cannot be shown is no reason to lose what has been trained.
-            let event = match self.sample(&model, &prompt) {
-                Ok(completion) => Event::Sample {
-                    step,
-                    prompt,
-                    completion,
-                },
-                Err(error) => Event::Note {
-                    text: format!("warning: no sample of {prompt:?}: {error}"),
-                },
-            };
-            self.tell(&event)?;
-        }
-        Ok(result)
-    }
-
-    fn sample(&self, model: &Decoder, prompt: &str) -> Result<String, GenerateError> {
-        let eval = &self.plan.config.eval;
-        let sampling = Sampling {
-            temperature: eval.sample_temperature,
-            ..Sampling::default()
-        };
-        let prompt = self.feed.prompt(prompt)?;
-        let request = TextRequest {
-            prompt: &prompt,
-            max_new_tokens: eval.sample_tokens,
-            sampling,
-            seed: self.plan.config.seed,
-            stop: &[],
-        };
-        Ok(complete(model, self.feed.tokenizer(), &request, |_| {})?.0)
-    }
-
-    /// Exports the best model, else the last, and closes the record.
-    fn finish(&mut self, evaluation: Option<Evaluation>) -> Result<Outcome, TrainError> {
-        let last = self.progress.step;
-        let stopped_early = self.stops_early();
-        if stopped_early {
-            self.tell(&Event::StoppedEarly {
-                step: last,
-                evaluations: self.progress.evaluations_since_best,
-                best_step: self.progress.best.map_or(0, |best| best.step),
-            })?;
-        }
-        let best = self.progress.best.map(|best| best.step);
-        let exported_step = best.filter(|&step| self.store.has(step)).unwrap_or(last);
-        let tensors = self.store.load_model(exported_step)?;
-        let weights: usize = tensors.values().map(TensorData::num_elements).sum();
-        let bytes = self.exported_bytes(weights as u64);
-        self.check_room("the exported model".to_string(), bytes)?;
-        let dtype = self.plan.config.checkpoint.save_dtype;
-        self.export(tensors, dtype)?;
-        self.progress.seconds = self.clock.total_seconds();
-        let mut record = self.folder.read_record()?;
-        let device = record
-            .as_ref()
-            .and_then(|record| record.device["name"].as_str());
-        let card = model_card(
-            (&self.plan, device),
-            &self.feed,
-            &self.progress,
-            exported_step,
-        );
-        self.folder.write("README.md", &card)?;
-        let bigram = self.bigram();
-        if let Some(record) = &mut record {
-            record.exported_step = Some(exported_step);
-            record.bigram_loss = bigram;
-            self.folder.write_record(record)?;
-        }
-        self.tell(&Event::Finished {
-            step: last,
-            exported_step,
-            bigram,
-            stopped_early,
-        })?;
-        // Last of all: a run whose record has an end is complete, and not looked at again.
-        if let Some(mut record) = record {
-            let steps = self.timeline.steps();
-            record.end = Some(FinalRecord::new(&self.progress, steps, stopped_early));
-            self.folder.write_record(&record)?;
-        }
-        let folder = self.folder.path().to_path_buf();
-        Ok(Outcome {
-            folder,
-            progress: self.progress.clone(),
-            evaluation,
-            bigram,
-            exported_step,
-            stopped_early,
-        })
-    }
-
-    /// Writes the tokenizer and the model, or the adapter, ready for Hugging Face's tools and for
-    /// `--model`.
-    fn export(&self, tensors: Tensors, dtype: SaveDtype) -> Result<(), TrainError> {
-        let config = &self.plan.config;
-        let (Some(plan), Some(adapter), Some(base)) = (
-            &self.plan.adapter,
-            &config.adapter,
-            &config.model.base_model,
-        ) else {
-            return self
-                .folder
-                .export(&self.spec, &tensors, self.feed.tokenizer(), dtype);
-        };
-        self.feed.tokenizer().save(self.folder.path())?;
-        let learned = Adapter::from_tensors(&plan.layers, tensors);
-        let learned = match &self.beginning {
-            Some(beginning) => learned.since(beginning)?,
-            None => learned,
-        };
-        let changed = self.folder.file(CHANGED_BASE);
-        let base = if self.plan.changes_base() {
-            &changed
-        } else {
-            base
-        };
-        learned.write(self.folder.path(), &self.spec, base, adapter.use_rslora)?;
-        Ok(())
-    }
-
-    /// Nats per token of the bigram model on the validation split.
-    fn bigram(&self) -> Option<f64> {
-        // Of rows, which are trained in parts, it would say nothing.
-        let Feed::Text { corpus, .. } = &self.feed else {
-            return None;
-        };
-        if corpus.train_tokens() > BIGRAM_LIMIT {
-            return None;
-        }
-        let train = corpus.train.iter().map(|stream| &stream.tokens);
-        let model = Bigram::fit(train, corpus.tokenizer.vocab_size());
-        model.nats_per_token(corpus.val.as_ref()?)
-    }
-
     /// Tells every observer that the run ends early. That some of them cannot take it, perhaps
     /// because of the very error, matters less than the error.
     fn tell_of_end(&mut self, error: &TrainError) {
@@ -510,42 +314,5 @@ impl Trainer {
         self.observers
             .iter_mut()
             .try_for_each(|observer| observer.observe(event))
-    }
-}
-
-/// Wall-clock time of a run over all its sessions, and the speed of its last steps.
-pub(super) struct Clock {
-    started: Instant,
-    before: f64,
-    window: VecDeque<(Duration, f64)>,
-    length: usize,
-}
-
-impl Clock {
-    pub(super) fn new(seconds_before: f64, window: u64) -> Self {
-        let length = window.clamp(1, 1000) as usize;
-        Self {
-            started: Instant::now(),
-            before: seconds_before,
-            window: VecDeque::new(),
-            length,
-        }
-    }
-
-    fn stepped(&mut self, time: Duration, tokens: f64) {
-        self.window.push_back((time, tokens));
-        if self.window.len() > self.length {
-            self.window.pop_front();
-        }
-    }
-
-    fn tokens_per_second(&self) -> f64 {
-        let time: Duration = self.window.iter().map(|(time, _)| *time).sum();
-        let tokens: f64 = self.window.iter().map(|(_, tokens)| tokens).sum();
-        tokens / time.as_secs_f64().max(1e-9)
-    }
-
-    pub(super) fn total_seconds(&self) -> f64 {
-        self.before + self.started.elapsed().as_secs_f64()
     }
 }

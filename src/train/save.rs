@@ -1,11 +1,15 @@
 //! Saving: when a checkpoint is due, whether there is room for it, what is deleted after it.
 
+use burn::tensor::TensorData;
+
 use super::room::{Needs, check_now, most_saves};
 use super::run::Trainer;
 use super::{Evaluation, Event, TrainError};
-use crate::adapter::trained_tensors;
+use crate::adapter::{OWN_BASE, trained_tensors, written_numbers};
 use crate::config::SaveDtype;
-use crate::model::{Decoder, Tensors, folder::hf_tensors};
+use crate::durable;
+use crate::model::folder::{self as model_folder, SaveOptions, hf_tensors};
+use crate::model::{Decoder, Tensors};
 
 /// What a checkpoint keeps of a model: all of it, or what is trained beside a base model.
 fn weights(model: &Decoder) -> Tensors {
@@ -16,20 +20,40 @@ fn weights(model: &Decoder) -> Tensors {
     }
 }
 
+fn size_in_bytes(data: &TensorData) -> u64 {
+    data.as_bytes().len() as u64
+}
+
 impl Trainer {
     /// What holds before the first step of this session: there is room for all that the run will
     /// save, and a new run has shown by a checkpoint of step 0 that it can.
     pub(super) fn prove_saving(&mut self, model: &Decoder) -> Result<(), TrainError> {
-        let needs = self.needs(model)?;
+        let mut needs = self.needs(model)?;
+        let base = self.changed_base(model, needs.trial);
+        let of_base = base
+            .as_ref()
+            .map(|tensors| tensors.values().map(size_in_bytes).sum());
+        needs.base = of_base.unwrap_or(0);
         let folder = self.folder.path();
         let free = (self.free_space)(folder).map_err(TrainError::io(folder))?;
         if let Some(text) = needs.check(folder, free)? {
             self.tell(&Event::Note { text })?;
         }
+        if let Some(tensors) = base {
+            let path = self.folder.file(OWN_BASE);
+            durable::create_folder(&path).map_err(TrainError::io(&path))?;
+            model_folder::save(&path, model.spec(), &tensors, &SaveOptions::default())?;
+        }
         if needs.trial {
             self.save(model, false)?;
         }
         Ok(())
+    }
+
+    /// The base model of a run that begins by changing it: an adapter is worth nothing without the
+    /// weights it was trained beside.
+    fn changed_base(&self, model: &Decoder, begins: bool) -> Option<Tensors> {
+        (begins && self.plan.changes_base()).then(|| hf_tensors(model))
     }
 
     fn needs(&self, model: &Decoder) -> Result<Needs, TrainError> {
@@ -43,9 +67,10 @@ impl Trainer {
         let save_steps = config.checkpoint.save_steps;
         let existing = self.store.steps()?.len() as u64;
         Ok(Needs {
+            base: 0,
             weights: 4 * parameters,
             moments: self.optimizer.state_bytes(model),
-            export: self.exported_bytes(parameters),
+            export: self.exported_bytes(self.exported_numbers(parameters)),
             trial: existing == 0,
             saves: most_saves(step, self.timeline.steps(), save_steps, eval_steps),
             existing,
@@ -125,6 +150,24 @@ impl Trainer {
         let free = (self.free_space)(folder).map_err(TrainError::io(folder))?;
         check_now(folder, free, (what, tensors), self.store.latest()?)?;
         Ok(())
+    }
+
+    /// Weights of the exported model or adapter, of which so many are trained.
+    pub(super) fn exported_numbers(&self, trained: u64) -> u64 {
+        let Some(adapter) = &self.plan.adapter else {
+            return trained;
+        };
+        let layers = self.spec.shape.linear_layers(self.spec.vocab_size);
+        let updates = layers.into_iter().filter_map(|layer| {
+            let shape = adapter.layers.get(&layer.path)?;
+            let [inputs, outputs] = layer.dims;
+            let lengths = if shape.magnitude { outputs } else { 0 };
+            Some((shape.rank * (inputs + outputs) + lengths) as u64)
+        });
+        // What a beginning takes out of the weights comes back as an update of its own.
+        let doubled = self.beginning.is_some();
+        let whole = trained.saturating_sub(updates.sum());
+        whole + written_numbers(adapter, &self.spec, doubled)
     }
 
     /// Bytes of so many exported weights.

@@ -3,31 +3,30 @@
 use std::path::Path;
 
 use burn::module::Module;
-use burn::tensor::Device;
+use burn::tensor::{Device, FloatDType};
 
 use super::folder::RunRecord;
 use super::{RunFolder, TrainError};
-use crate::adapter::{Adapter, pissa, quantised};
+use crate::adapter::{Adapter, OWN_BASE, pissa, quantised};
 use crate::checkpoint::Progress;
 use crate::config::{AdapterInit, DecoderSpec, Dtype, Plan};
 use crate::gradient::LossScale;
 use crate::model::{Decoder, folder as model_folder};
 use crate::optimizer::Optimizer;
 
-/// The folder of a base model whose weights are not the ones it came with, in a run folder.
-pub(super) const CHANGED_BASE: &str = "base_model";
-
 /// Where a run begins.
 pub(super) struct Start<'a> {
     pub(super) plan: &'a Plan,
     pub(super) spec: &'a DecoderSpec,
     pub(super) device: &'a Device,
+    /// What the forward and backward pass compute in.
+    pub(super) dtype: FloatDType,
 }
 
 /// What changes from step to step.
 pub(super) struct State {
     pub(super) model: Decoder,
-    /// The base model as it came, where answers are held against it.
+    /// The base model as it came, in the dtype of the run, where answers are held against it.
     pub(super) reference: Option<Decoder>,
     /// The adapter as it began, where that is not nothing.
     pub(super) beginning: Option<Adapter>,
@@ -80,7 +79,7 @@ impl Start<'_> {
                 let (model, beginning) = match self.plan.changes_base() {
                     // Rounding has chosen it once; it is part of what was trained.
                     true => {
-                        let base = folder.file(CHANGED_BASE);
+                        let base = folder.file(OWN_BASE);
                         let base = model_folder::load_as(self.spec, &base, &device)?;
                         (base.adapted(adapter, self.plan.config.seed)?, None)
                     }
@@ -143,11 +142,12 @@ impl Start<'_> {
         })
     }
 
-    /// The base model alone, where answers are held against it. It shares the weights that are not
-    /// trained.
+    /// The base model alone, where answers are held against it, in the dtype that it computes in. In f32
+    /// it shares the weights that are not trained.
     fn reference(&self, fresh: &Decoder) -> Option<Decoder> {
         let is_held = self.plan.dpo().is_some();
-        is_held.then(|| fresh.valid().without_adapters().for_inference())
+        let plain = || fresh.valid().without_adapters().for_inference();
+        is_held.then(|| plain().cast(self.dtype))
     }
 
     fn optimizer(&self) -> Optimizer {
@@ -155,6 +155,38 @@ impl Start<'_> {
         match &self.plan.adapter {
             Some(adapter) => optimizer.with_lora_plus(adapter.lora_plus_ratio),
             None => optimizer,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::DType;
+
+    use super::*;
+    use crate::config::{AdapterConfig, Config, DatasetConfig, Task};
+
+    #[test]
+    fn dpo_the_reference_is_rounded_once_and_shares_weights_where_it_can() {
+        let mut config = Config {
+            task: Task::Dpo,
+            adapter: Some(AdapterConfig::default()),
+            ..Config::default()
+        };
+        config.model.base_model = Some("tests/data/reference/llama".into());
+        config.data.datasets.push(DatasetConfig::new("x.jsonl"));
+        config.train.max_steps = Some(1);
+        let plan = Plan::from_config(config).unwrap();
+        for dtype in [FloatDType::F32, FloatDType::BF16] {
+            let start = Start {
+                plan: &plan,
+                spec: plan.base.as_ref().unwrap(),
+                device: &Device::flex(),
+                dtype,
+            };
+            let reference = start.fresh().unwrap().reference.unwrap();
+            assert_eq!(reference.norm.weight.val().dtype(), DType::from(dtype));
+            assert!(!reference.is_adapted());
         }
     }
 }

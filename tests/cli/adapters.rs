@@ -2,18 +2,11 @@
 
 use std::fs;
 
+use safetensors::{Dtype, SafeTensors};
+
 use super::bench::{Bench, json};
 
-/// A base model, and a TOML that adapts it.
-fn bench() -> Bench {
-    let bench = Bench::new();
-    bench.train(&[
-        "--output-dir",
-        "base",
-        "--set",
-        "model.tie_word_embeddings=false",
-    ]);
-    let config = "\
+const LORA: &str = "\
 output_dir = \"out\"
 [model]
 base_model = \"base\"
@@ -37,11 +30,21 @@ save_steps = 2
 [logging]
 logging_steps = 1
 ";
-    fs::write(bench.path("lora.toml"), config).unwrap();
+
+/// A base model, and a TOML that adapts it.
+fn bench() -> Bench {
+    let bench = Bench::new();
+    bench.train(&[
+        "--output-dir",
+        "base",
+        "--set",
+        "model.tie_word_embeddings=false",
+    ]);
+    fs::write(bench.path("lora.toml"), LORA).unwrap();
     bench
 }
 
-const FORMS: [(&str, &[&str]); 10] = [
+const FORMS: [(&str, &[&str]); 12] = [
     ("lora", &[]),
     ("dora", &["adapter.type=dora"]),
     (
@@ -74,6 +77,11 @@ const FORMS: [(&str, &[&str]); 10] = [
             "quantization.symmetric=false",
             "adapter.type=dora",
         ],
+    ),
+    ("ternary", &["quantization.weights=ternary"]),
+    (
+        "half",
+        &["checkpoint.save_dtype=bf16", "adapter.lora_alpha=8.0"],
     ),
     (
         "nf4-pissa",
@@ -121,12 +129,12 @@ fn a1_a2_a3_a12_an_adapter_is_trained_resumed_exported_and_measured_again() {
         let text = fs::read_to_string(bench.path("text.txt")).unwrap();
         let cut = (text.chars().count() as f64 * 0.9) as usize;
         fs::write(bench.path("val.txt"), &text[cut..]).unwrap();
-        let quantised = sets.iter().any(|set| set.starts_with("quantization"));
+        let codes = ["nf4", "int4"].contains(&name);
         for model in [
             vec!["--model", name],
             vec!["--model", &base_folder, "--adapter", name],
         ] {
-            if quantised && !changed && model.len() > 2 {
+            if codes && model.len() > 2 {
                 // Beside the dense weights it was not trained with.
                 continue;
             }
@@ -143,6 +151,12 @@ fn a1_a2_a3_a12_an_adapter_is_trained_resumed_exported_and_measured_again() {
             let loss = found["val_loss"].as_f64().unwrap();
             assert!((loss - best).abs() < 2e-3, "{name}: {loss} {best}");
         }
+        let file = fs::read(folder.join("adapter_model.safetensors")).unwrap();
+        let is_half = SafeTensors::deserialize(&file).unwrap();
+        let is_half = is_half
+            .iter()
+            .all(|(_, tensor)| tensor.dtype() == Dtype::BF16);
+        assert_eq!(is_half, name == "half");
 
         // Cut off after step 4 and resumed: bit for bit the same.
         let cut = format!("{name}-cut");
@@ -165,6 +179,102 @@ fn a1_a2_a3_a12_an_adapter_is_trained_resumed_exported_and_measured_again() {
     );
 }
 
+/// What a greedy model goes on with.
+fn greedy(bench: &Bench, model: &str) -> serde_json::Value {
+    let generate = [
+        "generate",
+        "--prompt",
+        "the ",
+        "--temperature",
+        "0",
+        "--json",
+    ];
+    let (out, _) = bench.expect(0, &[&generate[..], &["--model", model]].concat());
+    serde_json::from_str::<serde_json::Value>(&out).unwrap()["tokens"].clone()
+}
+
+#[test]
+fn a12_a_run_that_was_moved_finds_the_base_model_it_keeps() {
+    let bench = bench();
+    let sets = ["quantization.weights=nf4", "adapter.init=pissa"];
+    bench.expect(0, &arguments("run", &sets));
+    let before = greedy(&bench, "run");
+    let card = fs::read_to_string(bench.path("run/README.md")).unwrap();
+    assert!(card.contains("`base_model/` beside this file"), "{card}");
+    fs::rename(bench.path("run"), bench.path("moved")).unwrap();
+    assert_eq!(before, greedy(&bench, "moved"));
+    // Its data and the base model that it came from are not needed.
+    fs::rename(bench.path("base"), bench.path("gone")).unwrap();
+    fs::remove_file(bench.path("text.txt")).unwrap();
+    assert_eq!(before, greedy(&bench, "moved"));
+}
+
+#[test]
+fn a12_q1_an_adapter_beside_codes_needs_no_more_than_its_base_model() {
+    let bench = bench();
+    bench.expect(0, &arguments("run", &["quantization.weights=int4"]));
+    let before = greedy(&bench, "run");
+    fs::remove_file(bench.path("text.txt")).unwrap();
+    assert_eq!(before, greedy(&bench, "run"));
+    // A base model that has codes of its own by now is taken as it is.
+    let export = [
+        "export", "--model", "base", "--to", "int8", "--out", "eight",
+    ];
+    bench.expect(0, &export);
+    fs::rename(bench.path("base"), bench.path("gone")).unwrap();
+    fs::rename(bench.path("eight"), bench.path("base")).unwrap();
+    greedy(&bench, "run");
+}
+
+#[test]
+fn a1_r13_an_estimate_counts_what_dropout_keeps() {
+    let bench = bench();
+    let activations = |sets: &[&str]| {
+        let sets = sets.iter().flat_map(|set| ["--set", *set]);
+        let all = ["estimate", "lora.toml", "--json"].into_iter();
+        let (out, _) = bench.expect(0, &all.chain(sets).collect::<Vec<_>>());
+        let found: serde_json::Value = serde_json::from_str(&out).unwrap();
+        let terms = found["memory"]["terms"].as_array().unwrap().clone();
+        let mut terms = terms
+            .into_iter()
+            .filter(|term| term["name"] == "activations");
+        terms.next().map(|term| term["bytes"].as_u64().unwrap())
+    };
+    // At a size at which activations are the most that there is.
+    let large = "train.micro_batch_size=512";
+    let (plain, dropped) = (
+        activations(&[large]).unwrap(),
+        activations(&[large, "adapter.lora_dropout=0.1"]).unwrap(),
+    );
+    // 2 blocks, 512 x 16 tokens, 2 x 4 bytes for what goes into attention, o, the two before, down.
+    assert_eq!(dropped - plain, 2 * 512 * 16 * 8 * (16 + 16 + 16 + 32));
+}
+
+#[test]
+fn a11_an_adapter_is_not_exported_without_its_base_model() {
+    let bench = bench();
+    bench.expect(0, &arguments("run", &[]));
+    let export = ["export", "--model", "run", "--to", "nf4", "--out", "x"];
+    let (_, error) = bench.expect(2, &export);
+    assert!(error.contains("runner merge --model run"), "{error}");
+}
+
+#[test]
+fn a11_a_model_of_few_positions_is_merged() {
+    let bench = Bench::new();
+    let model = [
+        "model.architecture=gpt2",
+        "model.tie_word_embeddings=true",
+        "model.max_position_embeddings=16",
+    ];
+    let sets = model.iter().flat_map(|set| ["--set", *set]);
+    let sets: Vec<&str> = ["--output-dir", "base"].into_iter().chain(sets).collect();
+    bench.train(&sets);
+    fs::write(bench.path("lora.toml"), LORA).unwrap();
+    bench.expect(0, &arguments("run", &[]));
+    bench.expect(0, &["merge", "--model", "run", "--out", "merged"]);
+}
+
 #[test]
 fn a11_a_merged_model_says_what_base_and_adapter_say() {
     let bench = bench();
@@ -180,21 +290,9 @@ fn a11_a_merged_model_says_what_base_and_adapter_say() {
     ];
     let (out, _) = bench.expect(0, &merge);
     assert!(out.contains("merged   14 layers"), "{out}");
-    let text = |model: &[&str]| {
-        let generate = [
-            "generate",
-            "--prompt",
-            "the ",
-            "--temperature",
-            "0",
-            "--json",
-        ];
-        let (out, _) = bench.expect(0, &[&generate, model].concat());
-        serde_json::from_str::<serde_json::Value>(&out).unwrap()["tokens"].clone()
-    };
-    let adapted = text(&["--model", "lora"]);
-    assert_eq!(adapted, text(&["--model", "merged"]));
-    assert_ne!(adapted, text(&["--model", "base"]));
+    let adapted = greedy(&bench, "lora");
+    assert_eq!(adapted, greedy(&bench, "merged"));
+    assert_ne!(adapted, greedy(&bench, "base"));
     let (_, error) = bench.expect(1, &merge);
     assert!(error.contains("merged is not empty"), "{error}");
     let (_, error) = bench.expect(2, &["merge", "--model", "base", "--out", "x"]);

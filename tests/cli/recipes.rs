@@ -145,6 +145,7 @@ save_steps = 10
 logging_steps = 1
 ";
     fs::write(bench.path("dpo.toml"), config).unwrap();
+    dpo_estimates(&bench);
     for (name, sets) in [
         ("lora", &["adapter.r=4", "adapter.lora_dropout=0.1"][..]),
         (
@@ -189,6 +190,50 @@ logging_steps = 1
             "{name}"
         );
         assert_eq!(bench.metrics(&cut), metrics, "{name}");
+    }
+}
+
+/// What a reference takes, in memory and arithmetic.
+fn dpo_estimates(bench: &Bench) {
+    let estimate = |sets: &[&str]| {
+        let sets = sets.iter().flat_map(|set| ["--set", *set]);
+        let arguments = ["estimate", "dpo.toml", "--json"].into_iter().chain(sets);
+        let (stdout, _) = bench.expect(0, &arguments.collect::<Vec<_>>());
+        serde_json::from_str::<Value>(&stdout).unwrap()
+    };
+    let reference = |sets: &[&str]| {
+        let found = estimate(sets);
+        let terms = found["memory"]["terms"].as_array().unwrap().clone();
+        let term = terms.into_iter().find(|term| term["name"] == "reference");
+        term.map_or(0, |term| term["bytes"].as_u64().unwrap())
+    };
+    let parameters = estimate(&[])["parameters"].as_u64().unwrap();
+    assert_eq!(reference(&[]), 4 * parameters);
+    assert_eq!(reference(&["model.dtype=bf16"]), 2 * parameters);
+    assert_eq!(reference(&["adapter.r=4"]), 0);
+    assert_eq!(
+        reference(&["adapter.r=4", "model.dtype=bf16"]),
+        2 * parameters
+    );
+    let norm = "adapter.modules_to_save=[\"norm\"]";
+    let hidden = read_json(&bench.path("models/base/config.json"))["hidden_size"].clone();
+    assert_eq!(
+        reference(&["adapter.r=4", norm]),
+        4 * hidden.as_u64().unwrap()
+    );
+
+    // The reference's forward pass, and the head once more: a third of what there is, and a little.
+    let flops = |found: &Value| found["flops_per_token"].as_f64().unwrap();
+    let sft = estimate(&[
+        "task=sft",
+        "data.datasets.0.type=completion",
+        "data.datasets.0.field_completion=chosen",
+    ]);
+    let ratio = flops(&estimate(&[])) / flops(&sft);
+    assert!(ratio > 4.0 / 3.0 && ratio < 5.0 / 3.0, "{ratio}");
+    for sets in [&["--time"][..], &["--time", "--set", "adapter.r=4"]] {
+        let (out, _) = bench.expect(0, &[&["estimate", "dpo.toml"], sets].concat());
+        assert!(out.contains("time     "), "{out}");
     }
 }
 

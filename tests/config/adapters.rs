@@ -51,6 +51,18 @@ fn a1_every_contradiction_is_refused() {
         ),
         (&["adapter.rank_pattern={ q_proj = 0 }"], "rank 0"),
         (
+            &["adapter.rank_pattern={ q_proj = 65537 }"],
+            "rank 65537 for \"q_proj\"",
+        ),
+        (
+            &["adapter.rank_pattern={ \".*_proj\" = 2, \"q_proj\" = 8 }"],
+            "\".*_proj\" and \"q_proj\" in `rank_pattern`",
+        ),
+        (
+            &["adapter.alpha_pattern={ q_proj = 2.0, \"self_attn\\\\..*\" = 8.0 }"],
+            "say different things about layers.0.self_attn.q_proj",
+        ),
+        (
             &["adapter.alpha_pattern={ q_proj = -1.0 }"],
             "lora_alpha -1",
         ),
@@ -193,6 +205,8 @@ fn a1_layers_ranks_and_scales_follow_from_names_and_patterns() {
             ("layers.1.self_attn.v_proj", 4, 4.0),
         ]
     );
+    // Patterns that overlap and agree.
+    plan(&["adapter.rank_pattern={ \"q_.*\" = 8, q_proj = 8 }"]);
     // The names of a family's files are names of its layers.
     let phi3 = plan(&[
         "model.base_model=tests/data/reference/phi3",

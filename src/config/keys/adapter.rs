@@ -35,7 +35,7 @@ pub struct AdapterConfig {
     #[schemars(extend("x-aliases" = ["HF: layers_to_transform", "axolotl: peft_layers_to_transform", "mlx-lm: num_layers"]))]
     pub layers: Option<Vec<usize>>,
     /// Other ranks for some layers: { "down_proj" = 32 }. A name or the end of a path, or a regular
-    /// expression for it.
+    /// expression for it. No two may say different things about a layer.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub rank_pattern: BTreeMap<String, usize>,
     /// Other lora_alphas for some layers.

@@ -45,7 +45,8 @@ pub struct CheckpointConfig {
     /// Checkpoints to keep; the best and the last are kept on top of these. 0 = all.
     #[schemars(range(max = 1000000))]
     pub save_total_limit: usize,
-    /// Number format of the exported model at the run folder's root; checkpoints are always exact.
+    /// Number format of the exported model or adapter at the run folder's root; checkpoints are always
+    /// exact.
     #[schemars(extend("x-aliases" = ["HF: torch_dtype", "mlx-lm: dtype"]))]
     pub save_dtype: SaveDtype,
 }

@@ -1,6 +1,7 @@
 //! `[adapter]`: which layers are meant, and whether the base model has them.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use super::Checks;
 use crate::config::adapter::{AdapterPlan, LinearLayer, LoraShape, Selector};
@@ -8,6 +9,9 @@ use crate::config::hints::describe;
 use crate::config::keys::{ALL_LINEAR, AdapterConfig, AdapterInit, AdapterKind, Config};
 use crate::config::shape::ModelShape;
 use crate::config::spec::DecoderSpec;
+
+/// The limit of `r`, and of what takes its place for some layers.
+const MOST_RANK: usize = 65536;
 
 impl Checks<'_> {
     /// The adapters; none without the section, or where something in it is wrong.
@@ -36,6 +40,10 @@ impl Checks<'_> {
         });
         let shapes: BTreeMap<_, _> = shapes.collect();
         self.init(adapter, target, base);
+        let place = (&config.output_dir, config.model.base_model.as_ref());
+        if adapter.init != AdapterInit::Default && target.blockwise.is_some() {
+            self.own_base(place);
+        }
         self.fused(adapter, shape, &shapes);
         if shapes.contains_key("lm_head") && adapter.lora_dropout > 0.0 {
             self.refuse(
@@ -95,6 +103,21 @@ impl Checks<'_> {
                 &["adapter.init", "quantization.weights", "model.base_model"],
                 format!("init = \"{name}\" in [adapter]: {problem}"),
                 "init = \"default\"; \"loftq\" goes with [quantization] of a dense base model",
+            );
+        }
+    }
+
+    /// The run writes a base model of its own, and must not write it over the one that it is made of.
+    fn own_base(&mut self, (output, base): (&PathBuf, Option<&PathBuf>)) {
+        let absolute = |path: &Path| std::path::absolute(path).ok();
+        let own = absolute(&output.join("base_model"));
+        if own.is_some() && own == base.and_then(|base| absolute(base)) {
+            self.refuse(
+                &["output_dir", "model.base_model", "adapter.init"],
+                "the run keeps a changed base model in base_model/ of `output_dir`, which is where \
+                 `base_model` in [model] is"
+                    .to_string(),
+                "another output_dir",
             );
         }
     }
@@ -200,18 +223,40 @@ impl Checks<'_> {
         Some(kept.map(|(layer, _)| layer).collect())
     }
 
-    /// Each pattern has to say something about a layer that gets an adapter.
+    /// Each pattern has to say something about a layer that gets an adapter, and no two of them
+    /// different things about one: a table has no order that could decide.
     fn patterns(&mut self, adapter: &AdapterConfig, shape: &ModelShape, layers: &[LinearLayer]) {
-        let ranks = adapter
-            .rank_pattern
-            .keys()
-            .map(|name| ("rank_pattern", name));
-        let alphas = adapter
-            .alpha_pattern
-            .keys()
-            .map(|name| ("alpha_pattern", name));
-        for (key, pattern) in ranks.chain(alphas) {
-            let path = format!("adapter.{key}");
+        let ranks = adapter.rank_pattern.iter();
+        self.patterns_of("rank_pattern", ranks, (shape, layers));
+        let alphas = adapter.alpha_pattern.iter();
+        self.patterns_of("alpha_pattern", alphas, (shape, layers));
+        let ranks = adapter.rank_pattern.iter();
+        let beyond = ranks.filter(|(_, rank)| !(1..=MOST_RANK).contains(*rank));
+        for (name, rank) in beyond {
+            let name = name.escape_debug();
+            let message = format!("rank {rank} for \"{name}\" in `rank_pattern` of [adapter]");
+            let help = format!("a rank from 1 to {MOST_RANK}");
+            self.refuse(&["adapter.rank_pattern"], message, &help);
+        }
+        let alphas = adapter.alpha_pattern.iter();
+        for (name, alpha) in alphas.filter(|(_, alpha)| **alpha <= 0.0) {
+            let name = name.escape_debug();
+            let message =
+                format!("lora_alpha {alpha} for \"{name}\" in `alpha_pattern` of [adapter]");
+            self.refuse(&["adapter.alpha_pattern"], message, "a number above 0");
+        }
+    }
+
+    fn patterns_of<'a, T: PartialEq + 'a>(
+        &mut self,
+        key: &str,
+        patterns: impl Iterator<Item = (&'a String, &'a T)>,
+        (shape, layers): (&ModelShape, &[LinearLayer]),
+    ) {
+        let path = format!("adapter.{key}");
+        // What the patterns before have said, by layer.
+        let mut said: Vec<Option<(&String, &T)>> = vec![None; layers.len()];
+        for (pattern, value) in patterns {
             let selector = match Selector::end(pattern) {
                 Ok(selector) => selector,
                 Err(error) => {
@@ -220,16 +265,23 @@ impl Checks<'_> {
                         pattern.escape_debug(),
                         describe(&path)
                     );
-                    self.refuse(
-                        &[&path],
-                        message,
-                        "a name as \"down_proj\", or the end of a path",
-                    );
+                    let help = "a name as \"down_proj\", or the end of a path";
+                    self.refuse(&[&path], message, help);
                     continue;
                 }
             };
             let matches = |layer: &LinearLayer| selector.matches(&shape.known_paths(&layer.path));
-            if !layers.iter().any(matches) {
+            let (mut any, mut conflict) = (false, None);
+            for (layer, said) in layers.iter().zip(&mut said) {
+                if !matches(layer) {
+                    continue;
+                }
+                any = true;
+                let before = said.replace((pattern, value));
+                let other = before.filter(|(_, before)| *before != value);
+                conflict = conflict.or(other.map(|(before, _)| (before, &layer.path)));
+            }
+            if !any {
                 self.refuse(
                     &[&path, "adapter.target_modules"],
                     format!(
@@ -240,20 +292,16 @@ impl Checks<'_> {
                     "remove it, or name the layer in target_modules too",
                 );
             }
-        }
-        let bad_rank = adapter.rank_pattern.iter().find(|(_, rank)| **rank == 0);
-        let bad_alpha = adapter
-            .alpha_pattern
-            .iter()
-            .find(|(_, alpha)| **alpha <= 0.0);
-        if let Some((name, _)) = bad_rank {
-            let message = format!("rank 0 for \"{name}\" in `rank_pattern` of [adapter]");
-            self.refuse(&["adapter.rank_pattern"], message, "a rank of at least 1");
-        }
-        if let Some((name, alpha)) = bad_alpha {
-            let message =
-                format!("lora_alpha {alpha} for \"{name}\" in `alpha_pattern` of [adapter]");
-            self.refuse(&["adapter.alpha_pattern"], message, "a number above 0");
+            if let Some((before, layer)) = conflict {
+                let message = format!(
+                    "\"{}\" and \"{}\" in {} say different things about {layer}",
+                    before.escape_debug(),
+                    pattern.escape_debug(),
+                    describe(&path)
+                );
+                let help = "patterns that match no layer together, as \"self_attn\\\\.q_proj\"";
+                self.refuse(&[&path], message, help);
+            }
         }
     }
 

@@ -38,10 +38,8 @@ impl Checks<'_> {
     }
 
     fn ternary(&mut self, keys: &mut QuantizationConfig, shape: &mut ModelShape, frozen: bool) {
-        let granularity = *keys
-            .granularity
-            .get_or_insert(GranularityKey::Named(GranularityName::Tensor));
-        let bits = *keys.activation_bits.get_or_insert(8);
+        let granularity = *keys.granularity.get_or_insert(BY_TENSOR);
+        let bits = *keys.activation_bits.get_or_insert(EIGHT_BITS);
         let int8_forward = *keys.int8_forward.get_or_insert(false);
         self.ternary_keys(shape, granularity, bits, int8_forward);
         if frozen && int8_forward {
@@ -53,11 +51,7 @@ impl Checks<'_> {
                 "remove int8_forward",
             );
         }
-        shape.ternary = Some(Ternary {
-            granularity: granularity.into(),
-            rounds_activations: bits == 8,
-            packed: shape.ternary.and_then(|ternary| ternary.packed),
-        });
+        keys.put_into(shape);
     }
 
     /// A base model's weights as codes.
@@ -83,28 +77,12 @@ impl Checks<'_> {
                 "remove weights: a base model brings its number format",
             );
         }
-        let default = match weights {
-            WeightFormat::Int8 => BlockSizeKey::Named(BlockSizeName::Row),
-            _ => BlockSizeKey::Weights(64),
-        };
-        let block = *keys.block_size.get_or_insert(default);
-        let double = *keys.double_quant.get_or_insert(false);
-        let symmetric = weights != WeightFormat::Int4 || *keys.symmetric.get_or_insert(true);
-        let format = match weights {
-            WeightFormat::Nf4 => Format::Nf4,
-            WeightFormat::Fp4 => Format::Fp4,
-            WeightFormat::Int8 => Format::Int8,
-            _ if symmetric => Format::Int4Symmetric,
-            _ => Format::Int4Affine,
-        };
-        shape.blockwise = Some(Blockwise {
-            format,
-            block: match block {
-                BlockSizeKey::Named(BlockSizeName::Row) => BlockSize::Row,
-                BlockSizeKey::Weights(size) => BlockSize::Weights(size),
-            },
-            double,
-        });
+        keys.block_size.get_or_insert(default_blocks(weights));
+        keys.double_quant.get_or_insert(false);
+        if weights == WeightFormat::Int4 {
+            keys.symmetric.get_or_insert(true);
+        }
+        keys.put_into(shape);
     }
 
     fn agrees_with_base(&mut self, keys: &mut QuantizationConfig, ternary: Ternary, adapted: bool) {
@@ -245,7 +223,46 @@ impl Checks<'_> {
     }
 }
 
+const BY_TENSOR: GranularityKey = GranularityKey::Named(GranularityName::Tensor);
+const EIGHT_BITS: u32 = 8;
+
+fn default_blocks(weights: WeightFormat) -> BlockSizeKey {
+    match weights {
+        WeightFormat::Int8 => BlockSizeKey::Named(BlockSizeName::Row),
+        _ => BlockSizeKey::Weights(64),
+    }
+}
+
 impl QuantizationConfig {
+    /// What these keys make of a model's weights; nothing where they say nothing.
+    pub(crate) fn put_into(&self, shape: &mut ModelShape) {
+        let weights = self.weights.unwrap_or(WeightFormat::None);
+        let format = match weights {
+            WeightFormat::None => return,
+            WeightFormat::Ternary => {
+                shape.ternary = Some(Ternary {
+                    granularity: self.granularity.unwrap_or(BY_TENSOR).into(),
+                    rounds_activations: self.activation_bits.unwrap_or(EIGHT_BITS) == EIGHT_BITS,
+                    packed: shape.ternary.and_then(|ternary| ternary.packed),
+                });
+                return;
+            }
+            WeightFormat::Nf4 => Format::Nf4,
+            WeightFormat::Fp4 => Format::Fp4,
+            WeightFormat::Int8 => Format::Int8,
+            WeightFormat::Int4 if self.symmetric == Some(false) => Format::Int4Affine,
+            WeightFormat::Int4 => Format::Int4Symmetric,
+        };
+        shape.blockwise = Some(Blockwise {
+            format,
+            block: match self.block_size.unwrap_or(default_blocks(weights)) {
+                BlockSizeKey::Named(BlockSizeName::Row) => BlockSize::Row,
+                BlockSizeKey::Weights(size) => BlockSize::Weights(size),
+            },
+            double: self.double_quant == Some(true),
+        });
+    }
+
     /// The keys that say `ternary`.
     fn of(ternary: Ternary) -> Self {
         Self {

@@ -1,13 +1,15 @@
 //! Hugging Face model folders: `config.json`, and weights in one `model.safetensors` or in shards
 //! that `model.safetensors.index.json` lists.
 //!
-//! Files name and lay out tensors as each family's class in transformers does (`layout`); in memory
+//! Files name and lay out tensors as each family's class in transformers does (`table`, `layout`); in memory
 //! all families have LLaMA's names. Files are read and turned into f32, or into codes (`blockwise`),
 //! tensor by tensor (`weight_files`), so that loading takes the model's own memory and one tensor more.
 
 mod blockwise;
 mod layout;
 mod packed;
+mod parts;
+mod table;
 mod tensors;
 mod weight_files;
 mod write;
@@ -19,11 +21,13 @@ use firebrick_kernels::blockwise::{Quantised, quantise};
 
 pub use layout::Quantiser;
 pub(crate) use layout::is_exact as is_scale;
-pub(crate) use layout::{FileLinear, file_linears, some_file_tensors, some_own_tensors, transpose};
+pub(crate) use layout::transpose;
+pub(crate) use parts::{FileLinear, file_linears, some_file_tensors, some_own_tensors};
 pub(crate) use tensors::read_float_tensors;
 pub use tensors::{
     read_tensors, stream_tensors, tensors_from_bytes, tensors_header, write_tensors,
 };
+pub(crate) use write::write_tensors_as;
 pub use write::{SaveOptions, save};
 
 use super::{Decoder, DecoderSpec, ModelError, Tensors, parameters, with_parameters};

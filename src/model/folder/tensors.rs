@@ -10,6 +10,7 @@ use half::f16;
 use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorInfo};
 use serde_json::Value;
 
+use super::weight_files::regular;
 use crate::durable;
 use crate::model::{ModelError, Tensors};
 
@@ -71,8 +72,10 @@ pub fn tensors_from_bytes(path: &Path, bytes: &[u8]) -> Result<Tensors, ModelErr
 /// Reads every tensor of a safetensors file of floats as f32.
 ///
 /// # Errors
-/// A file that cannot be read or is malformed; a dtype other than f32, bf16 and f16.
+/// A file that cannot be read, is no regular file or is malformed; a dtype other than f32, bf16 and
+/// f16.
 pub(crate) fn read_float_tensors(path: &Path) -> Result<Tensors, ModelError> {
+    regular(path).map_err(ModelError::io(path))?;
     let bytes = fs::read(path).map_err(ModelError::io(path))?;
     let file = SafeTensors::deserialize(&bytes).map_err(malformed(path))?;
     let tensors = file.iter().map(|(name, view)| {

@@ -244,7 +244,7 @@ fn is_plain(name: &str) -> bool {
 }
 
 /// A pipe or a device would be read for ever. Links are followed: a hub's cache is made of them.
-fn regular(path: &Path) -> std::io::Result<()> {
+pub(super) fn regular(path: &Path) -> std::io::Result<()> {
     if fs::metadata(path)?.is_file() {
         Ok(())
     } else {

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::tensors::header;
 use super::{CONFIG, INDEX, WEIGHTS, layout, packed};
-use crate::config::{DecoderSpec, SaveDtype};
+use crate::config::{DecoderSpec, PackedLayout, SaveDtype};
 use crate::durable;
 use crate::model::{ModelError, Tensors};
 
@@ -59,7 +59,8 @@ pub fn save(
         durable::remove_file(&config_path).map_err(ModelError::io(&config_path))?;
     }
     for (name, shard) in names.iter().zip(&shards) {
-        write_file(&folder.join(name), shard, spec)?;
+        let layout = spec.shape.ternary.and_then(|ternary| ternary.packed);
+        write_file(&folder.join(name), shard, layout)?;
     }
     let mut kept = names.clone();
     if shards.len() > 1 {
@@ -71,6 +72,24 @@ pub fn save(
     delete_stale(folder, &kept)?;
     let config = format!("{:#}\n", spec.to_config_json(options.dtype));
     durable::replace_with(&config_path, config).map_err(ModelError::io(&config_path))
+}
+
+/// Writes tensors of f32 as one safetensors file in `dtype`, atomically.
+///
+/// # Errors
+/// As [`save`].
+pub(crate) fn write_tensors_as(
+    path: &Path,
+    tensors: &Tensors,
+    dtype: SaveDtype,
+) -> Result<(), ModelError> {
+    let format = Format::Floats(dtype);
+    let tensors = tensors
+        .iter()
+        .map(|(name, data)| Formatted { name, data, format });
+    let tensors: Vec<Formatted> = tensors.collect();
+    check_range(&tensors)?;
+    write_file(path, &tensors.iter().collect(), None)
 }
 
 /// A tensor and how it is written.
@@ -162,12 +181,11 @@ fn index(names: &[String], shards: &[Shard]) -> serde_json::Value {
 }
 
 /// One safetensors file, converted and written piece by piece.
-fn write_file(path: &Path, shard: &Shard, spec: &DecoderSpec) -> Result<(), ModelError> {
+fn write_file(path: &Path, shard: &Shard, layout: Option<PackedLayout>) -> Result<(), ModelError> {
     let tensors = shard.iter().map(|tensor| {
         let shape = tensor.data.shape().as_slice().to_vec();
         (tensor.name.clone(), tensor.kind(), shape, tensor.bytes())
     });
-    let layout = spec.shape.ternary.and_then(|ternary| ternary.packed);
     let header = header(
         path,
         layout.map(|layout| (packed::NAME_OF_LAYOUT, layout.name())),

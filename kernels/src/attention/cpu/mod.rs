@@ -512,7 +512,7 @@ impl Block {
                 kernel,
                 Activations::Columns(&scores[first..]),
                 matrix,
-                &[0..count],
+                std::slice::from_ref(&(0..count)),
                 0..task.head_dim(),
                 (&tiles(keys.len(), kernel.tile), kept),
                 out,

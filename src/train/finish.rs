@@ -1,0 +1,119 @@
+//! The end of a run: its model or adapter, and the last of its record.
+
+use burn::tensor::TensorData;
+
+use super::card::model_card;
+use super::folder::FinalRecord;
+use super::run::{Outcome, Trainer};
+use super::{Evaluation, Event, TrainError};
+use crate::adapter::{Adapter, OWN_BASE, PeftOptions};
+use crate::data::{Bigram, Feed};
+use crate::model::Tensors;
+
+/// Largest training split that the bigram baseline is fitted on: it is counted in memory.
+const BIGRAM_LIMIT: u64 = 50_000_000;
+
+impl Trainer {
+    /// Exports the best model, else the last, and closes the record.
+    pub(super) fn finish(&mut self, evaluation: Option<Evaluation>) -> Result<Outcome, TrainError> {
+        let last = self.progress.step;
+        let stopped_early = self.stops_early();
+        if stopped_early {
+            self.tell(&Event::StoppedEarly {
+                step: last,
+                evaluations: self.progress.evaluations_since_best,
+                best_step: self.progress.best.map_or(0, |best| best.step),
+            })?;
+        }
+        let best = self.progress.best.map(|best| best.step);
+        let exported_step = best.filter(|&step| self.store.has(step)).unwrap_or(last);
+        let tensors = self.store.load_model(exported_step)?;
+        let weights: usize = tensors.values().map(TensorData::num_elements).sum();
+        let bytes = self.exported_bytes(self.exported_numbers(weights as u64));
+        self.check_room("the exported model".to_string(), bytes)?;
+        self.export(tensors)?;
+        self.progress.seconds = self.clock.total_seconds();
+        let mut record = self.folder.read_record()?;
+        let device = record
+            .as_ref()
+            .and_then(|record| record.device["name"].as_str());
+        let card = model_card(
+            (&self.plan, device),
+            &self.feed,
+            &self.progress,
+            exported_step,
+        );
+        self.folder.write("README.md", &card)?;
+        let bigram = self.bigram();
+        if let Some(record) = &mut record {
+            record.exported_step = Some(exported_step);
+            record.bigram_loss = bigram;
+            self.folder.write_record(record)?;
+        }
+        self.tell(&Event::Finished {
+            step: last,
+            exported_step,
+            bigram,
+            stopped_early,
+        })?;
+        // Last of all: a run whose record has an end is complete, and not looked at again.
+        if let Some(mut record) = record {
+            let steps = self.timeline.steps();
+            record.end = Some(FinalRecord::new(&self.progress, steps, stopped_early));
+            self.folder.write_record(&record)?;
+        }
+        let folder = self.folder.path().to_path_buf();
+        Ok(Outcome {
+            folder,
+            progress: self.progress.clone(),
+            evaluation,
+            bigram,
+            exported_step,
+            stopped_early,
+        })
+    }
+
+    /// Writes the tokenizer and the model, or the adapter, ready for Hugging Face's tools and for
+    /// `--model`.
+    fn export(&self, tensors: Tensors) -> Result<(), TrainError> {
+        let config = &self.plan.config;
+        let dtype = config.checkpoint.save_dtype;
+        let (Some(plan), Some(adapter), Some(base)) = (
+            &self.plan.adapter,
+            &config.adapter,
+            &config.model.base_model,
+        ) else {
+            return self
+                .folder
+                .export(&self.spec, &tensors, self.feed.tokenizer(), dtype);
+        };
+        self.feed.tokenizer().save(self.folder.path())?;
+        let learned = Adapter::from_tensors(&plan.layers, tensors);
+        let learned = match &self.beginning {
+            Some(beginning) => learned.since(beginning)?,
+            None => learned,
+        };
+        let own = self.folder.file(OWN_BASE);
+        let options = PeftOptions {
+            base: if self.plan.changes_base() { &own } else { base },
+            use_rslora: adapter.use_rslora,
+            dtype,
+        };
+        learned.write(self.folder.path(), &self.spec, &options)?;
+        Ok(())
+    }
+
+    /// Nats per token of the bigram model on the validation split.
+    fn bigram(&self) -> Option<f64> {
+        // Of rows, which are trained in parts, it would say nothing.
+        let Feed::Text { corpus, .. } = &self.feed else {
+            return None;
+        };
+        if corpus.train_tokens() > BIGRAM_LIMIT {
+            return None;
+        }
+        let train = corpus.train.iter().map(|stream| &stream.tokens);
+        let model = Bigram::fit(train, corpus.tokenizer.vocab_size());
+        model.nats_per_token(corpus.val.as_ref()?)
+    }
+}
