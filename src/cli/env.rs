@@ -6,7 +6,7 @@ use super::CliError;
 use crate::config::Backend;
 use crate::device::{self, ComputeDevice, DeviceError};
 use crate::environment::Environment;
-use firebrick_kernels::{Way, blockwise, ternary};
+use firebrick_kernels::{Way, attention, blockwise, layers, ternary};
 
 /// Arguments of `runner env`.
 #[derive(Debug, Args)]
@@ -101,6 +101,8 @@ fn operations(devices: &[(Backend, Result<ComputeDevice, String>)]) -> Vec<Opera
         let all = [
             ternary::ways(&device.device),
             blockwise::ways(&device.device),
+            attention::ways(&device.device),
+            layers::ways(&device.device),
         ];
         for (name, way) in all.into_iter().flatten() {
             let way = (*backend, way);

@@ -18,7 +18,7 @@ pub struct Batch {
     pub targets: Vec<u32>,
     /// Weight of each prediction in the loss `[rows, cols]`: 1 = trained, 0 = padding or masked.
     pub weights: Vec<f32>,
-    /// Attention stays within equal ids of a row `[rows, cols]`.
+    /// Attention stays within tokens of equal ids, which stand next to each other `[rows, cols]`.
     pub segment_ids: Vec<u32>,
     /// Position of each token within its segment `[rows, cols]`.
     pub positions: Vec<u32>,

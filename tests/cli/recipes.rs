@@ -195,12 +195,13 @@ logging_steps = 1
 
 /// What a reference takes, in memory and arithmetic.
 fn dpo_estimates(bench: &Bench) {
-    let estimate = |sets: &[&str]| {
+    let estimate_of = |config: &str, sets: &[&str]| {
         let sets = sets.iter().flat_map(|set| ["--set", *set]);
-        let arguments = ["estimate", "dpo.toml", "--json"].into_iter().chain(sets);
+        let arguments = ["estimate", config, "--json"].into_iter().chain(sets);
         let (stdout, _) = bench.expect(0, &arguments.collect::<Vec<_>>());
         serde_json::from_str::<Value>(&stdout).unwrap()
     };
+    let estimate = |sets: &[&str]| estimate_of("dpo.toml", sets);
     let reference = |sets: &[&str]| {
         let found = estimate(sets);
         let terms = found["memory"]["terms"].as_array().unwrap().clone();
@@ -224,11 +225,17 @@ fn dpo_estimates(bench: &Bench) {
 
     // The reference's forward pass, and the head once more: a third of what there is, and a little.
     let flops = |found: &Value| found["flops_per_token"].as_f64().unwrap();
-    let sft = estimate(&[
-        "task=sft",
-        "data.datasets.0.type=completion",
-        "data.datasets.0.field_completion=chosen",
-    ]);
+    let config = fs::read_to_string(bench.path("dpo.toml")).unwrap();
+    let config = config.replace("task = \"dpo\"", "task = \"sft\"");
+    let config = config.replace("[dpo]\nbeta", "# beta");
+    fs::write(bench.path("sft.toml"), config).unwrap();
+    let sft = estimate_of(
+        "sft.toml",
+        &[
+            "data.datasets.0.type=completion",
+            "data.datasets.0.field_completion=chosen",
+        ],
+    );
     let ratio = flops(&estimate(&[])) / flops(&sft);
     assert!(ratio > 4.0 / 3.0 && ratio < 5.0 / 3.0, "{ratio}");
     for sets in [&["--time"][..], &["--time", "--set", "adapter.r=4"]] {

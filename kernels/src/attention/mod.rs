@@ -29,8 +29,10 @@ mod op;
 pub mod reference;
 #[cfg(test)]
 mod tests;
+mod ways;
 
-pub use op::{AttentionOps, attention, instructions};
+pub use op::{AttentionOps, attention};
+pub use ways::ways;
 
 /// What the operands of attention are cut into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,6 +10,7 @@ use burn::tensor::{Int, Tensor};
 use super::{AttentionShape, Operands, cpu};
 use crate::flex::{contiguous_f32, floats, tensor};
 use crate::panel::Path;
+use crate::ways::{Way, answer};
 
 /// Attention. The CPU alone has it: on a GPU, a graph of burn's operations is fused.
 #[backend_extension(Flex, Autodiff)]
@@ -63,11 +64,6 @@ pub fn attention(
     ))
 }
 
-/// The name of the instructions that it takes here, for records.
-pub fn instructions() -> &'static str {
-    Path::detect().name()
-}
-
 impl AttentionOps for Flex {
     fn span_attention(
         q: FloatTensor<Self>,
@@ -77,6 +73,7 @@ impl AttentionOps for Flex {
         spans: IntTensor<Self>,
         shape: AttentionShape,
     ) -> FloatTensor<Self> {
+        answer::<Self>("span_attention", way);
         let (dtype, dims) = (q.dtype(), q.shape());
         let mut out = vec![0.0; dims.num_elements()];
         with_operands([q, k, v], angles, spans, shape, |operands| {
@@ -94,6 +91,7 @@ impl AttentionOps for Flex {
         upstream: FloatTensor<Self>,
         shape: AttentionShape,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        answer::<Self>("span_attention_backward", way);
         let likes = [&q, &k, &v].map(|x| (x.shape(), x.dtype()));
         let mut gradients = [&q, &k, &v].map(|x| vec![0.0; x.shape().num_elements()]);
         let upstream = contiguous_f32(upstream);
@@ -109,6 +107,10 @@ impl AttentionOps for Flex {
         };
         (next(), next(), next())
     }
+}
+
+fn way() -> Way {
+    Way::Simd(Path::detect().name())
 }
 
 fn with_operands(

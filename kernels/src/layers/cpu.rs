@@ -56,8 +56,9 @@ pub fn swiglu_backward(path: Path, gate: &mut [f32], up: &[f32], upstream: &mut 
     work.for_each(|((gate, up), dy)| gated_backward(path, gate, up, dy));
 }
 
-/// log Σ exp(z) of each row of logits `[rows, vocab]`.
-pub fn log_sum_exp(path: Path, logits: &[f32], out: &mut [f32]) {
+/// m and log Σ exp(z - m) of each row of logits z `[rows, vocab]`, m the largest of its row. Their sum would lose the
+/// digits that count where logits are large.
+pub fn log_sum_exp(path: Path, logits: &[f32], out: &mut [[f32; 2]]) {
     let vocab = logits.len() / out.len().max(1);
     let count = rows(vocab);
     let work = logits
@@ -70,12 +71,17 @@ pub fn log_sum_exp(path: Path, logits: &[f32], out: &mut [f32]) {
     });
 }
 
+/// What [`log_sum_exp`] says of a row, minus the logit of its target.
+pub fn nats([most, log_sum]: [f32; 2], target: f32) -> f32 {
+    log_sum + (most - target)
+}
+
 /// The gradient of logits `[rows, vocab]` in place of them, from the one of each row's nats.
 pub fn token_nats_backward(
     path: Path,
     logits: &mut [f32],
     targets: &[i32],
-    log_sums: &[f32],
+    log_sums: &[[f32; 2]],
     upstream: &[f32],
 ) {
     let vocab = logits.len() / targets.len().max(1);
@@ -185,13 +191,14 @@ vectorised! {
         }
     }
 
-    fn log_sum_exp_of_row(row: &[f32]) -> f32 {
+    fn log_sum_exp_of_row(row: &[f32]) -> [f32; 2] {
         let most = max(row, f32::NEG_INFINITY);
-        most + sum2(row, row, |z, _| exp(z - most)).ln()
+        [most, sum2(row, row, |z, _| exp(z - most)).ln()]
     }
 
-    fn softmax_times(row: &mut [f32], log_sum: f32, factor: f32) {
-        row.iter_mut().for_each(|z| *z = exp(*z - log_sum) * factor);
+    fn softmax_times(row: &mut [f32], log_sum: [f32; 2], factor: f32) {
+        let [most, log_sum] = log_sum;
+        row.iter_mut().for_each(|z| *z = exp(*z - most - log_sum) * factor);
     }
 
     fn add(to: &mut [f32], row: &[f32]) {

@@ -16,5 +16,7 @@ mod op;
 pub mod reference;
 #[cfg(test)]
 mod tests;
+mod ways;
 
-pub use op::{LayerOps, add_product, instructions, rms_norm, swiglu, token_nats};
+pub use op::{LayerOps, add_product, rms_norm, swiglu, token_nats};
+pub use ways::ways;

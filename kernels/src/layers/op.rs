@@ -13,6 +13,7 @@ use burn::tensor::{DType, Int, IntDType, Tensor};
 use super::cpu;
 use crate::flex::{contiguous_f32, floats, in_f32, tensor};
 use crate::panel::Path;
+use crate::ways::{Way, answer};
 
 /// Layers in one pass. The CPU alone has them: on a GPU, graphs of burn's operations are fused.
 #[backend_extension(Flex, Autodiff)]
@@ -42,7 +43,8 @@ pub trait LayerOps: Backend {
         upstream: FloatTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
-    /// Nats `[rows]` of logits `[rows, vocab]` and targets `[rows]`, and log Σ exp(z) `[rows]`.
+    /// Nats `[rows]` of logits z `[rows, vocab]` and targets `[rows]`; and of each row the largest m and
+    /// log Σ exp(z - m) `[rows, 2]`.
     fn fused_token_nats(
         logits: FloatTensor<Self>,
         targets: IntTensor<Self>,
@@ -112,17 +114,13 @@ pub fn add_product(y: Tensor<2>, x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
     Tensor::from_dispatch(Dispatch::fused_add_product(y, x, weight))
 }
 
-/// The name of the instructions that they take here, for records.
-pub fn instructions() -> &'static str {
-    Path::detect().name()
-}
-
 impl LayerOps for Flex {
     fn fused_rms_norm(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         eps: f64,
     ) -> FloatTensor<Self> {
+        answer::<Self>("fused_rms_norm", way);
         let weight = contiguous_f32(weight);
         in_f32(x, |x| {
             cpu::rms_norm(Path::detect(), x, floats(&weight), eps as f32)
@@ -135,6 +133,7 @@ impl LayerOps for Flex {
         upstream: FloatTensor<Self>,
         eps: f64,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        answer::<Self>("fused_rms_norm_backward", way);
         let (shape, dtype) = (weight.shape(), weight.dtype());
         let [x, weight] = [x, weight].map(contiguous_f32);
         let mut dw = Vec::new();
@@ -146,6 +145,7 @@ impl LayerOps for Flex {
     }
 
     fn fused_swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+        answer::<Self>("fused_swiglu", way);
         let up = contiguous_f32(up);
         in_f32(gate, |gate| cpu::swiglu(Path::detect(), gate, floats(&up)))
     }
@@ -155,6 +155,7 @@ impl LayerOps for Flex {
         up: FloatTensor<Self>,
         upstream: FloatTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        answer::<Self>("fused_swiglu_backward", way);
         let up = contiguous_f32(up);
         let mut of_gate = None;
         let of_up = in_f32(upstream, |dy| {
@@ -170,18 +171,18 @@ impl LayerOps for Flex {
         logits: FloatTensor<Self>,
         targets: IntTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        answer::<Self>("fused_token_nats", way);
         let ([rows, vocab], targets) = ([logits.shape()[0], logits.shape()[1]], ids(targets));
         let logits = contiguous_f32(logits);
         let logits = floats(&logits);
-        let mut log_sums = vec![0.0; rows];
+        let mut log_sums = vec![[0.0; 2]; rows];
         cpu::log_sum_exp(Path::detect(), logits, &mut log_sums);
-        let nats = log_sums.iter().zip(indices(&targets)).enumerate();
-        let nats =
-            nats.map(|(row, (sum, &target))| sum - logits[row * vocab..][..vocab][target as usize]);
-        let nats = nats.collect();
+        let rows_of_logits = (0..rows).map(|row| &logits[row * vocab..][..vocab]);
+        let nats = rows_of_logits.zip(&log_sums).zip(indices(&targets));
+        let nats = nats.map(|((row, sum), &target)| cpu::nats(*sum, row[target as usize]));
         (
-            tensor(nats, [rows], DType::F32),
-            tensor(log_sums, [rows], DType::F32),
+            tensor(nats.collect(), [rows], DType::F32),
+            tensor(log_sums.into_flattened(), [rows, 2], DType::F32),
         )
     }
 
@@ -191,10 +192,11 @@ impl LayerOps for Flex {
         log_sums: FloatTensor<Self>,
         upstream: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
+        answer::<Self>("fused_token_nats_backward", way);
         let [log_sums, upstream] = [log_sums, upstream].map(contiguous_f32);
         let targets = ids(targets);
         in_f32(logits, |logits| {
-            let (targets, log_sums) = (indices(&targets), floats(&log_sums));
+            let (targets, log_sums) = (indices(&targets), floats(&log_sums).as_chunks().0);
             cpu::token_nats_backward(Path::detect(), logits, targets, log_sums, floats(&upstream));
         })
     }
@@ -204,12 +206,17 @@ impl LayerOps for Flex {
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
+        answer::<Self>("fused_add_product", way);
         let outputs = y.shape()[1];
         let [x, weight] = [x, weight].map(contiguous_f32);
         in_f32(y, |y| {
             cpu::add_product(Path::detect(), y, floats(&x), floats(&weight), outputs);
         })
     }
+}
+
+fn way() -> Way {
+    Way::Simd(Path::detect().name())
 }
 
 fn ids(targets: IntTensor<Flex>) -> IntTensor<Flex> {
