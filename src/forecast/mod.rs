@@ -82,7 +82,7 @@ impl Forecast {
 /// with the backward pass (Kaplan et al., 2020, section 2.1), and a forward pass of the blocks more
 /// with gradient checkpointing; twice that for weights that are not trained. Pairs of answers take a
 /// forward pass of the reference and a second one of the output head besides. Attention counts every key,
-/// seen or masked, since that is what is computed.
+/// seen or masked, as others count it; the CPU computes those that are seen, and their scores twice.
 fn flops_per_token(plan: &Plan, spec: &DecoderSpec) -> f64 {
     let shape = &spec.shape;
     let hidden = shape.hidden_size as f64;

@@ -233,7 +233,9 @@ fn dpo_estimates(bench: &Bench) {
         "sft.toml",
         &[
             "data.datasets.0.type=completion",
-            "data.datasets.0.field_completion=chosen",
+            "data.datasets.0.fields.completion=chosen",
+            // As long as the longest pair, to which the other is cut.
+            "data.sequence_len=48",
         ],
     );
     let ratio = flops(&estimate(&[])) / flops(&sft);
