@@ -186,7 +186,8 @@ impl Sizes {
         let lanes = (conditions.lanes as u64).min(rows);
         let tokens = rows * config.data.sequence_len as u64;
         let element = element_bytes(config.model.dtype);
-        let chunk = logit_chunk(spec.vocab_size) as u64;
+        let of_lane = tokens.div_ceil(lanes.max(1)) as usize;
+        let chunk = logit_chunk(of_lane, spec.vocab_size) as u64;
         Self {
             weights: weights(plan, spec, counts),
             reference: reference(plan, spec, counts, (element, conditions.is_cpu)),

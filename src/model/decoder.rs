@@ -256,7 +256,7 @@ impl Decoder {
     /// Tokens whose logits are computed at a time, of `tokens` in all: the logits of a large
     /// vocabulary are the largest tensor of a step, and nothing needs all of them at once.
     pub(crate) fn logit_chunks(&self, tokens: usize) -> impl Iterator<Item = Range<usize>> {
-        let chunk = logit_chunk(self.spec.vocab_size);
+        let chunk = logit_chunk(tokens, self.spec.vocab_size);
         let starts = (0..tokens).step_by(chunk);
         starts.map(move |start| start..(start + chunk).min(tokens))
     }
@@ -510,10 +510,12 @@ fn targets(batch: &Batch, tokens: Range<usize>, device: &Device) -> (Tensor<1, I
     (targets, Tensor::from_data(weights, device))
 }
 
-/// How many tokens' logits make up [`LOGIT_CHUNK_BYTES`]; enough in any case for an efficient
-/// product.
-pub(crate) fn logit_chunk(vocab_size: usize) -> usize {
-    (LOGIT_CHUNK_BYTES / 4 / vocab_size).max(64)
+/// How many of some tokens have their logits computed at a time: as many as [`LOGIT_CHUNK_BYTES`] hold,
+/// and enough in any case for an efficient product. Chunks are even: the head's weights are read
+/// anew for each, and for a rest of a few tokens that takes nearly as long.
+pub(crate) fn logit_chunk(tokens: usize, vocab_size: usize) -> usize {
+    let most = (LOGIT_CHUNK_BYTES / 4 / vocab_size).max(64);
+    tokens.div_ceil(tokens.div_ceil(most).max(1)).max(1)
 }
 
-const LOGIT_CHUNK_BYTES: usize = 32 << 20;
+const LOGIT_CHUNK_BYTES: usize = 64 << 20;
