@@ -170,7 +170,9 @@ fn measure(layer: &Layer, seconds: f64) -> [f64; 3] {
 fn run(layer: &Side, operands: &[Tensor<2>]) -> Vec<Tensor<2>> {
     let leaves: Vec<_> = operands.iter().map(|x| x.clone().require_grad()).collect();
     let out = layer(&leaves);
-    let grads = out.clone().sum().backward();
+    let [rows, width] = out.dims();
+    let weights = matrix([rows, width], 17, &out.device());
+    let grads = (out.clone() * weights).sum().backward();
     let gradients = leaves
         .iter()
         .map(|leaf| leaf.grad(&grads).expect("a gradient"));

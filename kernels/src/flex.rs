@@ -1,9 +1,9 @@
 //! The values of tensors on the CPU.
 
-use burn::backend::ops::FloatTensorOps;
-use burn::backend::tensor::FloatTensor;
+use burn::backend::ops::{FloatTensorOps, IntTensorOps};
+use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Flex, TensorMetadata};
-use burn::tensor::{DType, FloatDType, Shape, TensorData};
+use burn::tensor::{DType, FloatDType, IntDType, Shape, TensorData};
 
 /// The same as f32, element after element.
 pub(crate) fn contiguous_f32(x: FloatTensor<Flex>) -> FloatTensor<Flex> {
@@ -18,6 +18,21 @@ pub(crate) fn contiguous_f32(x: FloatTensor<Flex>) -> FloatTensor<Flex> {
 /// Of a tensor that is contiguous and f32.
 pub(crate) fn floats(x: &FloatTensor<Flex>) -> &[f32] {
     x.as_slice().expect("contiguous f32")
+}
+
+/// The same as i32, element after element.
+pub(crate) fn contiguous_i32(x: IntTensor<Flex>) -> IntTensor<Flex> {
+    let x = if x.dtype() == DType::I32 {
+        x
+    } else {
+        Flex::int_cast(x, IntDType::I32)
+    };
+    x.to_contiguous()
+}
+
+/// Of a tensor that is contiguous and i32.
+pub(crate) fn indices(x: &IntTensor<Flex>) -> &[i32] {
+    x.as_slice().expect("contiguous i32")
 }
 
 /// A tensor of f32 values, cast to `dtype`.

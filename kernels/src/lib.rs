@@ -1,15 +1,19 @@
 //! Firebrick's own tensor operations: what its training needs and burn does not have, or does slowly.
 //!
-//! One folder is one family of operations. Each has the same parts:
+//! One folder is one family of operations. Each has of these parts what it needs:
 //!
 //! | file | what it holds |
 //! |---|---|
 //! | `mod.rs` | the mathematics, and what a user calls |
 //! | `reference.rs` | the same in plain scalar Rust, which every other path is tested against |
 //! | `layout/` | the bytes, in memory and in files |
-//! | `cpu/` | SIMD and threads, chosen by what the processor has |
+//! | `cpu/`, `cpu.rs` | SIMD and threads, chosen by what the processor has |
 //! | `op.rs` | the burn extension: one trait, its gradient, and which device runs what |
 //! | `cube.rs` | one CubeCL kernel for wgpu and CUDA |
+//! | `ways.rs` | which operation runs how on a device |
+//!
+//! `panel` multiplies f32 with whatever is unpacked on the way; `vector` compiles plain Rust for each set of
+//! instructions.
 
 pub mod attention;
 pub mod blockwise;

@@ -1,9 +1,9 @@
 //! Causal self-attention with grouped key/value heads, rotary positions and a key/value cache.
 //!
-//! On the CPU a whole batch is attended to by one [operation](firebrick_kernels::attention). On a GPU, and where there is
-//! a cache, burn's operations are composed: the query heads of one group are stacked along the sequence axis, so that a group meets its
-//! key/value head in one matrix product and no key or value is ever copied per query head:
-//! queries `[batch, kv_heads, group x seq, head_dim]`, keys `[batch, kv_heads, keys, head_dim]`.
+//! On the CPU a whole batch is attended to by one [operation](firebrick_kernels::attention). On a GPU,
+//! and where there is a cache, burn's operations are composed: the query heads of one group are
+//! stacked along the sequence axis, so that a group meets its key/value head in one matrix product and
+//! no key or value is ever copied per query head: queries `[batch, kv_heads, group x seq, head_dim]`, keys `[batch, kv_heads, keys, head_dim]`.
 
 use burn::module::Module;
 use burn::tensor::activation::softmax;
@@ -96,6 +96,8 @@ impl Attention {
         let keys = self.normed(&self.k_norm, keys);
         let mixed = match &context.sight {
             Sight::Spans { angles, spans } => {
+                // What is in a cache is not in the spans.
+                assert!(cache.is_none(), "a cache goes with a mask");
                 let shape = AttentionShape {
                     rows: context.dims[0],
                     heads: self.heads,

@@ -364,7 +364,7 @@ impl Decoder {
     pub(crate) fn context(&self, batch: &Batch) -> Context {
         let device = &self.device();
         let (rows, cols) = (batch.rows, batch.cols);
-        // Most batches are rows of one text each: one mask and one set of positions serve all.
+        // Most batches are rows of one text each: what one of them sees, and its positions, serve all.
         let same = |values: &[u32]| values.chunks(cols).all(|row| row == &values[..cols]);
         let rotary_rows = if same(&batch.positions) { 1 } else { rows };
         let mask_rows = if same(&batch.segment_ids) { 1 } else { rows };

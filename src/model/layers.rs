@@ -2,7 +2,8 @@
 //! rows = batch x seq, so that each linear layer is one matrix product.
 //!
 //! A layer computes in the dtype of its weights. Where that is a half-precision one, norms and
-//! softmax are still computed in f32, as the reference implementations do.
+//! softmax are still computed in f32, as the reference implementations do. On the CPU what a norm
+//! scales is rounded once, at the end; on a GPU before the last factor too, as in transformers.
 
 use burn::module::{Module, Param};
 use burn::tensor::activation::{gelu, relu, silu};

@@ -8,7 +8,7 @@ use burn::backend::{Autodiff, Backend, Dispatch, Flex, TensorMetadata, backend_e
 use burn::tensor::{Int, Tensor};
 
 use super::{AttentionShape, Operands, cpu};
-use crate::flex::{contiguous_f32, floats, tensor};
+use crate::flex::{contiguous_f32, contiguous_i32, floats, indices, tensor};
 use crate::panel::Path;
 use crate::ways::{Way, answer};
 
@@ -41,7 +41,7 @@ pub trait AttentionOps: Backend {
 /// `[rows x seq, kv_heads x head_dim]`, of any float dtype: what the [module](super) says. o has the dtype of q.
 ///
 /// `angles` `[1 or rows, seq, head_dim]` are f32 cosines, then sines, of `head_dim / 2` angles; without elements, nothing
-/// is turned. `spans` `[1 or rows, seq, 2]` are i32: the first key that a query sees, and the one behind the last. A query
+/// is turned. `spans` `[1 or rows, seq, 2]`: the first key that a query sees, and the one behind the last. A query
 /// that sees nothing gets zeros.
 ///
 /// It has gradients with respect to q, k and v, and keeps nothing but these for them.
@@ -54,6 +54,10 @@ pub fn attention(
     spans: Tensor<3, Int>,
     shape: AttentionShape,
 ) -> Tensor<2> {
+    let [q_dims, k_dims, v_dims] = [&q, &k, &v].map(Tensor::dims);
+    assert_eq!(q_dims[1], shape.width(), "queries");
+    assert_eq!(k_dims, [q_dims[0], shape.kv_width()], "keys");
+    assert_eq!(v_dims, k_dims, "values");
     Tensor::from_dispatch(Dispatch::span_attention(
         q.into_dispatch(),
         k.into_dispatch(),
@@ -92,20 +96,16 @@ impl AttentionOps for Flex {
         shape: AttentionShape,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         answer::<Self>("span_attention_backward", way);
-        let likes = [&q, &k, &v].map(|x| (x.shape(), x.dtype()));
-        let mut gradients = [&q, &k, &v].map(|x| vec![0.0; x.shape().num_elements()]);
+        let [of_q, of_k, of_v] = [&q, &k, &v].map(|x| (x.shape(), x.dtype()));
+        let [mut dq, mut dk, mut dv] =
+            [&of_q, &of_k, &of_v].map(|(shape, _)| vec![0.0; shape.num_elements()]);
         let upstream = contiguous_f32(upstream);
         with_operands([q, k, v], angles, spans, shape, |operands| {
-            let gradients = gradients.each_mut().map(Vec::as_mut_slice);
+            let gradients = [&mut dq, &mut dk, &mut dv].map(Vec::as_mut_slice);
             cpu::backward(Path::detect(), operands, floats(&upstream), gradients);
         });
-        let mut tensors = gradients.into_iter().zip(likes);
-        let mut next = || {
-            // There are three.
-            let (values, (shape, dtype)) = tensors.next().expect("a gradient for each operand");
-            tensor(values, shape, dtype)
-        };
-        (next(), next(), next())
+        let like = |values: Vec<f32>, (shape, dtype)| tensor(values, shape, dtype);
+        (like(dq, of_q), like(dk, of_k), like(dv, of_v))
     }
 }
 
@@ -121,14 +121,14 @@ fn with_operands(
     use_them: impl FnOnce(&Operands),
 ) {
     let (qkv, angles) = (qkv.map(contiguous_f32), contiguous_f32(angles));
-    let spans = spans.to_contiguous();
+    let spans = contiguous_i32(spans);
     let [q, k, v] = qkv.each_ref().map(floats);
     use_them(&Operands {
         q,
         k,
         v,
         angles: floats(&angles),
-        spans: spans.as_slice().expect("spans are i32"),
+        spans: indices(&spans),
         shape,
     });
 }

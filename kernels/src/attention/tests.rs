@@ -146,6 +146,20 @@ fn sight() -> impl Strategy<Value = Sight> {
     ]
 }
 
+/// Without positions, heads may be of an odd width.
+#[test]
+fn f2_attention_of_odd_heads() {
+    for head_dim in [1, 7, 33] {
+        let shape = AttentionShape {
+            rows: 2,
+            heads: 2,
+            kv_heads: 2,
+            head_dim,
+        };
+        check(&Case::new(shape, 70, Sight::Causal, false, 3));
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
     #[test]
@@ -210,8 +224,9 @@ fn queries_of_zero_see_the_mean() {
     }
 }
 
+/// Queries that see the same are weighed together: a value spreads among them, and a key does not.
 #[test]
-fn a_value_that_is_not_a_number_stays_with_those_who_see_it() {
+fn a_key_that_is_not_a_number_stays_with_those_who_see_it_and_a_value_reaches_them() {
     let shape = AttentionShape {
         rows: 1,
         heads: 1,
@@ -224,5 +239,34 @@ fn a_value_that_is_not_a_number_stays_with_those_who_see_it() {
         let out = case.forward(path);
         assert!(out[..38 * 8].iter().all(|o| o.is_finite()));
         assert!(out[38 * 8..].iter().all(|o| o.is_nan()));
+    }
+    let mut case = Case::new(shape, 40, Sight::Packed, true, 1);
+    case.qkv[2][38 * 8] = f32::NAN;
+    for path in paths() {
+        let out = case.forward(path);
+        assert!(out[38 * 8..].chunks(8).all(|o| o[0].is_nan()));
+    }
+}
+
+/// One table for all rows is as good as the same for each.
+#[test]
+fn rows_share_tables() {
+    let shape = AttentionShape {
+        rows: 3,
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 6,
+    };
+    let seq = 45;
+    let mut apart = Case::new(shape, seq, Sight::Window(20), true, 9);
+    let mut shared = apart.clone();
+    shared.spans.truncate(2 * seq);
+    shared.angles.truncate(seq * shape.head_dim);
+    apart.spans = shared.spans.repeat(shape.rows);
+    apart.angles = shared.angles.repeat(shape.rows);
+    check(&apart);
+    for path in paths() {
+        assert_eq!(shared.forward(path), apart.forward(path));
+        assert_eq!(shared.backward(path), apart.backward(path));
     }
 }

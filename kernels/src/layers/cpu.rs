@@ -13,6 +13,9 @@ fn rows(width: usize) -> usize {
     (PIECE / width.max(1)).max(1)
 }
 
+/// The most parts that a sum over rows has: each part takes a row's memory.
+const PARTS: usize = 64;
+
 /// y of x `[rows, dim]`, in place of it.
 pub fn rms_norm(path: Path, x: &mut [f32], weight: &[f32], eps: f32) {
     let dim = weight.len();
@@ -20,25 +23,28 @@ pub fn rms_norm(path: Path, x: &mut [f32], weight: &[f32], eps: f32) {
         .for_each(|x| normalise(path, x, weight, eps));
 }
 
-/// dx in place of dy `[rows, dim]`, and dw `[dim]`.
+/// dx in place of dy `[rows, dim]`, and dw `[dim]`; nothing for that unless it is `wanted`.
 pub fn rms_norm_backward(
     path: Path,
     x: &[f32],
     weight: &[f32],
     upstream: &mut [f32],
     eps: f32,
+    wanted: bool,
 ) -> Vec<f32> {
     let dim = weight.len();
-    let piece = rows(dim) * dim;
+    let count = if wanted { dim } else { 0 };
+    let most = (x.len() / dim.max(1)).div_ceil(PARTS);
+    let piece = rows(dim).max(most) * dim;
     let work = x.par_chunks(piece).zip(upstream.par_chunks_mut(piece));
     let parts = work.map(|(x, dy)| {
-        let mut dw = vec![0.0; dim];
+        let mut dw = vec![0.0; count];
         normalise_backward(path, x, weight, dy, eps, &mut dw);
         dw
     });
     // Pieces are the same however many threads there are, and so is their order.
     let parts: Vec<_> = parts.collect();
-    let mut dw = vec![0.0; dim];
+    let mut dw = vec![0.0; count];
     parts.iter().for_each(|part| add(path, &mut dw, part));
     dw
 }
@@ -164,10 +170,10 @@ vectorised! {
         let dim = weight.len();
         for (x, dy) in x.chunks(dim).zip(dy.chunks_mut(dim)) {
             let factor = factor(x, eps);
-            for (((dw, dy), x), w) in dw.iter_mut().zip(dy.iter_mut()).zip(x).zip(weight) {
+            for ((dw, dy), x) in dw.iter_mut().zip(dy.iter()).zip(x) {
                 *dw += *dy * (x * factor);
-                *dy *= w;
             }
+            dy.iter_mut().zip(weight).for_each(|(dy, w)| *dy *= w);
             let dot = sum2(x, dy, |x, dy| x * dy);
             let shift = factor * factor * dot / dim as f32;
             for (dy, x) in dy.iter_mut().zip(x) {

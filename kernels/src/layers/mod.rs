@@ -1,8 +1,8 @@
-//! Layers of a transformer whose work is to read and write memory, in one pass each, on the CPU.
+//! Layers of a transformer whose work is to read and write memory, as one operation each, on the CPU.
 //!
-//! As graphs of burn's operations each takes a handful of passes, on one core. Here threads take rows in turn, and the
-//! backward pass computes again what the forward pass could have kept. Sums are f32; results depend on no number of
-//! threads.
+//! As graphs of burn's operations each takes a handful of passes, on one core. Here threads take rows in turn, in place
+//! where nothing else holds what comes in and in a copy where something does; the backward pass computes again what the
+//! forward pass could have kept. Sums are f32; results depend on no number of threads.
 //!
 //! | layer | forward | keeps |
 //! |---|---|---|

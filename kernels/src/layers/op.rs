@@ -3,15 +3,14 @@
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
-use burn::backend::ops::IntTensorOps;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{
     Autodiff, AutodiffBackend, Backend, Dispatch, Flex, TensorMetadata, backend_extension,
 };
-use burn::tensor::{DType, Int, IntDType, Tensor};
+use burn::tensor::{DType, Int, Tensor};
 
 use super::cpu;
-use crate::flex::{contiguous_f32, floats, in_f32, tensor};
+use crate::flex::{contiguous_f32, contiguous_i32, floats, in_f32, indices, tensor};
 use crate::panel::Path;
 use crate::ways::{Way, answer};
 
@@ -25,12 +24,13 @@ pub trait LayerOps: Backend {
         eps: f64,
     ) -> FloatTensor<Self>;
 
-    /// dx and dw of dy.
+    /// dx of dy, and dw if it is `wanted`, else no elements.
     fn fused_rms_norm_backward(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         upstream: FloatTensor<Self>,
         eps: f64,
+        wanted: bool,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
     /// y of gate and up `[rows, width]`.
@@ -132,16 +132,18 @@ impl LayerOps for Flex {
         weight: FloatTensor<Self>,
         upstream: FloatTensor<Self>,
         eps: f64,
+        wanted: bool,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         answer::<Self>("fused_rms_norm_backward", way);
-        let (shape, dtype) = (weight.shape(), weight.dtype());
+        let dtype = weight.dtype();
         let [x, weight] = [x, weight].map(contiguous_f32);
         let mut dw = Vec::new();
         let dx = in_f32(upstream, |dy| {
-            dw =
-                cpu::rms_norm_backward(Path::detect(), floats(&x), floats(&weight), dy, eps as f32);
+            let (path, eps) = (Path::detect(), eps as f32);
+            dw = cpu::rms_norm_backward(path, floats(&x), floats(&weight), dy, eps, wanted);
         });
-        (dx, tensor(dw, shape, dtype))
+        let count = dw.len();
+        (dx, tensor(dw, [count], dtype))
     }
 
     fn fused_swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -172,7 +174,10 @@ impl LayerOps for Flex {
         targets: IntTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         answer::<Self>("fused_token_nats", way);
-        let ([rows, vocab], targets) = ([logits.shape()[0], logits.shape()[1]], ids(targets));
+        let ([rows, vocab], targets) = (
+            [logits.shape()[0], logits.shape()[1]],
+            contiguous_i32(targets),
+        );
         let logits = contiguous_f32(logits);
         let logits = floats(&logits);
         let mut log_sums = vec![[0.0; 2]; rows];
@@ -194,7 +199,7 @@ impl LayerOps for Flex {
     ) -> FloatTensor<Self> {
         answer::<Self>("fused_token_nats_backward", way);
         let [log_sums, upstream] = [log_sums, upstream].map(contiguous_f32);
-        let targets = ids(targets);
+        let targets = contiguous_i32(targets);
         in_f32(logits, |logits| {
             let (targets, log_sums) = (indices(&targets), floats(&log_sums).as_chunks().0);
             cpu::token_nats_backward(Path::detect(), logits, targets, log_sums, floats(&upstream));
@@ -219,20 +224,6 @@ fn way() -> Way {
     Way::Simd(Path::detect().name())
 }
 
-fn ids(targets: IntTensor<Flex>) -> IntTensor<Flex> {
-    let targets = if targets.dtype() == DType::I32 {
-        targets
-    } else {
-        Flex::int_cast(targets, IntDType::I32)
-    };
-    targets.to_contiguous()
-}
-
-/// Of a tensor that is contiguous and i32.
-fn indices(targets: &IntTensor<Flex>) -> &[i32] {
-    targets.as_slice().expect("contiguous i32")
-}
-
 impl<B: Backend + LayerOps, C: CheckpointStrategy> LayerOps for Autodiff<B, C> {
     fn fused_rms_norm(
         x: FloatTensor<Self>,
@@ -253,7 +244,8 @@ impl<B: Backend + LayerOps, C: CheckpointStrategy> LayerOps for Autodiff<B, C> {
             ) {
                 let upstream = grads.consume::<B>(&ops.node);
                 let ([x, weight], eps) = ops.state;
-                let (dx, dw) = B::fused_rms_norm_backward(x, weight, upstream, eps);
+                let wanted = ops.parents[1].is_some();
+                let (dx, dw) = B::fused_rms_norm_backward(x, weight, upstream, eps, wanted);
                 for (parent, gradient) in ops.parents.into_iter().zip([dx, dw]) {
                     if let Some(parent) = parent {
                         grads.register::<B>(parent.id, gradient);
@@ -279,6 +271,7 @@ impl<B: Backend + LayerOps, C: CheckpointStrategy> LayerOps for Autodiff<B, C> {
         _: FloatTensor<Self>,
         _: FloatTensor<Self>,
         _: f64,
+        _: bool,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         panic!("a fused RMSNorm has no second derivative")
     }

@@ -22,7 +22,7 @@ fn call_each(device: &Device) {
     let row = || Tensor::<1>::zeros([1], device).into_dispatch();
     let targets = || Tensor::<1, Int>::zeros([1], device).into_dispatch();
     Dispatch::fused_rms_norm(x(), row(), 1.0);
-    Dispatch::fused_rms_norm_backward(x(), row(), x(), 1.0);
+    Dispatch::fused_rms_norm_backward(x(), row(), x(), 1.0, true);
     Dispatch::fused_swiglu(x(), x());
     Dispatch::fused_swiglu_backward(x(), x(), x());
     Dispatch::fused_token_nats(x(), targets());

@@ -5,39 +5,40 @@ use std::arch::x86_64::*;
 use std::array;
 use std::hint::black_box;
 
-use super::{DEPTH, Kernel, LANES, Line, Sums, activations_read, by_tokens, summand_stride};
+use super::{DEPTH, Kernel, LANES, Line, Sums, activations_read, by_tokens, strides};
 
 /// Twelve sums, two halves of a line, and an activation: 15 of 16 registers.
 pub(crate) static KERNEL: Kernel = Kernel {
     groups: 1,
     tile: 6,
-    multiply: multiply::<DEPTH>,
-    multiply_columns: multiply::<1>,
+    multiply: multiply::<false>,
+    multiply_columns: multiply::<true>,
 };
 
 pub(super) fn available() -> bool {
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
 }
 
-fn multiply<const STRIDE: usize>(panel: &[Line], activations: &[f32], tokens: usize, sums: Sums) {
+fn multiply<const COLUMNS: bool>(panel: &[Line], activations: &[f32], tokens: usize, sums: Sums) {
     assert!(available());
     assert!(panel.len() <= DEPTH);
-    assert!(activations.len() >= activations_read(STRIDE, tokens, panel.len()));
+    assert!(activations.len() >= activations_read(strides(COLUMNS), tokens, panel.len()));
     assert!(sums.kept.len() >= tokens * LANES);
     let mut outs = sums.out.iter();
     assert!(outs.len() == 0 || outs.len() == tokens);
     assert!(outs.all(|y| y.len() >= sums.at + LANES));
     // SAFETY: the instructions are there, and the slices are as long as the tile is.
     unsafe {
-        by_tokens!(tokens, multiply_tile[STRIDE](panel, activations.as_ptr(), sums), 1 2 3 4 5 6)
+        by_tokens!(tokens, multiply_tile[COLUMNS](panel, activations.as_ptr(), sums), 1 2 3 4 5 6)
     }
 }
 
 /// # Safety
 ///
-/// `activations` must hold what [`activations_read`] says, `sums.kept` `T * 16` values; `sums.out` must be empty or hold T rows of 16 values from `sums.at` on.
+/// `activations` must hold what [`activations_read`] says, `sums.kept` `T * 16` values; `sums.out` must be
+/// empty or hold T rows of 16 values from `sums.at` on.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn multiply_tile<const T: usize, const STRIDE: usize>(
+unsafe fn multiply_tile<const T: usize, const COLUMNS: bool>(
     panel: &[Line],
     activations: *const f32,
     sums: Sums,
@@ -56,15 +57,15 @@ unsafe fn multiply_tile<const T: usize, const STRIDE: usize>(
         // A prefetch reads nothing.
         _mm_prefetch::<_MM_HINT_T0>(y.as_ptr().wrapping_add(sums.at).cast());
     }
+    let [by_token, by_summand] = const { strides(COLUMNS) };
     for (summand, line) in panel.iter().enumerate() {
         // SAFETY: see above.
         unsafe {
             let line = line.0.as_ptr();
             let weights = [_mm256_load_ps(line), _mm256_load_ps(line.add(8))];
             for (token, sums) in tile.iter_mut().enumerate() {
-                let x = _mm256_set1_ps(
-                    *activations.add(token * STRIDE + summand * summand_stride(STRIDE)),
-                );
+                let at = token * by_token + summand * by_summand;
+                let x = _mm256_set1_ps(*activations.add(at));
                 sums[0] = _mm256_fmadd_ps(weights[0], x, sums[0]);
                 sums[1] = _mm256_fmadd_ps(weights[1], x, sums[1]);
             }

@@ -6,7 +6,7 @@ use std::array;
 use std::hint::black_box;
 use std::sync::LazyLock;
 
-use super::{DEPTH, Kernel, LANES, Line, Sums, activations_read, by_tokens, summand_stride};
+use super::{DEPTH, Kernel, LANES, Line, Sums, activations_read, by_tokens, strides};
 
 /// Groups of 16 outputs of a panel.
 const GROUPS: usize = 2;
@@ -15,8 +15,8 @@ const GROUPS: usize = 2;
 pub(crate) static KERNEL: Kernel = Kernel {
     groups: GROUPS,
     tile: 14,
-    multiply: multiply::<DEPTH>,
-    multiply_columns: multiply::<1>,
+    multiply: multiply::<false>,
+    multiply_columns: multiply::<true>,
 };
 
 pub(super) fn available() -> bool {
@@ -25,11 +25,11 @@ pub(super) fn available() -> bool {
     *AVAILABLE
 }
 
-fn multiply<const STRIDE: usize>(panel: &[Line], activations: &[f32], tokens: usize, sums: Sums) {
+fn multiply<const COLUMNS: bool>(panel: &[Line], activations: &[f32], tokens: usize, sums: Sums) {
     assert!(available());
     let panel = panel.as_chunks::<GROUPS>().0;
     assert!(panel.len() <= DEPTH);
-    assert!(activations.len() >= activations_read(STRIDE, tokens, panel.len()));
+    assert!(activations.len() >= activations_read(strides(COLUMNS), tokens, panel.len()));
     assert!(sums.kept.len() >= tokens * GROUPS * LANES);
     let mut outs = sums.out.iter();
     assert!(outs.len() == 0 || outs.len() == tokens);
@@ -38,7 +38,7 @@ fn multiply<const STRIDE: usize>(panel: &[Line], activations: &[f32], tokens: us
     unsafe {
         by_tokens!(
             tokens,
-            multiply_tile[STRIDE](panel, activations.as_ptr(), sums),
+            multiply_tile[COLUMNS](panel, activations.as_ptr(), sums),
             1 2 3 4 5 6 7 8 9 10 11 12 13 14
         )
     }
@@ -46,9 +46,10 @@ fn multiply<const STRIDE: usize>(panel: &[Line], activations: &[f32], tokens: us
 
 /// # Safety
 ///
-/// `activations` must hold what [`activations_read`] says, `sums.kept` `T * GROUPS * 16` values; `sums.out` must be empty or hold T rows of `GROUPS * 16` values from `sums.at` on.
+/// `activations` must hold what [`activations_read`] says, `sums.kept` `T * GROUPS * 16` values; `sums.out` must be
+/// empty or hold T rows of `GROUPS * 16` values from `sums.at` on.
 #[target_feature(enable = "avx512f")]
-unsafe fn multiply_tile<const T: usize, const STRIDE: usize>(
+unsafe fn multiply_tile<const T: usize, const COLUMNS: bool>(
     panel: &[[Line; GROUPS]],
     activations: *const f32,
     sums: Sums,
@@ -71,6 +72,7 @@ unsafe fn multiply_tile<const T: usize, const STRIDE: usize>(
         _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(LANES).cast());
         _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(2 * LANES - 1).cast());
     }
+    let [by_token, by_summand] = const { strides(COLUMNS) };
     for (summand, lines) in panel.iter().enumerate() {
         // SAFETY: see above.
         unsafe {
@@ -79,9 +81,8 @@ unsafe fn multiply_tile<const T: usize, const STRIDE: usize>(
                 _mm512_load_ps(lines[1].0.as_ptr()),
             ];
             for (token, sums) in tile.iter_mut().enumerate() {
-                let x = _mm512_set1_ps(
-                    *activations.add(token * STRIDE + summand * summand_stride(STRIDE)),
-                );
+                let at = token * by_token + summand * by_summand;
+                let x = _mm512_set1_ps(*activations.add(at));
                 sums[0] = _mm512_fmadd_ps(weights[0], x, sums[0]);
                 sums[1] = _mm512_fmadd_ps(weights[1], x, sums[1]);
             }

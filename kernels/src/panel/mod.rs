@@ -137,15 +137,15 @@ pub(crate) struct Kernel {
 /// Takes panel, activations, the number of tokens and their sums.
 pub(crate) type Multiply = fn(&[Line], &[f32], usize, Sums);
 
-/// How far apart the activations of two summands are, where those of two tokens are so far apart.
-const fn summand_stride(token_stride: usize) -> usize {
-    if token_stride == 1 { DEPTH } else { 1 }
+/// How far apart the activations of two tokens are, and those of two summands.
+const fn strides(columns: bool) -> [usize; 2] {
+    if columns { [1, DEPTH] } else { [DEPTH, 1] }
 }
 
 /// Activations that a tile reads.
-fn activations_read(token_stride: usize, tokens: usize, summands: usize) -> usize {
+fn activations_read([by_token, by_summand]: [usize; 2], tokens: usize, summands: usize) -> usize {
     let last = |count: usize| count.saturating_sub(1);
-    last(tokens) * token_stride + last(summands) * summand_stride(token_stride) + 1
+    last(tokens) * by_token + last(summands) * by_summand + 1
 }
 
 /// Where the sums of a tile come from and go to.
@@ -415,19 +415,19 @@ impl Block<'_> {
     }
 }
 
-/// Calls the function whose constant is the number of tokens; `call[STRIDE]` has a second one.
+/// Calls the function whose constant is the number of tokens; `call[COLUMNS]` has a second one.
 macro_rules! by_tokens {
-    ($tokens:expr, $call:ident $([$stride:ident])? ($($argument:expr),*), $($count:literal)*) => {
-        $crate::panel::by_tokens!(@ $tokens, $call, ($(, $stride)?), ($($argument),*), $($count)*)
+    ($tokens:expr, $call:ident $([$columns:ident])? ($($argument:expr),*), $($count:literal)*) => {
+        $crate::panel::by_tokens!(@ $tokens, $call, ($(, $columns)?), ($($argument),*), $($count)*)
     };
-    (@ $tokens:expr, $call:ident, $stride:tt, $arguments:tt, $($count:literal)*) => {
+    (@ $tokens:expr, $call:ident, $columns:tt, $arguments:tt, $($count:literal)*) => {
         match $tokens {
-            $($count => $crate::panel::by_tokens!(@@ $call, $count, $stride, $arguments),)*
+            $($count => $crate::panel::by_tokens!(@@ $call, $count, $columns, $arguments),)*
             tokens => unreachable!("a tile of {tokens} tokens"),
         }
     };
-    (@@ $call:ident, $count:literal, ($(, $stride:ident)?), ($($argument:expr),*)) => {
-        $call::<$count $(, $stride)?>($($argument),*)
+    (@@ $call:ident, $count:literal, ($(, $columns:ident)?), ($($argument:expr),*)) => {
+        $call::<$count $(, $columns)?>($($argument),*)
     };
 }
 pub(crate) use by_tokens;

@@ -1,20 +1,20 @@
 //! Plain Rust, in shapes that compilers vectorise.
 
-use super::{DEPTH, Kernel, LANES, Line, Sums, by_tokens, summand_stride};
+use super::{Kernel, LANES, Line, Sums, by_tokens, strides};
 
 pub(crate) static KERNEL: Kernel = Kernel {
     groups: 1,
     tile: 4,
-    multiply: multiply::<DEPTH>,
-    multiply_columns: multiply::<1>,
+    multiply: multiply::<false>,
+    multiply_columns: multiply::<true>,
 };
 
-fn multiply<const STRIDE: usize>(panel: &[Line], activations: &[f32], tokens: usize, sums: Sums) {
-    by_tokens!(tokens, multiply_tile[STRIDE](panel, activations, sums), 1 2 3 4)
+fn multiply<const COLUMNS: bool>(panel: &[Line], activations: &[f32], tokens: usize, sums: Sums) {
+    by_tokens!(tokens, multiply_tile[COLUMNS](panel, activations, sums), 1 2 3 4)
 }
 
 #[inline(always)]
-fn multiply_tile<const T: usize, const STRIDE: usize>(
+fn multiply_tile<const T: usize, const COLUMNS: bool>(
     panel: &[Line],
     activations: &[f32],
     sums: Sums,
@@ -24,10 +24,11 @@ fn multiply_tile<const T: usize, const STRIDE: usize>(
     if !sums.first {
         tile.copy_from_slice(kept);
     }
+    let [by_token, by_summand] = const { strides(COLUMNS) };
     for (summand, line) in panel.iter().enumerate() {
-        let activations = &activations[summand * summand_stride(STRIDE)..];
+        let activations = &activations[summand * by_summand..];
         for (token, tile) in tile.iter_mut().enumerate() {
-            let x = activations[token * STRIDE];
+            let x = activations[token * by_token];
             for (sum, weight) in tile.iter_mut().zip(&line.0) {
                 *sum += weight * x;
             }

@@ -129,6 +129,7 @@ struct Scratch {
     scores: [Vec<f32>; 2],
     /// Of each query.
     sums: Vec<f32>,
+    /// Sums of a panel.
     kept: Vec<f32>,
 }
 
@@ -404,7 +405,7 @@ impl<'a> Task<'a> {
         panel.rows(self.kernel, width, whole.chunks(width));
     }
 
-    /// All queries, some at a time; none that sees nothing at all.
+    /// All queries, some at a time.
     fn blocks(&self) -> impl Iterator<Item = Block> {
         let most = QUERIES / self.kernel.tile * self.kernel.tile;
         let starts = (0..self.seq()).step_by(most);
