@@ -11,13 +11,19 @@ use std::process::Command;
 use serde_json::Value;
 
 /// A config, and what is set on top of it.
-const SHAPES: [(&str, &str, &[&[&str]]); 6] = [
+const SHAPES: [(&str, &str, &[&[&str]]); 8] = [
     ("quickstart", "configs/quickstart.toml", &[]),
     ("llama-char", "configs/llama-char.toml", &[]),
     ("nanogpt-char", "configs/nanogpt-char.toml", &[]),
     ("ternary-char", "configs/ternary-char.toml", &[]),
     ("30M at 512", "configs/quickstart.toml", &[&WIDE]),
     ("30M bitnet", "configs/quickstart.toml", &[&WIDE, &BITNET]),
+    (
+        "30M bf16",
+        "configs/quickstart.toml",
+        &[&WIDE, &["model.dtype=bf16"]],
+    ),
+    ("2 x 4096", "configs/quickstart.toml", &[&LONG]),
 ];
 
 const WIDE: [&str; 8] = [
@@ -29,6 +35,16 @@ const WIDE: [&str; 8] = [
     "tokenizer.vocab_size=4096",
     "data.sequence_len=512",
     "train.micro_batch_size=4",
+];
+
+const LONG: [&str; 7] = [
+    "model.hidden_size=256",
+    "model.intermediate_size=688",
+    "model.num_attention_heads=2",
+    "model.num_key_value_heads=2",
+    "model.max_position_embeddings=4096",
+    "data.sequence_len=4096",
+    "train.micro_batch_size=2",
 ];
 
 const BITNET: [&str; 2] = [

@@ -177,6 +177,8 @@ struct Sizes {
     logit: (u64, &'static str),
     accumulates: bool,
     process: u64,
+    /// Bytes that attention works in, on all threads.
+    attention: u64,
 }
 
 impl Sizes {
@@ -218,6 +220,7 @@ impl Sizes {
             },
             accumulates: config.train.gradient_accumulation_steps > 1,
             process: conditions.process_bytes,
+            attention: attention_room(plan, shape, conditions),
         }
     }
 
@@ -379,6 +382,11 @@ impl Sizes {
         vec![
             term("process", self.process, "program and tokens".to_string()),
             term(
+                "attention",
+                self.attention,
+                "a head's keys and values, and scores of some queries, for each thread".to_string(),
+            ),
+            term(
                 "allocator",
                 ALLOCATOR_BASE + ALLOCATOR_PER_LANE * self.lanes + passing / of * so_many,
                 "kept for reuse: measured, see docs/performance.md".to_string(),
@@ -393,6 +401,14 @@ impl Sizes {
 const ALLOCATOR_BASE: u64 = 9_000_000;
 const ALLOCATOR_PER_LANE: u64 = 14_000_000;
 const ALLOCATOR_SHARE: [u64; 2] = [2, 7];
+
+/// Bytes that the CPU's attention keeps for its work on each thread: keys and values of a sequence four
+/// times, turned and as panels, and the scores of 64 queries and their gradients.
+fn attention_room(plan: &Plan, shape: &ModelShape, conditions: Conditions) -> u64 {
+    let of_token = 4 * 4 * shape.head_dim as u64 + 2 * 4 * 64;
+    let sequence_len = plan.config.data.sequence_len as u64;
+    product([conditions.lanes as u64, sequence_len, of_token])
+}
 
 /// The model's weights: all in f32, but for those of a base model that are codes or packed trits.
 fn weights(plan: &Plan, spec: &DecoderSpec, counts: Counts) -> Term {
