@@ -143,10 +143,14 @@ fn measure(layer: &Layer, seconds: f64) -> [f64; 3] {
             started.elapsed().as_secs_f64()
         };
         samples[0].push(timed(&|| {
-            drop(black_box(run(&layer.ours, &layer.operands)))
+            drop(black_box(run(&layer.ours, &layer.operands, Weighs::Alike)))
         }));
         samples[1].push(timed(&|| {
-            drop(black_box(run(&layer.composed, &layer.operands)))
+            drop(black_box(run(
+                &layer.composed,
+                &layer.operands,
+                Weighs::Alike,
+            )))
         }));
         samples[2].push(match layer.limit {
             Limit::Operations(operations) => {
@@ -166,13 +170,27 @@ fn measure(layer: &Layer, seconds: f64) -> [f64; 3] {
     })
 }
 
-/// What comes out, and the gradients of all operands, where each output weighs something else.
-fn run(layer: &Side, operands: &[Tensor<2>]) -> Vec<Tensor<2>> {
+/// What each number that comes out weighs in the sum whose gradients are taken.
+#[derive(Clone, Copy)]
+enum Weighs {
+    /// One: what is timed is the layer.
+    Alike,
+    /// Something else: what is compared is every gradient.
+    Apart,
+}
+
+/// What comes out, and the gradients of all operands.
+fn run(layer: &Side, operands: &[Tensor<2>], weighs: Weighs) -> Vec<Tensor<2>> {
     let leaves: Vec<_> = operands.iter().map(|x| x.clone().require_grad()).collect();
     let out = layer(&leaves);
-    let [rows, width] = out.dims();
-    let weights = matrix([rows, width], 17, &out.device());
-    let grads = (out.clone() * weights).sum().backward();
+    let sum = match weighs {
+        Weighs::Alike => out.clone().sum(),
+        Weighs::Apart => {
+            let weights = matrix(out.dims(), 17, &out.device());
+            (out.clone() * weights).sum()
+        }
+    };
+    let grads = sum.backward();
     let gradients = leaves
         .iter()
         .map(|leaf| leaf.grad(&grads).expect("a gradient"));
@@ -180,7 +198,8 @@ fn run(layer: &Side, operands: &[Tensor<2>]) -> Vec<Tensor<2>> {
 }
 
 fn assert_same(layer: &Layer) {
-    let [ours, composed] = [&layer.ours, &layer.composed].map(|side| run(side, &layer.operands));
+    let [ours, composed] =
+        [&layer.ours, &layer.composed].map(|side| run(side, &layer.operands, Weighs::Apart));
     for (ours, composed) in ours.into_iter().zip(composed) {
         let most = composed.clone().abs().max().into_scalar::<f32>();
         let error = (ours - composed).abs().max().into_scalar::<f32>();

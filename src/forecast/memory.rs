@@ -1,42 +1,9 @@
-//! The sum of a step's memory.
-//!
-//! For each token, these of a block are kept for its backward pass (d hidden size, q and k widths
-//! of all query and key heads, f width of the feed-forward layer, h heads, s sequence length, e
-//! bytes of an element of the compute dtype). On the CPU, where norms, attention and SwiGLU are one
-//! operation each, which keep what goes in and no more:
-//!
-//! | kept | bytes |
-//! |---|---|
-//! | per norm: its input, its output | 2 d e |
-//! | queries, keys, values, and what attention gives | (2 q + 2 k) e |
-//! | SwiGLU: gate, up, what goes down | 3 f e |
-//! | BitNet's ReLU²: gate, two of its powers, up, their product, and what goes down | 6 f e |
-//! | norms of heads, and BitNet's of what attention gives: their input | (q + k) e, q e |
-//!
-//! On a GPU, and on both for GPT-2's norms and GELU, by burn's graph:
-//!
-//! | kept | bytes |
-//! |---|---|
-//! | per norm: its input and what it is scaled from in f32, its output | d (4 + 2 e) |
-//! | queries, keys, values, and what attention gives | (2 q + 2 k) e |
-//! | scores before and after the exponential, in f32, and the attention weights | h s (8 + e) |
-//! | SwiGLU: gate, its sigmoid, their product, up, what goes down (GELU: before and after) | 5 f e (2 f e) |
-//! | BitNet's norms in front of the two projections back: input in f32, what is scaled | (q + f) (4 + e) |
-//!
-//! With adapters the base model's weights have no gradient, and a norm of burn's keeps no scaled input, d e less. An
-//! adapter keeps x A, r e; DoRA the layer's output before it is stretched. With dropout, layers that read the same x
-//! keep what it is multiplied with and what is left of it, 2 e for each number of x.
-//!
-//! Rounding to ternary weights and 8-bit activations adds nothing: x' takes the place of x. BitNet's ReLU² keeps as
-//! many tensors as SwiGLU does in burn's graph.
-//!
-//! With gradient checkpointing that is kept for one block at a time, and of the others their input,
-//! d e.
-
-use std::collections::BTreeMap;
+//! The sum of a step's memory: weights, what is kept of those that are trained, what is kept for the
+//! backward pass, and what else a process holds.
 
 use serde::Serialize;
 
+use super::activations::kept_by_block;
 use super::{Conditions, element_bytes};
 use crate::config::{DecoderSpec, ModelShape, Plan};
 use crate::model::logit_chunk;
@@ -179,7 +146,11 @@ struct Sizes {
     process: u64,
     /// Bytes that attention works in, on all threads.
     attention: u64,
+    is_cpu: bool,
 }
+
+/// Summands that the `gemm` crate packs at a time, at most.
+const PACKED_DEPTH: u64 = 512;
 
 impl Sizes {
     fn new(plan: &Plan, spec: &DecoderSpec, counts: Counts, conditions: Conditions) -> Self {
@@ -221,6 +192,7 @@ impl Sizes {
             accumulates: config.train.gradient_accumulation_steps > 1,
             process: conditions.process_bytes,
             attention: attention_room(plan, shape, conditions),
+            is_cpu: conditions.is_cpu,
         }
     }
 
@@ -282,8 +254,23 @@ impl Sizes {
                     grouped(self.vocab)
                 ),
             ),
+            self.packed_head(),
             self.head_gradient(),
         ]
+    }
+
+    /// The output head's weights as a matrix product of the CPU reads them, some hundred summands at a
+    /// time; those of other layers are small beside it.
+    fn packed_head(&self) -> Term {
+        let depth = self
+            .hidden
+            .div_ceil(self.hidden.div_ceil(PACKED_DEPTH).max(1));
+        let depth = if self.is_cpu { depth } else { 0 };
+        term(
+            "packed head",
+            product([4, self.vocab, depth]),
+            format!("4 bytes x {} x {depth}", grouped(self.vocab)),
+        )
     }
 
     fn last_block(&self) -> Vec<Term> {
@@ -296,19 +283,19 @@ impl Sizes {
     }
 
     fn first_block(&self) -> Vec<Term> {
-        vec![
-            term(
-                "gradients",
-                product([4, self.trainable, self.lanes]),
-                format!(
-                    "4 bytes x {}{}",
-                    grouped(self.trainable),
-                    of_lanes(self.lanes)
-                ),
+        vec![self.gradients(), self.one_block(), self.passing()]
+    }
+
+    fn gradients(&self) -> Term {
+        term(
+            "gradients",
+            product([4, self.trainable, self.lanes]),
+            format!(
+                "4 bytes x {}{}",
+                grouped(self.trainable),
+                of_lanes(self.lanes)
             ),
-            self.one_block(),
-            self.passing(),
-        ]
+        )
     }
 
     fn saving(&self) -> Vec<Term> {
@@ -378,7 +365,6 @@ impl Sizes {
     /// What else the process holds, and what its allocator keeps for reuse, where so many bytes come and go in
     /// every step.
     fn outside(&self, passing: u64) -> Vec<Term> {
-        let [so_many, of] = ALLOCATOR_SHARE;
         vec![
             term("process", self.process, "program and tokens".to_string()),
             term(
@@ -388,19 +374,18 @@ impl Sizes {
             ),
             term(
                 "allocator",
-                ALLOCATOR_BASE + ALLOCATOR_PER_LANE * self.lanes + passing / of * so_many,
+                ALLOCATOR_PER_LANE * self.lanes + passing / 4 + self.gradients().bytes / 7,
                 "kept for reuse: measured, see docs/performance.md".to_string(),
             ),
         ]
     }
 }
 
-/// What mimalloc keeps beside what is in use, with what no term counts: so many bytes, so many for
-/// each thread that computes, and two in seven of the bytes that come and go in every step, which it
-/// never gives back. Fitted to the runs that benches/memory.rs makes.
-const ALLOCATOR_BASE: u64 = 9_000_000;
-const ALLOCATOR_PER_LANE: u64 = 14_000_000;
-const ALLOCATOR_SHARE: [u64; 2] = [2, 7];
+/// What mimalloc keeps beside what is in use, with what no term counts, for each thread that computes. It
+/// never gives back what comes and goes in every step: a quarter of it, and a seventh of the gradients
+/// of weights, fit nothing that comes later. Fitted to the runs of benches/memory.rs and
+/// benches/peers/qlora.py.
+const ALLOCATOR_PER_LANE: u64 = 17_000_000;
 
 /// Bytes that the CPU's attention keeps for its work on each thread: keys and values of a sequence four
 /// times, turned and as panels, and the scores of 64 queries and their gradients.
@@ -490,87 +475,8 @@ fn rounded(plan: &Plan, shape: &ModelShape, counts: Counts, element: u64) -> Ter
     )
 }
 
-/// Bytes that a block keeps of each token for the backward pass: the tables above.
-fn kept_by_block(plan: &Plan, spec: &DecoderSpec, (element, is_cpu): (u64, bool)) -> u64 {
-    let shape = &spec.shape;
-    let sequence_len = plan.config.data.sequence_len as u64;
-    let hidden = shape.hidden_size as u64;
-    let heads = shape.num_attention_heads as u64;
-    let queries = heads * shape.head_dim as u64;
-    let keys = (shape.num_key_value_heads * shape.head_dim) as u64;
-    let ffn = shape.intermediate_size as u64;
-    let (is_gpt2, is_bitnet) = (shape.is_gpt2_form(), shape.is_bitnet_form());
-    // What a norm keeps of each number besides its output, and what its output is scaled from.
-    let (input, scaled) = match (is_cpu && !is_gpt2, plan.adapter.is_some()) {
-        (true, _) => (element, 0),
-        (false, true) => (4, 0),
-        (false, false) => (4, element),
-    };
-    let norms = 2 * hidden * (input + scaled + element);
-    let head_norms = if !shape.qk_norm {
-        0
-    } else if is_cpu {
-        (queries + keys) * input
-    } else {
-        (queries + keys) * (input + scaled + element)
-    };
-    let projections = (2 * queries + 2 * keys) * element;
-    let scores = if is_cpu {
-        0
-    } else {
-        product([heads, sequence_len, 8 + element])
-    };
-    let feed_forward = match (is_gpt2, is_cpu && !is_bitnet) {
-        (true, _) => 2,
-        (false, true) => 3,
-        (false, false) => 5,
-    } * ffn
-        * element;
-    let sub_norms = match (is_bitnet, is_cpu) {
-        (false, _) => 0,
-        (true, true) => (queries + ffn) * element,
-        (true, false) => (queries + ffn) * (4 + element),
-    };
-    let adapters = kept_by_adapters(plan, spec) * element;
-    let rest = norms + head_norms + sub_norms + projections + feed_forward + adapters;
-    scores.saturating_add(rest)
-}
-
-/// Numbers that the adapters of a block keep of each token; on average, where blocks differ.
-fn kept_by_adapters(plan: &Plan, spec: &DecoderSpec) -> u64 {
-    let Some(adapter) = &plan.adapter else {
-        return 0;
-    };
-    let layers = spec.shape.linear_layers(spec.vocab_size).into_iter();
-    let mut reads = BTreeMap::new();
-    let mut kept = 0;
-    for layer in layers {
-        let Some(shape) = adapter.layers.get(&layer.path) else {
-            continue;
-        };
-        let [inputs, outputs] = layer.dims;
-        kept += shape.rank + if shape.magnitude { outputs } else { 0 };
-        if shape.dropout > 0.0 {
-            reads.insert((layer.block, input_of(&layer.path)), 2 * inputs);
-        }
-    }
-    let dropped: usize = reads.values().sum();
-    ((kept + dropped) as u64).div_ceil(spec.shape.num_hidden_layers as u64)
-}
-
-/// Which of a block's tensors a layer reads, by one name for those that read the same.
-fn input_of(path: &str) -> &'static str {
-    match path.rsplit('.').next() {
-        Some("q_proj" | "k_proj" | "v_proj") => "attention",
-        Some("gate_proj" | "up_proj") => "feed-forward",
-        Some("o_proj") => "what attention gives",
-        Some("down_proj") => "what the feed-forward layer gives",
-        _ => "the last norm",
-    }
-}
-
 /// More than any machine has is as good as infinite.
-fn product<const N: usize>(factors: [u64; N]) -> u64 {
+pub(super) fn product<const N: usize>(factors: [u64; N]) -> u64 {
     factors.into_iter().fold(1, u64::saturating_mul)
 }
 

@@ -5,6 +5,7 @@
 //! found and how well they hold is in docs/performance.md, and `cargo bench --bench memory` holds
 //! them against real runs.
 
+mod activations;
 mod fit;
 mod memory;
 
