@@ -21,6 +21,8 @@ pub mod dynamic;
 mod flex;
 pub mod layers;
 mod panel;
+#[cfg(test)]
+mod samples;
 pub mod ternary;
 mod vector;
 mod ways;

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::{AttentionShape, Operands, cpu, reference};
 use crate::panel::Path;
+use crate::samples::{Random, paths};
 
 /// Values that an [`Operands`] is a view of.
 #[derive(Debug, Clone)]
@@ -22,21 +23,6 @@ enum Sight {
     Window(usize),
     Packed,
     Any,
-}
-
-struct Random(u64);
-
-impl Random {
-    fn bits(&mut self) -> usize {
-        let state = self.0.wrapping_mul(6_364_136_223_846_793_005);
-        self.0 = state.wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) as usize
-    }
-
-    fn values(&mut self, count: usize, scale: f32) -> Vec<f32> {
-        let value = |_| (self.bits() as f32 / (1u64 << 30) as f32 - 1.0) * scale;
-        (0..count).map(value).collect()
-    }
 }
 
 impl Case {
@@ -96,10 +82,6 @@ impl Case {
         cpu::backward(path, &self.operands(), &self.upstream, places);
         gradients
     }
-}
-
-fn paths() -> impl Iterator<Item = Path> {
-    Path::ALL.into_iter().filter(|path| path.available())
 }
 
 fn assert_close(what: &str, found: &[f32], expected: &[f32]) {

@@ -397,20 +397,25 @@ impl Block<'_> {
             };
             (kernel.multiply)(panel, activations, tile.tokens, sums);
             if last && !whole {
-                self.store(at, kept.chunks(lanes), out);
+                store(out, at, kept.chunks(lanes), self.add);
             }
         }
     }
+}
 
-    /// The sums of a panel that ends beyond the outputs.
-    fn store<'a>(&self, at: usize, sums: impl Iterator<Item = &'a [f32]>, out: &mut [&mut [f32]]) {
-        for (sums, y) in sums.zip(out) {
-            let y = &mut y[at..];
-            if self.add {
-                y.iter_mut().zip(sums).for_each(|(y, sum)| *y += sum);
-            } else {
-                y.copy_from_slice(&sums[..y.len()]);
-            }
+/// Puts the sums of a panel that ends beyond the outputs into rows, from an output on.
+pub(crate) fn store<'a>(
+    rows: &mut [&mut [f32]],
+    at: usize,
+    sums: impl Iterator<Item = &'a [f32]>,
+    add: bool,
+) {
+    for (row, sums) in rows.iter_mut().zip(sums) {
+        let row = &mut row[at..];
+        if add {
+            row.iter_mut().zip(sums).for_each(|(y, sum)| *y += sum);
+        } else {
+            row.copy_from_slice(&sums[..row.len()]);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::panel::{DEPTH, Kernel, LANES, Line, Multiply, Sums, Tile};
+use crate::panel::{DEPTH, Kernel, LANES, Line, Multiply, Sums, Tile, store};
 
 /// A matrix `[summands, outputs]` as panels: `[panel of outputs][summand][group of 16]`.
 #[derive(Default)]
@@ -158,18 +158,6 @@ pub fn product(
                     store(rows, at, kept.chunks(lanes), out.add);
                 }
             }
-        }
-    }
-}
-
-/// The sums of a panel that ends beyond the outputs.
-fn store<'a>(rows: &mut [&mut [f32]], at: usize, sums: impl Iterator<Item = &'a [f32]>, add: bool) {
-    for (row, sums) in rows.iter_mut().zip(sums) {
-        let row = &mut row[at..];
-        if add {
-            row.iter_mut().zip(sums).for_each(|(y, sum)| *y += sum);
-        } else {
-            row.copy_from_slice(&sums[..row.len()]);
         }
     }
 }
