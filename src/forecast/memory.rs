@@ -149,7 +149,8 @@ struct Sizes {
     is_cpu: bool,
 }
 
-/// Summands that the `gemm` crate packs at a time, at most.
+/// Summands of all columns that the `gemm` crate packs at a time, at most; fewer columns where they are
+/// more than the third-level cache holds.
 const PACKED_DEPTH: u64 = 512;
 
 impl Sizes {
