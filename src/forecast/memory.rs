@@ -146,7 +146,6 @@ struct Sizes {
     process: u64,
     /// Bytes that attention works in, on all threads.
     attention: u64,
-    is_cpu: bool,
 }
 
 /// Summands of all columns that the `gemm` crate packs at a time, at most; fewer columns where they are
@@ -193,7 +192,6 @@ impl Sizes {
             accumulates: config.train.gradient_accumulation_steps > 1,
             process: conditions.process_bytes,
             attention: attention_room(plan, shape, conditions),
-            is_cpu: conditions.is_cpu,
         }
     }
 
@@ -255,7 +253,6 @@ impl Sizes {
                     grouped(self.vocab)
                 ),
             ),
-            self.packed_head(),
             self.head_gradient(),
         ]
     }
@@ -266,7 +263,6 @@ impl Sizes {
         let depth = self
             .hidden
             .div_ceil(self.hidden.div_ceil(PACKED_DEPTH).max(1));
-        let depth = if self.is_cpu { depth } else { 0 };
         term(
             "packed head",
             product([4, self.vocab, depth]),
@@ -373,6 +369,7 @@ impl Sizes {
                 self.attention,
                 "a head's keys and values, and scores of some queries, for each thread".to_string(),
             ),
+            self.packed_head(),
             term(
                 "allocator",
                 ALLOCATOR_PER_LANE * self.lanes + passing / 4 + self.gradients().bytes / 7,
@@ -386,7 +383,7 @@ impl Sizes {
 /// never gives back what comes and goes in every step: a quarter of it, and a seventh of the gradients
 /// of weights, fit nothing that comes later. Fitted to the runs of benches/memory.rs and
 /// benches/peers/qlora.py.
-const ALLOCATOR_PER_LANE: u64 = 17_000_000;
+const ALLOCATOR_PER_LANE: u64 = 18_000_000;
 
 /// Bytes that the CPU's attention keeps for its work on each thread: keys and values of a sequence four
 /// times, turned and as panels, and the scores of 64 queries and their gradients.
