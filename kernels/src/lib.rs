@@ -17,6 +17,7 @@
 
 pub mod attention;
 pub mod blockwise;
+pub mod difference;
 pub mod dynamic;
 mod flex;
 pub mod layers;

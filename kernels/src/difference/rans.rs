@@ -1,0 +1,302 @@
+//! Tokens and raw bits through interleaved rANS coders.
+//!
+//! A coder's state x is in [2^15, 2^31). A token of frequency f, whose first slot of 2^10 is s, takes x to
+//! (x / f) 2^10 + s + x mod f; n raw bits take it to x 2^n + raw. 16 bits are moved to the stream first where the result
+//! would be too large. The decoder goes the other way, from the last word to the first, so that coding goes from the last
+//! element to the first. Element i belongs to coder i modulo their number.
+
+use super::frequencies::{Frequencies, PRECISION, WHOLE};
+use super::tokens::{CONTEXTS, MOST_RAW, Spec, TOKENS};
+use super::{DifferenceError, Path};
+
+/// Coders of one register.
+pub(super) const REGISTER: usize = 16;
+/// Most registers of coders.
+pub(super) const REGISTERS: usize = 4;
+/// Most coders.
+pub(super) const CODERS: usize = REGISTERS * REGISTER;
+
+/// Least state, where every coder starts and every decoder ends.
+pub(super) const LEAST: u32 = 1 << 15;
+/// States are below 2^this.
+const STATE_BITS: u32 = 31;
+
+/// Coders that take turns for so many elements: with more of them a processor waits less for each, with fewer there are
+/// fewer states to store.
+pub(super) fn registers(elements: usize) -> usize {
+    match elements {
+        0..=16_384 => 1,
+        16_385..=65_536 => 2,
+        _ => REGISTERS,
+    }
+}
+
+/// What coding a symbol takes: `[context * TOKENS + token]`.
+pub(super) struct Encoder {
+    /// 1 / frequency, as a fraction of 2^(32 + shift), rounded up.
+    pub(super) reciprocal: Vec<u32>,
+    /// What [`Step`] unpacks.
+    pub(super) packed: Vec<u32>,
+}
+
+/// Bits of what is added to the state after division.
+pub(super) const BIAS_BITS: u32 = 11;
+/// Where [`WHOLE`] less the frequency begins.
+pub(super) const REST_AT: u32 = BIAS_BITS;
+/// Where the shift after the reciprocal's product begins.
+pub(super) const SHIFT_AT: u32 = REST_AT + PRECISION;
+/// Where the number of raw bits begins.
+pub(super) const RAW_AT: u32 = SHIFT_AT + 4;
+
+impl Encoder {
+    /// Contexts after the last with frequencies of its own share its.
+    pub(super) fn new(frequencies: &Frequencies, spec: &Spec) -> Self {
+        let mut reciprocal = vec![0; CONTEXTS * TOKENS];
+        let mut packed = vec![0; CONTEXTS * TOKENS];
+        for context in 0..CONTEXTS {
+            let of = &frequencies.of[context.min(frequencies.of.len() - 1)];
+            let mut start = 0;
+            for (token, &frequency) in of.iter().enumerate().filter(|(_, f)| **f > 0) {
+                let frequency = u32::from(frequency);
+                let at = context * TOKENS + token;
+                let (inverse, shift, bias) = divider(frequency, start);
+                reciprocal[at] = inverse;
+                packed[at] = bias
+                    | (WHOLE - frequency) << REST_AT
+                    | shift << SHIFT_AT
+                    | spec.raw_bits(token as u32) << RAW_AT;
+                start += frequency;
+            }
+        }
+        Self { reciprocal, packed }
+    }
+}
+
+/// Division of a state by a frequency as a product: 2^(32 + shift) / frequency, the shift, and what is added afterwards
+/// (the method is Fabian Giesen's, after Alverson, 1991, "Integer division using reciprocals").
+fn divider(frequency: u32, start: u32) -> (u32, u32, u32) {
+    if frequency == 1 {
+        // The product comes out as x - 1, which the sum makes good.
+        return (u32::MAX, 0, start + WHOLE - 1);
+    }
+    let shift = (frequency - 1).ilog2() + 1;
+    let inverse = (1u64 << (shift + 31)).div_ceil(u64::from(frequency));
+    (inverse as u32, shift - 1, start)
+}
+
+/// Takes symbols and raw bits in, the last first; `words` grows by up to two an element.
+pub(super) fn encode(
+    path: Path,
+    encoder: &Encoder,
+    (symbols, raws): (&[u16], &[u16]),
+    coders: usize,
+    words: &mut Vec<u16>,
+) -> [u32; CODERS] {
+    let mut states = [LEAST; CODERS];
+    let whole = symbols.len() / coders * coders;
+    encode_plainly(
+        encoder,
+        (&symbols[whole..], &raws[whole..]),
+        coders,
+        &mut states,
+        words,
+    );
+    let (symbols, raws) = (&symbols[..whole], &raws[..whole]);
+    match path {
+        #[cfg(target_arch = "x86_64")]
+        Path::Avx512 => super::avx512::encode(encoder, (symbols, raws), coders, &mut states, words),
+        _ => encode_plainly(encoder, (symbols, raws), coders, &mut states, words),
+    }
+    states
+}
+
+/// The first symbol is the first coder's.
+fn encode_plainly(
+    encoder: &Encoder,
+    (symbols, raws): (&[u16], &[u16]),
+    coders: usize,
+    states: &mut [u32; CODERS],
+    words: &mut Vec<u16>,
+) {
+    // Turn by turn, register by register. Of a register the words of raw bits come before those of tokens, each in the
+    // order of its coders: a decoder that is a register wide takes either at once.
+    let pieces = symbols.len().div_ceil(REGISTER);
+    let registers = coders / REGISTER;
+    for piece in (0..pieces).rev() {
+        let range = piece * REGISTER..symbols.len().min((piece + 1) * REGISTER);
+        let (symbols, raws) = (&symbols[range.clone()], &raws[range]);
+        let states = &mut states[piece % registers * REGISTER..][..REGISTER];
+        let (mut out, mut written) = ([0; 2 * REGISTER + 1], 0);
+        for ((&symbol, &raw), state) in symbols.iter().zip(raws).zip(states.iter_mut()) {
+            let bits = encoder.packed[usize::from(symbol)] >> RAW_AT;
+            let full = *state >> (STATE_BITS - bits) != 0;
+            spill(state, full, &mut out, &mut written);
+            *state = *state << bits | u32::from(raw);
+        }
+        for (&symbol, state) in symbols.iter().zip(states.iter_mut()) {
+            let packed = encoder.packed[usize::from(symbol)];
+            let rest = (packed >> REST_AT) & (WHOLE - 1);
+            let full = *state >= (WHOLE - rest) << (STATE_BITS - PRECISION);
+            spill(state, full, &mut out, &mut written);
+            let product = u64::from(*state) * u64::from(encoder.reciprocal[usize::from(symbol)]);
+            let quotient = (product >> 32) as u32 >> ((packed >> SHIFT_AT) & 15);
+            *state += (packed & ((1 << BIAS_BITS) - 1)) + quotient * rest;
+        }
+        words.extend_from_slice(&out[..written]);
+    }
+}
+
+/// Moves 16 bits of a full state to the stream. No branch: whether a state is full is as good as random.
+#[inline(always)]
+fn spill(state: &mut u32, full: bool, out: &mut [u16; 2 * REGISTER + 1], written: &mut usize) {
+    out[*written] = *state as u16;
+    *written += usize::from(full);
+    *state >>= 16 * u32::from(full);
+}
+
+/// What a slot stands for: `[context * WHOLE + slot]`.
+pub(super) struct Decoder {
+    /// Slot less the token's first | frequency | token | raw bits.
+    pub(super) slots: Vec<u32>,
+}
+
+/// Where a slot's frequency begins.
+pub(super) const FREQUENCY_AT: u32 = PRECISION;
+/// Where its token begins.
+pub(super) const TOKEN_AT: u32 = FREQUENCY_AT + PRECISION + 1;
+/// Where its number of raw bits begins.
+pub(super) const BITS_AT: u32 = TOKEN_AT + 6;
+
+impl Decoder {
+    pub(super) fn new(frequencies: &Frequencies, spec: &Spec) -> Self {
+        // A context that never comes decodes to something, whatever it is.
+        let contexts = frequencies.of.len().next_power_of_two();
+        let mut slots = vec![WHOLE << FREQUENCY_AT; contexts * WHOLE as usize];
+        for (frequencies, slots) in frequencies.of.iter().zip(slots.chunks_mut(WHOLE as usize)) {
+            let mut slots = slots.iter_mut();
+            for (token, &frequency) in frequencies.iter().enumerate() {
+                let (token, frequency) = (token as u32, u32::from(frequency));
+                for (offset, slot) in (0..frequency).zip(&mut slots) {
+                    *slot = offset
+                        | frequency << FREQUENCY_AT
+                        | token << TOKEN_AT
+                        | spec.raw_bits(token) << BITS_AT;
+                }
+            }
+        }
+        Self { slots }
+    }
+}
+
+/// A decoder on its way.
+pub(super) struct Decoding<'a> {
+    pub states: [u32; CODERS],
+    /// The stream.
+    pub words: &'a [[u8; 2]],
+    /// Words of it that are left, of which the last comes next.
+    pub left: usize,
+    pub coders: usize,
+}
+
+impl Decoding<'_> {
+    /// Tokens and raw bits of the next elements, whose contexts are known; all but the last call are for whole turns of
+    /// the coders.
+    pub(super) fn decode(
+        &mut self,
+        path: Path,
+        decoder: &Decoder,
+        contexts: &[u8],
+        tokens: &mut [u8],
+        raws: &mut [u16],
+    ) -> Result<(), DifferenceError> {
+        let mut done = 0;
+        #[cfg(target_arch = "x86_64")]
+        if path == Path::Avx512 {
+            // A register of words is read from the first that is taken: there must be so many after it.
+            while self.words.len() - self.left < REGISTER && contexts.len() - done >= self.coders {
+                let turn = done..done + self.coders;
+                let (tokens, raws) = (&mut tokens[turn.clone()], &mut raws[turn.clone()]);
+                self.decode_plainly(decoder, &contexts[turn], tokens, raws)?;
+                done += self.coders;
+            }
+            let (tokens, raws) = (&mut tokens[done..], &mut raws[done..]);
+            done += super::avx512::decode(self, decoder, &contexts[done..], tokens, raws);
+        }
+        let _ = path;
+        self.decode_plainly(
+            decoder,
+            &contexts[done..],
+            &mut tokens[done..],
+            &mut raws[done..],
+        )
+    }
+
+    fn decode_plainly(
+        &mut self,
+        decoder: &Decoder,
+        contexts: &[u8],
+        tokens: &mut [u8],
+        raws: &mut [u16],
+    ) -> Result<(), DifferenceError> {
+        let turns = contexts.chunks(self.coders);
+        let out = tokens
+            .chunks_mut(self.coders)
+            .zip(raws.chunks_mut(self.coders));
+        for (contexts, (tokens, raws)) in turns.zip(out) {
+            let registers = contexts
+                .chunks(REGISTER)
+                .zip(self.states.chunks_mut(REGISTER));
+            let out = tokens.chunks_mut(REGISTER).zip(raws.chunks_mut(REGISTER));
+            for ((contexts, states), (tokens, raws)) in registers.zip(out) {
+                let mut bits = [0; REGISTER];
+                // The last coder's word was written last.
+                for i in (0..contexts.len()).rev() {
+                    let slot =
+                        usize::from(contexts[i]) * WHOLE as usize + (states[i] % WHOLE) as usize;
+                    let slot = decoder.slots[slot];
+                    let frequency = (slot >> FREQUENCY_AT) & (2 * WHOLE - 1);
+                    states[i] = frequency * (states[i] >> PRECISION) + slot % WHOLE;
+                    tokens[i] = (slot >> TOKEN_AT) as u8 & (TOKENS as u8 - 1);
+                    bits[i] = slot >> BITS_AT;
+                    refill(&mut states[i], self.words, &mut self.left)?;
+                }
+                for i in (0..contexts.len()).rev() {
+                    raws[i] = (states[i] & ((1 << bits[i]) - 1)) as u16;
+                    states[i] >>= bits[i];
+                    refill(&mut states[i], self.words, &mut self.left)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether everything was taken out that was put in.
+    pub(super) fn check_end(&self) -> Result<(), DifferenceError> {
+        let is_start = self.states[..self.coders]
+            .iter()
+            .all(|&state| state == LEAST);
+        if self.left == 0 && is_start {
+            Ok(())
+        } else {
+            Err(DifferenceError::Corrupt("end"))
+        }
+    }
+}
+
+/// As [`spill`], the other way.
+#[inline(always)]
+fn refill(state: &mut u32, words: &[[u8; 2]], left: &mut usize) -> Result<(), DifferenceError> {
+    let low = *state < LEAST;
+    let next = left.wrapping_sub(usize::from(low));
+    // Where nothing is taken it does not matter what is read.
+    let word = match words.get(next.min(words.len().wrapping_sub(1))) {
+        Some(&word) if next <= *left => u32::from(u16::from_le_bytes(word)),
+        _ if low => return Err(DifferenceError::Truncated),
+        _ => 0,
+    };
+    *left = next;
+    *state = if low { *state << 16 | word } else { *state };
+    Ok(())
+}
+
+const _: () = assert!(RAW_AT + 4 <= 32 && BITS_AT + 4 <= 32 && MOST_RAW < 16);

@@ -1,0 +1,415 @@
+//! From child and parent to tokens and raw bits, and back.
+
+use super::{Element, Path};
+
+/// Tokens there can be.
+pub(super) const TOKENS: usize = 64;
+/// The bits stand in a list.
+pub(super) const ESCAPE: u32 = 34;
+/// The first that says exponent and sign: two for each octave.
+pub(super) const FAR: u32 = 35;
+/// Octaves that have a token.
+const OCTAVES: u32 = 14;
+/// Octaves above the scale that have one.
+pub(super) const ABOVE: u32 = 2;
+/// Bits of what near tokens say, at most.
+const NEAR_BITS: u32 = 17;
+/// Most raw bits of a token.
+pub(super) const MOST_RAW: u32 = 15;
+
+/// Contexts there can be.
+pub(super) const CONTEXTS: usize = 16;
+/// Where the exponent of the scale itself lies among contexts, with a scale for each element.
+const ROOT_CONTEXT: u32 = 3;
+
+/// How a chunk is turned into tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Spec {
+    pub element: Element,
+    /// Bits stored as they are.
+    pub low: u32,
+    /// The exponent that contexts and far tokens are relative to, biased; not used with a scale for each element.
+    pub top: u32,
+    /// Contexts after this one are this one.
+    pub last_context: u32,
+}
+
+/// [`Spec`] as the loops want it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Loop {
+    pub bits: u32,
+    /// A one in the sign's place.
+    pub sign: u32,
+    /// Ones below the sign.
+    pub magnitude: u32,
+    pub mantissa: u32,
+    pub exponents: u32,
+    pub low: u32,
+    /// The largest folded difference with a near token.
+    pub near: u32,
+    /// Octaves with a far token: none where raw bits would be too many.
+    pub octaves: u32,
+    pub top: u32,
+    pub context_of_top: u32,
+    pub last_context: u32,
+}
+
+impl Spec {
+    fn of_loop(&self) -> Loop {
+        let bits = self.element.bits();
+        let float = self.element.mantissa();
+        let ones = |bits: u32| ((1u64 << bits) - 1) as u32;
+        let mantissa = float.unwrap_or(0);
+        let is_far = float.is_some()
+            && mantissa.saturating_sub(self.low) <= MOST_RAW
+            && self.low <= mantissa;
+        let most = NEAR_BITS + self.low;
+        let near = if is_far { most.min(mantissa + 1) } else { most };
+        Loop {
+            bits,
+            sign: 1 << (bits - 1),
+            magnitude: if float.is_some() { ones(bits - 1) } else { 0 },
+            mantissa,
+            exponents: float.map_or(0, |mantissa| ones(bits - 1 - mantissa)),
+            low: self.low,
+            near: ones(near.min(32)),
+            octaves: if is_far { OCTAVES } else { 0 },
+            top: self.top,
+            context_of_top: 0,
+            last_context: self.last_context,
+        }
+    }
+
+    /// Raw bits of a token.
+    pub(super) fn raw_bits(&self, token: u32) -> u32 {
+        match token {
+            ESCAPE => 0,
+            near if near < ESCAPE => (near >> 1).max(1) - 1,
+            _ => self
+                .element
+                .mantissa()
+                .unwrap_or(0)
+                .saturating_sub(self.low)
+                .min(MOST_RAW),
+        }
+    }
+}
+
+impl Spec {
+    /// The largest exponent of a sample of parents and children that is one of a number.
+    pub(super) fn top_of(&self, sample: &[(u32, u32)]) -> u32 {
+        let shape = self.of_loop();
+        let both = sample.iter().flat_map(|&(parent, child)| [parent, child]);
+        let exponents = both.map(|bits| shape.exponent(bits));
+        exponents
+            .filter(|&exponent| exponent < shape.exponents)
+            .max()
+            .unwrap_or(0)
+    }
+
+    /// Bits that a sample of parents and children would take, contexts apart.
+    pub(super) fn sample_cost(&self, sample: &[(u32, u32)], roots: &[u32]) -> f64 {
+        let plain = self.of_loop();
+        let shape = if roots.is_empty() {
+            plain
+        } else {
+            plain.beside_roots()
+        };
+        let mut counts = [0u32; TOKENS];
+        for (i, &(parent, child)) in sample.iter().enumerate() {
+            let scale = roots.get(i).map_or(self.top, |&root| root_exponent(root));
+            counts[shape.token(parent, child, scale).0 as usize] += 1;
+        }
+        let total = f64::from(sample.len() as u32);
+        let of_tokens = counts.iter().enumerate().filter(|(_, count)| **count > 0);
+        let bits = of_tokens.map(|(token, &count)| {
+            let token = token as u32;
+            let stored = if token == ESCAPE {
+                self.element.bits()
+            } else {
+                self.raw_bits(token)
+            };
+            f64::from(count) * ((total / f64::from(count)).log2() + f64::from(stored + self.low))
+        });
+        bits.sum()
+    }
+}
+
+impl Loop {
+    fn beside_roots(self) -> Self {
+        Self {
+            context_of_top: ROOT_CONTEXT,
+            ..self
+        }
+    }
+
+    /// An integer that grows with the number; integers are taken modulo 2^bits either way.
+    #[inline(always)]
+    fn ordered(&self, bits: u32) -> u32 {
+        let is_negative = (bits >> (self.bits - 1)) & 1;
+        bits ^ (0u32.wrapping_sub(is_negative) & self.magnitude) ^ (self.sign & self.float())
+    }
+
+    #[inline(always)]
+    fn unordered(&self, ordered: u32) -> u32 {
+        let is_positive = (ordered >> (self.bits - 1)) & 1;
+        ordered ^ (is_positive.wrapping_sub(1) & self.magnitude) ^ (self.sign & self.float())
+    }
+
+    /// All ones for floats.
+    #[inline(always)]
+    fn float(&self) -> u32 {
+        if self.magnitude == 0 { 0 } else { u32::MAX }
+    }
+
+    #[inline(always)]
+    fn exponent(&self, bits: u32) -> u32 {
+        (bits >> self.mantissa) & self.exponents
+    }
+
+    #[inline(always)]
+    fn context(&self, parent: u32, scale: u32) -> u32 {
+        let below = (scale + self.context_of_top) as i32 - self.exponent(parent) as i32;
+        below.clamp(0, self.last_context as i32) as u32
+    }
+
+    /// Token, raw bits and low bits.
+    #[inline(always)]
+    fn token(&self, parent: u32, child: u32, scale: u32) -> (u32, u32, u32) {
+        let unused = 32 - self.bits;
+        let difference = self.ordered(child).wrapping_sub(self.ordered(parent));
+        let difference = ((difference << unused) as i32) >> unused;
+        let folded = ((difference << 1) ^ (difference >> 31)) as u32;
+        let low_bits = (1u32 << self.low) - 1;
+
+        let value = folded >> self.low;
+        // A float's exponent and highest bit of mantissa say what the token says.
+        let as_float = (value as i32 as f32).to_bits();
+        let near = if value < 2 {
+            value
+        } else {
+            (as_float >> 22).wrapping_sub(254)
+        };
+        let raw_bits = (near >> 1).max(1) - 1;
+        let near_raw = value & ((1u32 << (raw_bits & 15)) - 1);
+
+        let octave = (scale + ABOVE).wrapping_sub(self.exponent(child));
+        let flipped = ((parent ^ child) >> (self.bits - 1)) & 1;
+        let mantissa = child & ((1u32 << self.mantissa) - 1);
+
+        let is_near = folded <= self.near;
+        let is_far = octave < self.octaves;
+        let far = if is_far {
+            FAR + 2 * octave + flipped
+        } else {
+            ESCAPE
+        };
+        let far_raw = if is_far { mantissa >> self.low } else { 0 };
+        (
+            if is_near { near } else { far },
+            if is_near { near_raw } else { far_raw },
+            if is_near { folded } else { mantissa } & low_bits,
+        )
+    }
+
+    /// The child again; of an escaped one anything.
+    #[inline(always)]
+    fn child(&self, parent: u32, token: u32, raw: u32, low: u32, scale: u32) -> u32 {
+        let raw_bits = (token >> 1).max(1) - 1;
+        let value = if token < 2 {
+            token
+        } else {
+            ((2 | (token & 1)) << (raw_bits & 15)) | raw
+        };
+        let folded = (value << self.low) | low;
+        let difference = (folded >> 1) ^ 0u32.wrapping_sub(folded & 1);
+        let near = self.unordered(self.ordered(parent).wrapping_add(difference));
+
+        let far = token.wrapping_sub(FAR);
+        let exponent = (scale + ABOVE).wrapping_sub(far >> 1) & self.exponents;
+        let flipped = parent ^ (far << (self.bits - 1));
+        let mantissa = (raw << self.low) | low;
+        let far = (flipped & self.sign) | (exponent << self.mantissa) | mantissa;
+        if token < ESCAPE { near } else { far }
+    }
+}
+
+/// Numbers of one width, as their bits.
+pub(super) trait Bits: Copy + 'static {
+    fn read(bytes: &Self::Bytes) -> u32;
+    fn write(bits: u32) -> Self::Bytes;
+    type Bytes: Copy;
+    fn chunks(bytes: &[u8]) -> &[Self::Bytes];
+    fn chunks_mut(bytes: &mut [u8]) -> &mut [Self::Bytes];
+}
+
+macro_rules! bits {
+    ($($type:ty, $width:literal;)*) => {$(
+        impl Bits for $type {
+            type Bytes = [u8; $width];
+            #[inline(always)]
+            fn read(bytes: &[u8; $width]) -> u32 {
+                u32::from(<$type>::from_le_bytes(*bytes))
+            }
+            #[inline(always)]
+            fn write(bits: u32) -> [u8; $width] {
+                (bits as $type).to_le_bytes()
+            }
+            #[inline(always)]
+            fn chunks(bytes: &[u8]) -> &[[u8; $width]] {
+                bytes.as_chunks().0
+            }
+            #[inline(always)]
+            fn chunks_mut(bytes: &mut [u8]) -> &mut [[u8; $width]] {
+                bytes.as_chunks_mut().0
+            }
+        }
+    )*};
+}
+bits! { u8, 1; u16, 2; u32, 4; }
+
+/// An exponent of the root of a magnitude, biased as f32's.
+#[inline(always)]
+fn root_exponent(bits: u32) -> u32 {
+    (((bits >> 23) & 0xff) + 127) >> 1
+}
+
+/// Elements whose tokens are decoded at a time: what the first-level cache holds with ease.
+pub(super) const BLOCK: usize = 1024;
+
+/// What both sides know of some elements.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Known<'a> {
+    pub parent: &'a [u8],
+    /// What scales are the roots of, or nothing where there is one scale.
+    pub roots: &'a [u8],
+}
+
+/// What is written of some elements, one by one.
+#[derive(Debug)]
+pub(super) struct Tokens<'a> {
+    /// Context and token: `context * TOKENS + token`.
+    pub symbols: &'a mut [u16],
+    pub raws: &'a mut [u16],
+    /// `low / 8` bytes an element.
+    pub lows: &'a mut [u8],
+    /// The bytes of those that are escaped.
+    pub escaped: &'a mut Vec<u8>,
+}
+
+/// What was read of some elements.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Read<'a> {
+    pub tokens: &'a [u8],
+    pub raws: &'a [u16],
+    pub lows: &'a [u8],
+}
+
+/// Calls a function that is generic in the elements' type with that of a spec.
+macro_rules! by_width {
+    ($spec:expr, $function:ident($($argument:expr),*)) => {
+        match $spec.element.width() {
+            1 => $function::<u8>($($argument),*),
+            2 => $function::<u16>($($argument),*),
+            _ => $function::<u32>($($argument),*),
+        }
+    };
+}
+
+impl Spec {
+    fn shape(&self, known: Known) -> Loop {
+        let plain = self.of_loop();
+        if known.roots.is_empty() {
+            plain
+        } else {
+            plain.beside_roots()
+        }
+    }
+
+    /// All slices are of as many elements.
+    pub(super) fn tokenise(&self, path: Path, known: Known, child: &[u8], out: &mut Tokens) {
+        let shape = self.shape(known);
+        let done = match path {
+            #[cfg(target_arch = "x86_64")]
+            Path::Avx512 => super::avx512::tokenise(shape, known, child, out),
+            _ => 0,
+        };
+        by_width!(self, tokenise(shape, known, child, out, done));
+    }
+
+    pub(super) fn contextualise(&self, path: Path, known: Known, contexts: &mut [u8]) {
+        let shape = self.shape(known);
+        let done = match path {
+            #[cfg(target_arch = "x86_64")]
+            Path::Avx512 => super::avx512::contextualise(shape, known, contexts),
+            _ => 0,
+        };
+        by_width!(self, contextualise(shape, known, contexts, done));
+    }
+
+    /// The children. Returns how many of them are escaped, and not restored.
+    pub(super) fn restore(&self, path: Path, known: Known, read: Read, child: &mut [u8]) -> u32 {
+        let shape = self.shape(known);
+        let (done, escaped) = match path {
+            #[cfg(target_arch = "x86_64")]
+            Path::Avx512 => super::avx512::restore(shape, known, read, child),
+            _ => (0, 0),
+        };
+        escaped + by_width!(self, restore(shape, known, read, child, done))
+    }
+}
+
+/// The exponents that elements are relative to.
+fn scales(shape: Loop, roots: &[u8]) -> impl Fn(usize) -> u32 {
+    let roots = roots.as_chunks::<4>().0;
+    move |i| match roots.get(i) {
+        Some(root) => root_exponent(u32::from_le_bytes(*root)),
+        None => shape.top,
+    }
+}
+
+fn tokenise<B: Bits>(shape: Loop, known: Known, child: &[u8], out: &mut Tokens, from: usize) {
+    let (parent, children) = (B::chunks(known.parent), B::chunks(child));
+    let scale = scales(shape, known.roots);
+    for i in from..children.len() {
+        let (before, after) = (B::read(&parent[i]), B::read(&children[i]));
+        let (token, raw, low) = shape.token(before, after, scale(i));
+        let context = shape.context(before, scale(i));
+        out.symbols[i] = (context * TOKENS as u32 + token) as u16;
+        out.raws[i] = raw as u16;
+        match shape.low {
+            0 => {}
+            8 => out.lows[i] = low as u8,
+            _ => out.lows.as_chunks_mut().0[i] = (low as u16).to_le_bytes(),
+        }
+        if token == ESCAPE {
+            let width = child.len() / children.len();
+            out.escaped.extend_from_slice(&child[i * width..][..width]);
+        }
+    }
+}
+
+fn contextualise<B: Bits>(shape: Loop, known: Known, contexts: &mut [u8], from: usize) {
+    let parent = B::chunks(known.parent);
+    let scale = scales(shape, known.roots);
+    for i in from..parent.len() {
+        contexts[i] = shape.context(B::read(&parent[i]), scale(i)) as u8;
+    }
+}
+
+fn restore<B: Bits>(shape: Loop, known: Known, read: Read, child: &mut [u8], from: usize) -> u32 {
+    let (parent, child) = (B::chunks(known.parent), B::chunks_mut(child));
+    let scale = scales(shape, known.roots);
+    let mut escaped = 0;
+    for i in from..child.len() {
+        let (token, raw) = (u32::from(read.tokens[i]), u32::from(read.raws[i]));
+        let low = match shape.low {
+            0 => 0,
+            8 => u32::from(read.lows[i]),
+            _ => u32::from(u16::from_le_bytes(read.lows.as_chunks().0[i])),
+        };
+        child[i] = B::write(shape.child(B::read(&parent[i]), token, raw, low, scale(i)));
+        escaped += u32::from(token == ESCAPE);
+    }
+    escaped
+}
