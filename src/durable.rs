@@ -5,7 +5,7 @@
 //! middle of a write.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -43,6 +43,34 @@ pub fn replace_at(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> i
     sync_folder(parent(path))
 }
 
+/// Why a file was not replaced.
+#[derive(Debug)]
+pub(crate) enum Failed<E> {
+    /// What was to be its content could not be made.
+    Making(E),
+    /// The file system's.
+    Replacing(io::Error),
+}
+
+/// [`replace_at`] for content whose making can fail in more ways than a write.
+pub(crate) fn replace_made<E>(
+    path: &Path,
+    make: impl FnOnce(&Path) -> Result<(), E>,
+) -> Result<(), Failed<E>> {
+    let mut failure = None;
+    let replaced = replace_at(path, |temporary| {
+        make(temporary).map_err(|error| {
+            failure = Some(error);
+            io::Error::other("not made")
+        })
+    });
+    match (failure, replaced) {
+        (Some(error), _) => Err(Failed::Making(error)),
+        (None, Err(error)) => Err(Failed::Replacing(error)),
+        (None, Ok(())) => Ok(()),
+    }
+}
+
 /// [`replace_at`] for content that is written as a stream.
 ///
 /// # Errors
@@ -68,6 +96,107 @@ pub fn create(
     let file = buffered.into_inner().map_err(|error| error.into_error())?;
     changed(Change::Written(path));
     Ok(file)
+}
+
+/// A file whose beginning is written last, when what comes after it is known.
+pub(crate) struct Draft {
+    path: PathBuf,
+    file: io::BufWriter<File>,
+    length: u64,
+}
+
+impl Draft {
+    /// Creates a file, or empties it.
+    pub(crate) fn create(path: &Path) -> io::Result<Self> {
+        let file = io::BufWriter::with_capacity(1 << 20, File::create(path)?);
+        changed(Change::Named);
+        Ok(Self {
+            path: path.to_path_buf(),
+            file,
+            length: 0,
+        })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Leaves room, of a file that is still empty.
+    pub(crate) fn skip(&mut self, length: u64) -> io::Result<()> {
+        self.file.seek(SeekFrom::Start(length))?;
+        self.length = length;
+        Ok(())
+    }
+
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all(bytes)?;
+        self.length += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Writes the beginning, in the room that was left, and flushes all to the disk. Returns the file's length.
+    pub(crate) fn finish(self, start: &[u8]) -> io::Result<u64> {
+        let mut file = self.file.into_inner().map_err(|error| error.into_error())?;
+        changed(Change::Written(&self.path));
+        file.seek(SeekFrom::Start(0))?;
+        file.write_all(start)?;
+        changed(Change::Written(&self.path));
+        file.sync_all()?;
+        Ok(self.length.max(start.len() as u64))
+    }
+}
+
+/// A file that is written in pieces, in any order.
+pub(crate) struct Scattered {
+    path: PathBuf,
+    file: File,
+}
+
+impl Scattered {
+    /// Creates a file, or empties it.
+    pub(crate) fn create(path: &Path) -> io::Result<Self> {
+        let file = File::create(path)?;
+        changed(Change::Named);
+        Ok(Self {
+            path: path.to_path_buf(),
+            file,
+        })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn write_at(&mut self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        self.file.seek(SeekFrom::Start(at))?;
+        self.file.write_all(bytes)
+    }
+
+    /// Flushes it to the disk.
+    pub(crate) fn finish(self) -> io::Result<()> {
+        changed(Change::Written(&self.path));
+        self.file.sync_all()
+    }
+}
+
+/// Fills `bytes` from a place in a file, whatever else reads it at the same time.
+#[cfg(unix)]
+pub(crate) fn read_at(file: &File, at: u64, bytes: &mut [u8]) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, bytes, at)
+}
+
+/// Fills `bytes` from a place in a file, whatever else reads it at the same time.
+#[cfg(windows)]
+pub(crate) fn read_at(file: &File, mut at: u64, mut bytes: &mut [u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let read = std::os::windows::fs::FileExt::seek_read(file, bytes, at)?;
+        if read == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        bytes = &mut bytes[read..];
+        at += read as u64;
+    }
+    Ok(())
 }
 
 /// Appends to a file that was opened for it, with one write: a kill can leave a part of `content`.
@@ -192,7 +321,8 @@ pub fn sync_folder(folder: &Path) -> io::Result<()> {
     }
 }
 
-fn parent(path: &Path) -> &Path {
+/// The folder that a path is in.
+pub(crate) fn parent(path: &Path) -> &Path {
     path.parent()
         .filter(|parent| !parent.as_os_str().is_empty())
         .unwrap_or(Path::new("."))
@@ -200,7 +330,7 @@ fn parent(path: &Path) -> &Path {
 
 /// In the same folder, so that the rename stays within one file system; named after the process and
 /// the write, so that two of them do not write into each other's file.
-fn temporary_beside(path: &Path) -> PathBuf {
+pub(crate) fn temporary_beside(path: &Path) -> PathBuf {
     static WRITES: AtomicU64 = AtomicU64::new(0);
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let (process, write) = (std::process::id(), WRITES.fetch_add(1, Ordering::Relaxed));

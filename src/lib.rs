@@ -34,6 +34,7 @@ pub mod checkpoint;
 pub mod cli;
 pub mod config;
 pub mod data;
+pub mod delta;
 pub mod device;
 pub mod durable;
 pub mod environment;

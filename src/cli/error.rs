@@ -6,6 +6,7 @@ use super::report::{self, Diagnostic};
 use crate::adapter::AdapterError;
 use crate::config::ConfigError;
 use crate::data::DataError;
+use crate::delta::DeltaError;
 use crate::device::DeviceError;
 use crate::durable;
 use crate::generate::GenerateError;
@@ -50,6 +51,9 @@ pub enum CliError {
     /// Merging without an adapter.
     #[error("there is nothing to merge: no --adapter, and --model is not an adapter's folder")]
     NoAdapter,
+    /// A difference between models.
+    #[error(transparent)]
+    Delta(#[from] DeltaError),
     /// A device.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -99,7 +103,7 @@ impl CliError {
             Self::Adapter(error) => error.exit_code(),
             Self::NoBaseModel { .. } | Self::AdapterAlone { .. } => 2,
             Self::NoAdapter | Self::UselessFlag { .. } => 2,
-            Self::BaseModelGone { .. } => 1,
+            Self::BaseModelGone { .. } | Self::Delta(_) => 1,
             Self::Io { .. } | Self::NotEmpty { .. } => 1,
             Self::Generate(error) => error.exit_code(),
         }
@@ -134,6 +138,7 @@ impl CliError {
                 let help = "name the folder of a run with [adapter], or one that PEFT wrote";
                 ("adapter", Some(help.to_string()))
             }
+            Self::Delta(error) => ("delta", error.help()),
             Self::Device(error) => ("device", Some(error.help())),
             Self::Data(error) => ("data", error.help()),
             Self::Generate(error) => ("generate", error.help()),

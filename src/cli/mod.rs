@@ -1,6 +1,7 @@
 //! The command line: one file per verb. `main.rs` only calls [`run`].
 
 mod chat;
+mod delta;
 mod env;
 mod error;
 mod estimate;
@@ -59,6 +60,8 @@ enum Verb {
     Merge(merge::MergeArgs),
     /// Write a trained model in another form
     Export(export::ExportArgs),
+    /// Keep a model as the difference from another, and make it again
+    Delta(delta::DeltaArgs),
     /// Write a commented TOML to start from
     Init(init::InitArgs),
     /// Print the JSON Schema of the TOML
@@ -88,6 +91,7 @@ pub fn run() -> ExitCode {
         Verb::Logits(args) => logits::run(&args),
         Verb::Merge(args) => merge::run(&args),
         Verb::Export(args) => export::run(&args),
+        Verb::Delta(args) => delta::run(&args),
         Verb::Init(args) => init::run(&args),
         Verb::Schema(args) => schema::run(&args),
         Verb::Env(args) => env::run(&args),

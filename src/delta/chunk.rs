@@ -1,0 +1,316 @@
+//! One chunk of a tensor, coded in the way that takes the fewest bytes.
+
+use firebrick_kernels::difference::{self, DifferenceError, Element, MOST, Path, Scale};
+use safetensors::Dtype;
+
+use super::{sparse, wide};
+
+/// How a chunk is coded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Codec {
+    /// It is the parent's: no bytes.
+    Same,
+    /// Its bytes as they are.
+    Raw,
+    /// Where it differs from the parent, and what stands there.
+    Sparse,
+    /// The differences of numbers, under an entropy coder ([`firebrick_kernels::difference`]).
+    Intdiff,
+    /// The same from what the optimizer's update rule predicts, in place of the parent.
+    Predicted,
+}
+
+impl Codec {
+    const ALL: [Self; 5] = [
+        Self::Same,
+        Self::Raw,
+        Self::Sparse,
+        Self::Intdiff,
+        Self::Predicted,
+    ];
+
+    /// As it stands in a file.
+    pub(super) fn id(self) -> u8 {
+        self as u8
+    }
+
+    pub(super) fn of_id(id: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|codec| codec.id() == id)
+    }
+
+    pub(super) fn names() -> impl Iterator<Item = &'static str> {
+        Self::ALL.into_iter().map(Self::name)
+    }
+
+    pub(super) fn of_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|codec| codec.name() == name)
+    }
+
+    /// Its name in an index.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Same => "same",
+            Self::Raw => "raw",
+            Self::Sparse => "sparse",
+            Self::Intdiff => "intdiff",
+            Self::Predicted => "predicted",
+        }
+    }
+}
+
+/// What the kernels make of a dtype; none of eight bytes or of fewer than eight bits.
+pub(super) fn element(dtype: Dtype) -> Element {
+    match dtype {
+        Dtype::F32 => Element::F32,
+        Dtype::F16 => Element::F16,
+        Dtype::BF16 => Element::Bf16,
+        Dtype::I16 | Dtype::U16 => Element::Bits16,
+        Dtype::I32 | Dtype::U32 => Element::Bits32,
+        // Of complex numbers and whatever comes, the bytes.
+        _ => Element::Bits8,
+    }
+}
+
+/// Bytes of an element that is coded as one.
+pub(super) fn width(dtype: Dtype) -> usize {
+    match dtype {
+        Dtype::F64 | Dtype::I64 | Dtype::U64 => 8,
+        other => element(other).width(),
+    }
+}
+
+/// Bytes of all chunks of a tensor but its last: a power of two.
+pub(super) fn chunk_bytes(dtype: Dtype) -> usize {
+    (MOST * width(dtype)).min(1 << 19)
+}
+
+/// What both sides know of a chunk.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Known<'a> {
+    pub dtype: Dtype,
+    /// As many bytes as the chunk has; none for a tensor that is new.
+    pub parent: Option<&'a [u8]>,
+    /// f32 whose root is a scale of the chunk's numbers.
+    pub roots: Option<&'a [u8]>,
+}
+
+/// What coding needs room for.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    difference: difference::Scratch,
+    zeros: Vec<u8>,
+    other: Vec<u8>,
+}
+
+/// One changed element in so many makes a list of them worth trying.
+const SPARSE: usize = 32;
+
+/// Appends a chunk to `out`.
+pub(super) fn encode(
+    known: Known,
+    child: &[u8],
+    scratch: &mut Scratch,
+    out: &mut Vec<u8>,
+) -> Codec {
+    let start = out.len();
+    let mut codec = Codec::Intdiff;
+    let width = width(known.dtype);
+    if let Some(parent) = known.parent {
+        if parent == child {
+            return Codec::Same;
+        }
+        let most = child.len() / width / SPARSE;
+        if sparse::encode(width, parent, child, most, out) {
+            codec = Codec::Sparse;
+        } else {
+            out.truncate(start);
+        }
+    }
+    let mut other = std::mem::take(&mut scratch.other);
+    other.clear();
+    let rival = if codec == Codec::Sparse {
+        &mut other
+    } else {
+        &mut *out
+    };
+    differences(known, child, scratch, rival);
+    if codec == Codec::Sparse && other.len() < out.len() - start {
+        out.truncate(start);
+        out.extend_from_slice(&other);
+        codec = Codec::Intdiff;
+    }
+    scratch.other = other;
+    if out.len() - start >= child.len() {
+        out.truncate(start);
+        out.extend_from_slice(child);
+        codec = Codec::Raw;
+    }
+    codec
+}
+
+fn differences(known: Known, child: &[u8], scratch: &mut Scratch, out: &mut Vec<u8>) {
+    let Scratch {
+        difference, zeros, ..
+    } = scratch;
+    let parent = known
+        .parent
+        .unwrap_or_else(|| zeros_for(zeros, child.len()));
+    if width(known.dtype) == 8 {
+        return wide::encode(known.dtype, parent, child, difference, out);
+    }
+    let (element, scale) = (element(known.dtype), scale(known));
+    // Chunks are no longer than they may be, and what is known of one is as long as it is.
+    difference::encode(
+        Path::detect(),
+        element,
+        scale,
+        (parent, child),
+        difference,
+        out,
+    )
+    .expect("a chunk of the right length");
+}
+
+/// Puts into `child` what [`encode`] was given.
+pub(super) fn decode(
+    codec: Codec,
+    known: Known,
+    bytes: &[u8],
+    scratch: &mut Scratch,
+    child: &mut [u8],
+) -> Result<(), ChunkError> {
+    let parent = || known.parent.ok_or(ChunkError::NoParent);
+    match codec {
+        Codec::Same => {
+            if !bytes.is_empty() {
+                return Err(ChunkError::Length);
+            }
+            child.copy_from_slice(parent()?);
+        }
+        Codec::Raw => {
+            if bytes.len() != child.len() {
+                return Err(ChunkError::Length);
+            }
+            child.copy_from_slice(bytes);
+        }
+        Codec::Sparse => sparse::decode(width(known.dtype), parent()?, bytes, child)?,
+        Codec::Intdiff | Codec::Predicted => {
+            let zeros = &mut scratch.zeros;
+            let parent = known
+                .parent
+                .unwrap_or_else(|| zeros_for(zeros, child.len()));
+            if width(known.dtype) == 8 {
+                wide::decode(known.dtype, parent, bytes, child)?;
+            } else {
+                let (element, scale) = (element(known.dtype), scale(known));
+                difference::decode(Path::detect(), element, scale, parent, bytes, child)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn scale(known: Known) -> Scale {
+    known.roots.map_or(Scale::Chunk, Scale::Root)
+}
+
+fn zeros_for(zeros: &mut Vec<u8>, length: usize) -> &[u8] {
+    zeros.resize(zeros.len().max(length), 0);
+    &zeros[..length]
+}
+
+/// Bytes that [`encode`] did not write.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ChunkError {
+    #[error("a chunk is of another length than it should be")]
+    Length,
+    #[error("a chunk is said to be near a parent that it does not have")]
+    NoParent,
+    #[error("a chunk changes what is not there")]
+    Place,
+    #[error("a chunk is damaged: {0}")]
+    Difference(#[from] DifferenceError),
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const DTYPES: [Dtype; 11] = [
+        Dtype::F32,
+        Dtype::F64,
+        Dtype::F16,
+        Dtype::BF16,
+        Dtype::I8,
+        Dtype::BOOL,
+        Dtype::U16,
+        Dtype::I32,
+        Dtype::U64,
+        Dtype::F8_E4M3,
+        Dtype::C64,
+    ];
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(400))]
+
+        #[test]
+        fn d2_a_chunk_of_any_bits_comes_back_and_is_never_larger(
+            dtype in prop::sample::select(&DTYPES),
+            parent in prop::collection::vec(any::<u64>(), 0..300),
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u64>(), 0u32..64), 0..300),
+            alone: bool,
+        ) {
+            let parent: Vec<u8> = parent.into_iter().flat_map(u64::to_le_bytes).collect();
+            let mut child = parent.clone();
+            for (at, value, shift) in changes {
+                if child.is_empty() {
+                    break;
+                }
+                let at = at.index(child.len() / 8) * 8;
+                let before = u64::from_le_bytes(child[at..at + 8].try_into().unwrap());
+                child[at..at + 8].copy_from_slice(&before.wrapping_add(value >> shift).to_le_bytes());
+            }
+            let known = Known { dtype, parent: (!alone).then_some(&parent), roots: None };
+            let (mut scratch, mut out) = (Scratch::default(), vec![7]);
+            let codec = encode(known, &child, &mut scratch, &mut out);
+            prop_assert!(out.len() - 1 <= child.len());
+            let mut back = vec![0xa5; child.len()];
+            decode(codec, known, &out[1..], &mut scratch, &mut back).unwrap();
+            prop_assert_eq!(&back, &child);
+        }
+
+        #[test]
+        fn d2_any_bytes_as_a_chunk_are_an_error_or_something(
+            dtype in prop::sample::select(&DTYPES),
+            codec in prop::sample::select(&Codec::ALL),
+            bytes in prop::collection::vec(any::<u8>(), 0..200),
+            elements in 0usize..20,
+        ) {
+            let parent = vec![3; 8 * elements];
+            let mut child = vec![0; 8 * elements];
+            let known = Known { dtype, parent: Some(&parent), roots: None };
+            let _ = decode(codec, known, &bytes, &mut Scratch::default(), &mut child);
+        }
+    }
+
+    #[test]
+    fn d2_a_few_changes_are_listed_and_few_bytes() {
+        let parent: Vec<u8> = (0..40_000u32)
+            .flat_map(|i| (i as f32).sin().to_le_bytes())
+            .collect();
+        let mut child = parent.clone();
+        child[4000..4004].copy_from_slice(&f32::from_bits(0x7fc0_1234).to_le_bytes());
+        child[80_000..80_004].copy_from_slice(&(-0.0f32).to_le_bytes());
+        let known = Known {
+            dtype: Dtype::F32,
+            parent: Some(&parent),
+            roots: None,
+        };
+        let (mut scratch, mut out) = (Scratch::default(), Vec::new());
+        assert_eq!(encode(known, &child, &mut scratch, &mut out), Codec::Sparse);
+        assert!(out.len() < 16, "{}", out.len());
+        assert_eq!(encode(known, &parent, &mut scratch, &mut out), Codec::Same);
+    }
+}
