@@ -245,7 +245,7 @@ fn a_run_trains_saves_resumes_and_answers_as_on_the_cpu() {
     assert!(said.contains("device wgpu: "), "{said}");
     assert!(
         bench
-            .path("gpu/checkpoints/step-000002/optimizer.safetensors")
+            .path("gpu/checkpoints/step-000002/delta.safetensors")
             .exists()
     );
     let device = &json(&bench.path("gpu/run.json"))["device"];

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::delta::DeltaError;
+use crate::durable;
 use crate::model::ModelError;
 
 /// A checkpoint that cannot be written, found or trusted.
@@ -38,7 +40,7 @@ pub enum CheckpointError {
     },
     /// state.json is of another step or another version of this program.
     #[error(
-        "{} is version {version} of step {saved}, not version 1 of step {step}",
+        "{} is version {version} of step {saved}, not one that this build reads of step {step}",
         path.display()
     )]
     Foreign {
@@ -50,6 +52,31 @@ pub enum CheckpointError {
         saved: u64,
         /// The step of its folder.
         step: u64,
+    },
+    /// The tensors of a checkpoint in a chain.
+    #[error(transparent)]
+    Delta(#[from] DeltaError),
+    /// A file of a chain that does not go with the rest of it.
+    #[error("{} is damaged, or of another run: {message}", path.display())]
+    Broken {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        message: String,
+    },
+    /// A checkpoint that is the difference from one that is gone.
+    #[error("{} is the difference from step {parent}, which is gone", folder.display())]
+    NoParent {
+        /// The step's folder.
+        folder: PathBuf,
+        /// The step it was written beside.
+        parent: u64,
+    },
+    /// A checkpoint that is whole where one of a chain is needed.
+    #[error("{} is a whole checkpoint, and part of no chain", folder.display())]
+    NotInChain {
+        /// The step's folder.
+        folder: PathBuf,
     },
     /// There is a checkpoint of that step already.
     #[error("{} is there already", folder.display())]
@@ -89,17 +116,41 @@ impl CheckpointError {
         move |source| Self::Io { path, source }
     }
 
+    pub(super) fn malformed(path: impl Into<PathBuf>) -> impl FnOnce(serde_json::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Malformed { path, source }
+    }
+
+    /// What to do about it where no run is being resumed.
+    pub fn help_outside_runs(&self) -> Option<String> {
+        match self {
+            Self::Io { source, .. } | Self::Delta(DeltaError::Io { source, .. }) => {
+                durable::help(source).map(str::to_string)
+            }
+            _ => None,
+        }
+    }
+
     /// What to do about it, where there is something to say.
     pub fn help(&self) -> Option<String> {
         match self {
-            Self::Damaged { .. } | Self::Malformed { .. } | Self::Foreign { .. } => {
+            Self::Delta(DeltaError::Io { source, .. }) | Self::Io { source, .. }
+                if is_out_of_space(source) =>
+            {
+                Some(
+                    "the checkpoints before this one are untouched: make room on the disk or raise \
+                     its quota, then run the same command again"
+                        .to_string(),
+                )
+            }
+            Self::Damaged { .. }
+            | Self::Malformed { .. }
+            | Self::Foreign { .. }
+            | Self::Delta(_)
+            | Self::Broken { .. }
+            | Self::NoParent { .. } => {
                 Some("go back to another checkpoint with --resume STEP".to_string())
             }
-            Self::Io { source, .. } if is_out_of_space(source) => Some(
-                "the checkpoints before this one are untouched: make room on the disk or raise its \
-                 quota, then run the same command again"
-                    .to_string(),
-            ),
             _ => None,
         }
     }

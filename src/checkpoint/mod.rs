@@ -14,28 +14,87 @@
 //! complete by construction; loading verifies its checksums all the same. Tensors are streamed and
 //! hashed on their way to the file: a save holds one copy of the weights, then one of the moments.
 
+mod chain;
 mod error;
-mod files;
+mod list;
+mod state;
 mod store;
+mod whole;
+
+#[cfg(test)]
+mod tests;
 
 use serde::{Deserialize, Serialize};
 
 pub use error::CheckpointError;
+pub use list::{Listed, Stored};
 pub use store::CheckpointStore;
 
+use burn::tensor::Device;
+
+use crate::config::DecoderSpec;
 use crate::gradient::LossScale;
-use crate::model::Tensors;
+use crate::model::folder::{decoder_from_hf, decoder_from_own, hf_from_own};
+use crate::model::{Decoder, ModelError, Tensors};
 use crate::optimizer::OptimizerState;
 
 /// The state of a run between two optimizer steps.
 #[derive(Debug)]
 pub struct Snapshot {
-    /// Weights under Hugging Face's names and layout.
-    pub model: Tensors,
+    /// Weights.
+    pub model: Weights,
     /// Moments and counters.
     pub optimizer: OptimizerState,
     /// How far the run has come.
     pub progress: Progress,
+}
+
+/// Weights as a checkpoint has them. Where only an adapter is trained, both are by its parameters' paths.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Weights {
+    /// Under Hugging Face's names, in the layout of its files.
+    Files(Tensors),
+    /// By the parameters' paths, as they are in memory.
+    Own(Tensors),
+}
+
+impl Weights {
+    /// Whatever they are called.
+    pub fn tensors(self) -> Tensors {
+        match self {
+            Self::Files(tensors) | Self::Own(tensors) => tensors,
+        }
+    }
+
+    /// Under the names of files, of a model of this form.
+    pub fn files(self, spec: &DecoderSpec) -> Tensors {
+        match self {
+            Self::Files(tensors) => tensors,
+            Self::Own(tensors) => hf_from_own(spec, tensors),
+        }
+    }
+
+    /// A model of this form with these weights.
+    ///
+    /// # Errors
+    /// Weights that are not this model's.
+    pub fn decoder(self, spec: &DecoderSpec, device: &Device) -> Result<Decoder, ModelError> {
+        match self {
+            Self::Files(tensors) => decoder_from_hf(spec, tensors, device),
+            Self::Own(tensors) => decoder_from_own(spec, tensors, device),
+        }
+    }
+}
+
+/// A copy of a run's state, to be saved while training goes on.
+#[derive(Debug)]
+pub struct Capture {
+    /// By the parameters' paths, as they are in memory.
+    pub weights: Tensors,
+    /// Moments and counters.
+    pub optimizer: OptimizerState,
+    /// config.json of the model, in Hugging Face's form; null where only an adapter is trained.
+    pub config: serde_json::Value,
 }
 
 /// How far a run has come. The position in the data and in the schedule are functions of these

@@ -1,9 +1,13 @@
-//! Full checkpoints, one folder per step.
+//! The checkpoints of a run, one folder per step.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{CheckpointError, Progress, Snapshot, files};
+use super::chain::{self, DELTA};
+use super::state::{Form, Link, STATE, State};
+use super::whole::{MODEL, OPTIMIZER, read_tensors, write_tensors};
+use super::{Capture, CheckpointError, Progress, Snapshot, Weights};
 use crate::durable;
 use crate::model::Tensors;
 use crate::optimizer::OptimizerState;
@@ -25,7 +29,7 @@ use crate::optimizer::OptimizerState;
 ///     OptimizerState::default,
 /// )?;
 /// assert_eq!(store.latest()?, Some(100));
-/// assert_eq!(store.load(100)?.model["norm.weight"], weights);
+/// assert_eq!(store.load(100)?.model.tensors()["norm.weight"], weights);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone)]
@@ -41,7 +45,7 @@ impl CheckpointStore {
         }
     }
 
-    /// Saves the state of a run under its step and makes it the last. Returns the step's folder.
+    /// Saves the state of a run under its step, whole, and makes it the last. Returns the step's folder.
     ///
     /// The weights are asked for when they are about to be written and given up before the
     /// optimizer's state is asked for, so that memory holds one copy of one of them at a time.
@@ -54,7 +58,72 @@ impl CheckpointStore {
         model: impl FnOnce() -> Tensors,
         optimizer: impl FnOnce() -> OptimizerState,
     ) -> Result<PathBuf, CheckpointError> {
-        let step = progress.step;
+        self.add(progress.step, |folder| {
+            let model = write_tensors(&folder.join(MODEL), &model())?;
+            let OptimizerState { tensors, scalars } = optimizer();
+            let optimizer = write_tensors(&folder.join(OPTIMIZER), &tensors)?;
+            let form = Form::Whole { model, optimizer };
+            State::new(&folder.join(STATE), progress.clone(), scalars, form)
+        })
+    }
+
+    /// Saves the state of a run as the difference from the last checkpoint, or alone where that is no part of a chain,
+    /// or its chain is `keyframe_every` long; and makes it the last. Returns the step's folder.
+    ///
+    /// # Errors
+    /// [`CheckpointError::StepExists`]; a last checkpoint that is not what was saved; the file system's. What had been
+    /// saved before is untouched.
+    pub fn save_delta(
+        &self,
+        progress: &Progress,
+        capture: &Capture,
+        keyframe_every: u64,
+    ) -> Result<PathBuf, CheckpointError> {
+        let parent = self.parent_for(keyframe_every)?;
+        self.add(progress.step, |folder| {
+            let parent = parent.as_ref().map(|(step, open)| (*step, &open.delta));
+            let Capture {
+                weights,
+                optimizer,
+                config,
+            } = capture;
+            let written = chain::write(folder, parent, weights, &optimizer.tensors)?;
+            let form = Form::Delta(Link {
+                result: written.state.id,
+                config: config.clone(),
+            });
+            let scalars = optimizer.scalars.clone();
+            State::new(&folder.join(STATE), progress.clone(), scalars, form)
+        })
+    }
+
+    /// The last checkpoint, if the next is to be written beside it.
+    fn parent_for(
+        &self,
+        keyframe_every: u64,
+    ) -> Result<Option<(u64, chain::Open)>, CheckpointError> {
+        let Some(last) = self.latest()?.filter(|_| keyframe_every > 1) else {
+            return Ok(None);
+        };
+        if !self.is_in_chain(last)? {
+            return Ok(None);
+        }
+        let open = chain::open(&|step| self.step_folder(step), last)?;
+        let joins = open.length < keyframe_every.min(chain::LONGEST);
+        Ok(joins.then_some((last, open)))
+    }
+
+    fn is_in_chain(&self, step: u64) -> Result<bool, CheckpointError> {
+        let state = State::read(&self.existing(step)?, step)?;
+        Ok(matches!(state.form(), Some(Form::Delta(_))))
+    }
+
+    /// Makes a step's folder: hidden until all of it is on the disk.
+    fn add(
+        &self,
+        step: u64,
+        write: impl FnOnce(&Path) -> Result<State, CheckpointError>,
+    ) -> Result<PathBuf, CheckpointError> {
         let target = self.step_folder(step);
         if target.exists() {
             return Err(CheckpointError::StepExists { folder: target });
@@ -62,13 +131,18 @@ impl CheckpointStore {
         durable::create_folder(&self.folder).map_err(CheckpointError::io(&self.folder))?;
         self.sweep()?;
         let unfinished = self.folder.join(format!(".{}.tmp", step_name(step)));
-        let saved = files::write(&unfinished, progress, model, optimizer).and_then(|()| {
-            durable::rename(&unfinished, &target).map_err(CheckpointError::io(&target))?;
-            durable::sync_folder(&self.folder).map_err(CheckpointError::io(&self.folder))
-        });
+        let folder = unfinished.as_path();
+        let saved = durable::create_folder(folder)
+            .map_err(CheckpointError::io(folder))
+            .and_then(|()| write(folder)?.create(folder))
+            .and_then(|()| durable::sync_folder(folder).map_err(CheckpointError::io(folder)))
+            .and_then(|()| {
+                durable::rename(folder, &target).map_err(CheckpointError::io(&target))?;
+                durable::sync_folder(&self.folder).map_err(CheckpointError::io(&self.folder))
+            });
         if saved.is_err() {
             // The error that matters is the one being returned.
-            let _ = fs::remove_dir_all(&unfinished);
+            let _ = fs::remove_dir_all(folder);
         }
         saved?;
         self.point("last", step)?;
@@ -81,7 +155,11 @@ impl CheckpointStore {
     /// # Errors
     /// As [`load`](Self::load); what had been saved before is untouched.
     pub fn renew(&self, progress: &Progress) -> Result<(), CheckpointError> {
-        files::renew(&self.existing(progress.step)?, progress)?;
+        let folder = self.existing(progress.step)?;
+        let state = State::read(&folder, progress.step)?;
+        state
+            .renewed(&folder.join(STATE), progress.clone())?
+            .replace(&folder)?;
         self.point("last", progress.step)
     }
 
@@ -90,18 +168,80 @@ impl CheckpointStore {
     /// # Errors
     /// No such step; a file that is missing, malformed, or not the one that was saved.
     pub fn load(&self, step: u64) -> Result<Snapshot, CheckpointError> {
-        files::read(&self.existing(step)?, step)
+        let folder = self.existing(step)?;
+        let state = State::read(&folder, step)?;
+        let (model, tensors) = match state.form() {
+            Some(Form::Whole { model, optimizer }) => {
+                // The larger file first: while a file is read its bytes and its tensors are both in memory.
+                let tensors = read_tensors(&folder.join(OPTIMIZER), &optimizer)?;
+                let model = read_tensors(&folder.join(MODEL), &model)?;
+                (Weights::Files(model), tensors)
+            }
+            _ => {
+                let (model, tensors) = chain::read(&self.open(step)?.delta)?;
+                (Weights::Own(model), tensors)
+            }
+        };
+        Ok(Snapshot {
+            model,
+            optimizer: OptimizerState {
+                tensors,
+                scalars: state.optimizer,
+            },
+            progress: state.progress,
+        })
     }
 
     /// The weights of a step; the rest is neither read nor verified.
     ///
     /// # Errors
     /// As [`load`](Self::load).
-    pub fn load_model(&self, step: u64) -> Result<Tensors, CheckpointError> {
-        files::read_model(&self.existing(step)?, step)
+    pub fn load_model(&self, step: u64) -> Result<Weights, CheckpointError> {
+        let folder = self.existing(step)?;
+        match State::read(&folder, step)?.form() {
+            Some(Form::Whole { model, .. }) => {
+                Ok(Weights::Files(read_tensors(&folder.join(MODEL), &model)?))
+            }
+            _ => Ok(Weights::Own(chain::read_model(&self.open(step)?.delta)?)),
+        }
     }
 
-    fn existing(&self, step: u64) -> Result<PathBuf, CheckpointError> {
+    pub(super) fn open(&self, step: u64) -> Result<chain::Open, CheckpointError> {
+        chain::open(&|step| self.step_folder(step), step)
+    }
+
+    /// Makes a step stand alone: whatever it was the difference from can go.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load); the file system's. The step stays as it was.
+    pub fn squash(&self, step: u64) -> Result<(), CheckpointError> {
+        let folder = self.existing(step)?;
+        if self.is_in_chain(step)? && chain::parent(&folder)?.is_some() {
+            chain::squash(&self.open(step)?.delta)?;
+        }
+        Ok(())
+    }
+
+    /// Deletes steps, the newest first: a crash in between leaves none that is the difference from one that is gone.
+    /// Others that are the difference from one of them are made to stand alone before.
+    fn remove_all(&self, steps: &[u64]) -> Result<(), CheckpointError> {
+        let doomed: BTreeSet<u64> = steps.iter().copied().collect();
+        for step in self.steps()? {
+            if doomed.contains(&step) || !self.step_folder(step).join(DELTA).exists() {
+                continue;
+            }
+            let parent = chain::parent(&self.step_folder(step))?;
+            if parent.is_some_and(|parent| doomed.contains(&parent)) {
+                self.squash(step)?;
+            }
+        }
+        doomed
+            .into_iter()
+            .rev()
+            .try_for_each(|step| self.remove(step))
+    }
+
+    pub(super) fn existing(&self, step: u64) -> Result<PathBuf, CheckpointError> {
         let folder = self.step_folder(step);
         if folder.is_dir() {
             return Ok(folder);
@@ -176,9 +316,7 @@ impl CheckpointStore {
             keep => ordinary.len().saturating_sub(keep),
         };
         let deleted = [&trial, &ordinary[..surplus]].concat();
-        for &step in &deleted {
-            self.remove(step)?;
-        }
+        self.remove_all(&deleted)?;
         Ok(deleted)
     }
 
@@ -223,7 +361,7 @@ impl CheckpointStore {
     }
 
     /// Renames before deleting, so that a crash in between leaves no incomplete `step-*` folder.
-    fn remove(&self, step: u64) -> Result<(), CheckpointError> {
+    pub(super) fn remove(&self, step: u64) -> Result<(), CheckpointError> {
         let folder = self.step_folder(step);
         let doomed = self
             .folder
@@ -260,207 +398,10 @@ impl CheckpointStore {
     }
 }
 
-fn step_name(step: u64) -> String {
+pub(super) fn step_name(step: u64) -> String {
     format!("step-{step:06}")
 }
 
-fn step_of(name: &str) -> Option<u64> {
+pub(super) fn step_of(name: &str) -> Option<u64> {
     name.strip_prefix("step-")?.parse().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::files::{MODEL, OPTIMIZER, STATE};
-    use super::*;
-    use crate::optimizer::StateScalar;
-    use burn::tensor::TensorData;
-
-    fn snapshot(step: u64) -> Snapshot {
-        let tensors = |value: f32| {
-            Tensors::from([("a.b".to_string(), TensorData::new(vec![value, -0.0], [2]))])
-        };
-        let scalars = [("a.b.time".to_string(), StateScalar::Uint(step))];
-        Snapshot {
-            model: tensors(step as f32),
-            optimizer: OptimizerState {
-                tensors: tensors(0.5),
-                scalars: scalars.into(),
-            },
-            progress: Progress {
-                step,
-                seconds: 0.1 + 0.2,
-                ..Progress::default()
-            },
-        }
-    }
-
-    fn save(store: &CheckpointStore, step: u64) -> PathBuf {
-        let Snapshot {
-            model,
-            optimizer,
-            progress,
-        } = snapshot(step);
-        store.save(&progress, || model, || optimizer).unwrap()
-    }
-
-    fn store() -> (tempfile::TempDir, CheckpointStore) {
-        let folder = tempfile::tempdir().unwrap();
-        let store = CheckpointStore::new(folder.path());
-        (folder, store)
-    }
-
-    #[test]
-    fn a_snapshot_comes_back_as_it_was() {
-        let (_folder, store) = store();
-        save(&store, 7);
-        let back = store.load(7).unwrap();
-        assert_eq!(back.model, snapshot(7).model);
-        assert_eq!(back.optimizer.tensors, snapshot(7).optimizer.tensors);
-        assert_eq!(back.optimizer.scalars, snapshot(7).optimizer.scalars);
-        assert_eq!(back.progress, snapshot(7).progress);
-    }
-
-    #[test]
-    fn r11_rotation_keeps_best_and_last_and_reports_what_it_deletes() {
-        let (_folder, store) = store();
-        for step in [1, 2, 3, 4, 5] {
-            save(&store, step);
-        }
-        store.mark_best(1).unwrap();
-        assert_eq!(store.rotate(0).unwrap(), Vec::<u64>::new());
-        assert_eq!(store.rotate(1).unwrap(), vec![2, 3]);
-        assert_eq!(store.steps().unwrap(), vec![1, 4, 5]);
-        assert_eq!((store.best(), store.latest().unwrap()), (Some(1), Some(5)));
-    }
-
-    #[test]
-    fn r11_the_trial_of_step_0_goes_with_the_next_save() {
-        let (_folder, store) = store();
-        save(&store, 0);
-        assert_eq!(store.rotate(3).unwrap(), Vec::<u64>::new());
-        assert_eq!(store.load(0).unwrap().progress.step, 0);
-        for keep in [0, 3] {
-            save(&store, 1);
-            assert_eq!(store.rotate(keep).unwrap(), vec![0]);
-            assert_eq!(store.steps().unwrap(), vec![1]);
-            store.remove(1).unwrap();
-            save(&store, 0);
-        }
-    }
-
-    #[test]
-    fn r10_a_saved_step_takes_on_an_evaluation_and_nothing_else() {
-        let (_folder, store) = store();
-        let folder = save(&store, 2);
-        let weights = fs::read(folder.join(MODEL)).unwrap();
-        let again = store.save(&snapshot(2).progress, Tensors::new, OptimizerState::default);
-        assert!(matches!(again, Err(CheckpointError::StepExists { .. })));
-        let progress = Progress {
-            val_loss: Some(0.25),
-            ..snapshot(2).progress
-        };
-        store.renew(&progress).unwrap();
-        assert_eq!(store.load(2).unwrap().progress, progress);
-        assert_eq!(fs::read(folder.join(MODEL)).unwrap(), weights);
-        assert!(store.renew(&snapshot(3).progress).is_err());
-    }
-
-    #[test]
-    fn every_flipped_bit_and_every_truncation_is_noticed() {
-        let (folder, store) = store();
-        let step = save(&store, 1);
-        for name in [MODEL, OPTIMIZER] {
-            let path = step.join(name);
-            let good = fs::read(&path).unwrap();
-            for byte in 0..good.len() {
-                let mut bad = good.clone();
-                bad[byte] ^= 1;
-                fs::write(&path, &bad).unwrap();
-                assert!(matches!(
-                    store.load(1),
-                    Err(CheckpointError::Damaged { .. })
-                ));
-                fs::write(&path, &good[..byte]).unwrap();
-                assert!(matches!(
-                    store.load(1),
-                    Err(CheckpointError::Damaged { .. })
-                ));
-            }
-            fs::write(&path, &good).unwrap();
-        }
-        assert!(store.load(1).is_ok());
-        let state = fs::read_to_string(step.join(STATE)).unwrap();
-        for (good, bad) in [
-            ("\"version\": 1", "\"version\": 2"),
-            ("\"step\": 1", "\"step\": 2"),
-            ("\"tokens\": 0", "\"tokens\": 1"),
-            ("\"uint\": 1", "\"uint\": 9"),
-        ] {
-            assert!(state.contains(good), "{good} in {state}");
-            fs::write(step.join(STATE), state.replace(good, bad)).unwrap();
-            assert!(store.load(1).is_err(), "{bad}");
-        }
-        fs::write(step.join(STATE), "{\"version\": 1").unwrap();
-        assert!(matches!(
-            store.load(1),
-            Err(CheckpointError::Malformed { .. })
-        ));
-        drop(folder);
-    }
-
-    #[test]
-    fn pointers_left_behind_by_a_crash_are_put_right() {
-        let (folder, store) = store();
-        for step in [1, 2, 3] {
-            save(&store, step);
-        }
-        store.mark_best(1).unwrap();
-        let best = crate::checkpoint::BestEvaluation {
-            step: 2,
-            val_loss: 0.1 + 0.2,
-        };
-        let progress = Progress {
-            step: 2,
-            best: Some(best),
-            ..Progress::default()
-        };
-        assert_eq!(store.discard_after(2).unwrap(), vec![3]);
-        store.repoint(&progress).unwrap();
-        let said = |name: &str| fs::read_to_string(folder.path().join("checkpoints").join(name));
-        assert_eq!(
-            (store.best(), said("last").unwrap().trim()),
-            (Some(2), "step-000002")
-        );
-        store
-            .repoint(&Progress {
-                step: 2,
-                ..Progress::default()
-            })
-            .unwrap();
-        assert_eq!(store.best(), None);
-        assert!(said("best").is_err());
-    }
-
-    #[test]
-    fn an_unfinished_save_is_not_a_checkpoint() {
-        let (folder, store) = store();
-        save(&store, 1);
-        let unfinished = folder.path().join("checkpoints/.step-000002.tmp");
-        fs::create_dir(&unfinished).unwrap();
-        fs::write(unfinished.join(MODEL), b"half").unwrap();
-        assert_eq!(store.steps().unwrap(), vec![1]);
-        save(&store, 2);
-        assert_eq!(store.load(2).unwrap().progress.step, 2);
-    }
-
-    #[test]
-    fn a_missing_step_names_those_there_are() {
-        let (_folder, store) = store();
-        save(&store, 3);
-        let message = store.load(4).unwrap_err().to_string();
-        assert!(
-            message.ends_with("has no checkpoint of step 4; there are: 3"),
-            "{message}"
-        );
-    }
 }

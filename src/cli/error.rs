@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::report::{self, Diagnostic};
 use crate::adapter::AdapterError;
+use crate::checkpoint::CheckpointError;
 use crate::config::ConfigError;
 use crate::data::DataError;
 use crate::delta::DeltaError;
@@ -51,6 +52,15 @@ pub enum CliError {
     /// Merging without an adapter.
     #[error("there is nothing to merge: no --adapter, and --model is not an adapter's folder")]
     NoAdapter,
+    /// The checkpoints of a run.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// A folder without checkpoints.
+    #[error("{} has no checkpoints", path.display())]
+    NoCheckpoints {
+        /// What was taken for a run folder.
+        path: PathBuf,
+    },
     /// A difference between models.
     #[error(transparent)]
     Delta(#[from] DeltaError),
@@ -104,6 +114,7 @@ impl CliError {
             Self::NoBaseModel { .. } | Self::AdapterAlone { .. } => 2,
             Self::NoAdapter | Self::UselessFlag { .. } => 2,
             Self::BaseModelGone { .. } | Self::Delta(_) => 1,
+            Self::Checkpoint(_) | Self::NoCheckpoints { .. } => 1,
             Self::Io { .. } | Self::NotEmpty { .. } => 1,
             Self::Generate(error) => error.exit_code(),
         }
@@ -137,6 +148,11 @@ impl CliError {
             Self::NoAdapter => {
                 let help = "name the folder of a run with [adapter], or one that PEFT wrote";
                 ("adapter", Some(help.to_string()))
+            }
+            Self::Checkpoint(error) => ("checkpoint", error.help_outside_runs()),
+            Self::NoCheckpoints { .. } => {
+                let help = "name the folder of a run: the one with resolved.toml in it";
+                ("checkpoint", Some(help.to_string()))
             }
             Self::Delta(error) => ("delta", error.help()),
             Self::Device(error) => ("device", Some(error.help())),

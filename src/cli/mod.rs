@@ -1,6 +1,7 @@
 //! The command line: one file per verb. `main.rs` only calls [`run`].
 
 mod chat;
+mod ckpt;
 mod delta;
 mod env;
 mod error;
@@ -60,6 +61,8 @@ enum Verb {
     Merge(merge::MergeArgs),
     /// Write a trained model in another form
     Export(export::ExportArgs),
+    /// List, verify, restore and tidy the checkpoints of a run
+    Ckpt(ckpt::CkptArgs),
     /// Keep a model as the difference from another, and make it again
     Delta(delta::DeltaArgs),
     /// Write a commented TOML to start from
@@ -91,6 +94,7 @@ pub fn run() -> ExitCode {
         Verb::Logits(args) => logits::run(&args),
         Verb::Merge(args) => merge::run(&args),
         Verb::Export(args) => export::run(&args),
+        Verb::Ckpt(args) => ckpt::run(&args),
         Verb::Delta(args) => delta::run(&args),
         Verb::Init(args) => init::run(&args),
         Verb::Schema(args) => schema::run(&args),

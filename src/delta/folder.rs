@@ -268,13 +268,14 @@ pub fn make(base: &Path, tuned: &Path, out: &Path) -> Result<Written, DeltaError
     let parent = Parent {
         names: base.names_for(&tuned),
         source: &base,
+        name: None,
         known: None,
     };
     let mut written = None;
     let replaced = durable::replace_made(out, |temporary| {
         written = Some(write_files(temporary, Some(&parent), &tuned, &[], files)?);
         let delta = open(temporary)?.beside(Some(Box::new(&base)))?;
-        restore(&delta, |_, _| Ok(()))
+        restore(&delta, |_| true, |_, _| Ok(()))
     });
     replaced.map_err(|error| match error {
         durable::Failed::Making(error) => error,
@@ -365,16 +366,20 @@ fn fill(
         open.push(durable::Scattered::create(&path).map_err(DeltaError::io(&path))?);
     }
     let mut done: HashMap<String, u64> = HashMap::new();
-    restore(delta, |info, bytes| {
-        let at = done.entry(info.name.clone()).or_default();
-        for &(file, start) in places.get(info.name.as_str()).into_iter().flatten() {
-            let file = &mut open[file];
-            file.write_at(start + *at, bytes)
-                .map_err(DeltaError::io(file.path()))?;
-        }
-        *at += bytes.len() as u64;
-        Ok(())
-    })?;
+    restore(
+        delta,
+        |_| true,
+        |info, bytes| {
+            let at = done.entry(info.name.clone()).or_default();
+            for &(file, start) in places.get(info.name.as_str()).into_iter().flatten() {
+                let file = &mut open[file];
+                file.write_at(start + *at, bytes)
+                    .map_err(DeltaError::io(file.path()))?;
+            }
+            *at += bytes.len() as u64;
+            Ok(())
+        },
+    )?;
     for file in open {
         let path = file.path().to_path_buf();
         file.finish().map_err(DeltaError::io(path))?;

@@ -64,7 +64,9 @@ mod tests {
 
     #[test]
     fn d1_chunks_hash_to_what_the_whole_does() {
-        let bytes: Vec<u8> = (0..70_001u32).map(|i| (i.wrapping_mul(i) >> 7) as u8).collect();
+        let bytes: Vec<u8> = (0..70_001u32)
+            .map(|i| (i.wrapping_mul(i) >> 7) as u8)
+            .collect();
         let chunk = 4096;
         for total in [
             0, 1, 4095, 4096, 4097, 8192, 8193, 12_288, 20_000, 65_536, 70_001,

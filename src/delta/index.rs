@@ -110,6 +110,9 @@ pub(super) struct Index {
     /// The id of the state that it is a difference from; none if it stands alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<String>,
+    /// What to look for it by: the name of a step's folder, say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent_name: Option<String>,
     /// The id of the state that it makes.
     pub result: String,
     pub tensors: Vec<Entry>,

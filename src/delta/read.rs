@@ -53,6 +53,11 @@ impl Opened {
         self.0.index.parent.as_deref()
     }
 
+    /// What to look for that state by.
+    pub fn parent_name(&self) -> Option<&str> {
+        self.0.index.parent_name.as_deref()
+    }
+
     /// The state it makes.
     pub fn state(&self) -> StateHashes {
         let tensors = self.0.index.tensors.iter();
@@ -67,6 +72,13 @@ impl Opened {
     /// Bytes of the file.
     pub fn bytes(&self) -> u64 {
         self.0.length
+    }
+
+    /// Bytes of the state's tensors.
+    pub fn state_bytes(&self) -> u64 {
+        let tensors = self.0.index.tensors.iter();
+        let bytes = tensors.filter_map(|entry| entry.info().bytes());
+        bytes.map(|bytes| bytes as u64).fold(0, u64::saturating_add)
     }
 
     /// Chunks by codec.
@@ -164,6 +176,11 @@ impl Delta<'_> {
                 .map(|entry| (entry.name.clone(), entry.blake3.clone()))
                 .collect(),
         }
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.reader.path
     }
 
     fn parents(&self, names: &[&str], chunk: usize) -> Result<Vec<Cow<'_, [u8]>>, DeltaError> {
@@ -270,13 +287,14 @@ impl Source for Delta<'_> {
     }
 }
 
-/// Reads all tensors, some chunks at a time on all threads, shows their bytes in order, and holds them against their
-/// hashes.
+/// Reads the tensors that are wanted, some chunks at a time on all threads, shows their bytes in order, and holds them
+/// against their hashes. Others that are coded with one of them are shown too.
 ///
 /// # Errors
 /// The source's; `show`'s; a tensor that is not the one that was saved.
 pub fn restore(
     delta: &Delta,
+    wanted: impl Fn(&str) -> bool,
     mut show: impl FnMut(&TensorInfo, &[u8]) -> Result<(), DeltaError>,
 ) -> Result<(), DeltaError> {
     let index = &delta.reader.index;
@@ -297,6 +315,9 @@ pub fn restore(
             .map(|&tensor| index.tensors[tensor].info())
             .collect();
         let names: Vec<&str> = infos.iter().map(|info| info.name.as_str()).collect();
+        if !names.iter().any(|name| wanted(name)) {
+            continue;
+        }
         let hashes = walk(delta, &names, &infos[0], |place, bytes| {
             show(&infos[place], bytes)
         })?;

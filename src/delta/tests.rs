@@ -83,6 +83,7 @@ fn beside(source: &dyn Source) -> Parent<'_> {
     Parent {
         source,
         names: HashMap::new(),
+        name: None,
         known: None,
     }
 }
@@ -93,10 +94,14 @@ fn restored(delta: &Delta) -> Result<HashMap<String, Vec<u8>>, DeltaError> {
         .into_iter()
         .map(|info| (info.name, Vec::new()))
         .collect();
-    restore(delta, |info, bytes| {
-        all.get_mut(&info.name).unwrap().extend_from_slice(bytes);
-        Ok(())
-    })?;
+    restore(
+        delta,
+        |_| true,
+        |info, bytes| {
+            all.get_mut(&info.name).unwrap().extend_from_slice(bytes);
+            Ok(())
+        },
+    )?;
     Ok(all)
 }
 
@@ -346,7 +351,8 @@ fn d1_hostile_indices_are_errors() {
             .and_then(|delta| restored(&delta))
     };
     try_with(&|_| ()).unwrap();
-    let hostile: [(&str, &dyn Fn(&mut serde_json::Value)); 16] = [
+    type Change = dyn Fn(&mut serde_json::Value);
+    let hostile: [(&str, &Change); 16] = [
         ("a version to come", &|index| index["version"] = json!(2)),
         ("a huge shape", &|index| {
             index["tensors"][0]["shape"] = json!([u64::MAX, 8])

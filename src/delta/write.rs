@@ -28,6 +28,8 @@ pub struct Parent<'a> {
     pub source: &'a dyn Source,
     /// Which of its tensors a tensor of the child is held against; its namesake where nothing stands here.
     pub names: HashMap<String, String>,
+    /// What to look for it by when the difference is read.
+    pub name: Option<String>,
     /// Its id and the hashes of its tensors, where they are known: it is checked against them.
     pub known: Option<StateHashes>,
 }
@@ -112,6 +114,7 @@ pub(super) fn write_files(
         tensors: names.iter().map(|name| places[name.as_str()]).collect(),
     });
     let mut index = longest_index(&tensors, &groups, files.collect());
+    index.parent_name = parent.and_then(|parent| parent.name.clone());
     let mut writer = Writer::create(path, &index)?;
 
     let mut hashes = Hashes {
@@ -332,6 +335,7 @@ fn longest_index(tensors: &[TensorInfo], groups: &[Group], files: Vec<FileEntry>
     Index {
         version: VERSION,
         parent: Some(hash.clone()),
+        parent_name: None,
         result: hash.clone(),
         sections: sections.collect(),
         tensors: entries,

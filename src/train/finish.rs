@@ -27,7 +27,11 @@ impl Trainer {
         }
         let best = self.progress.best.map(|best| best.step);
         let exported_step = best.filter(|&step| self.store.has(step)).unwrap_or(last);
-        let tensors = self.store.load_model(exported_step)?;
+        let weights = self.store.load_model(exported_step)?;
+        let tensors = match self.plan.adapter {
+            Some(_) => weights.tensors(),
+            None => weights.files(&self.spec),
+        };
         let weights: usize = tensors.values().map(TensorData::num_elements).sum();
         let bytes = self.exported_bytes(self.exported_numbers(weights as u64));
         self.check_room("the exported model".to_string(), bytes)?;

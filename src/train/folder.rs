@@ -237,6 +237,30 @@ impl RunFolder {
     }
 }
 
+/// How many checkpoints the run in a folder is to keep.
+///
+/// # Errors
+/// A folder without a resolved.toml that says so.
+pub fn kept_checkpoints(run_folder: &Path) -> Result<usize, TrainError> {
+    let path = run_folder.join("resolved.toml");
+    let text = fs::read_to_string(&path).map_err(TrainError::io(&path))?;
+    let table: Result<toml::Table, _> = text.parse();
+    let table = table.map_err(|error| TrainError::Record {
+        path: path.clone(),
+        message: error.to_string(),
+    })?;
+    let limit = &table
+        .get("checkpoint")
+        .and_then(|section| section.get("save_total_limit"));
+    let limit = limit
+        .and_then(toml::Value::as_integer)
+        .and_then(|limit| usize::try_from(limit).ok());
+    limit.ok_or_else(|| TrainError::Record {
+        path,
+        message: "no checkpoint.save_total_limit".to_string(),
+    })
+}
+
 /// What computed.
 pub(super) fn device_record(device: &ComputeDevice) -> serde_json::Value {
     json!({"backend": device.backend, "name": device.name})

@@ -9,6 +9,7 @@ use super::parts::Parts;
 use super::report::HtmlReport;
 use super::resume::starting_point;
 use super::run::Trainer;
+use super::saver::Saver;
 use super::start::Start;
 use super::{
     CsvMetrics, Event, Interrupt, JsonlMetrics, Observer, Resume, Run, RunFolder,
@@ -104,6 +105,7 @@ impl Run {
             clock: Clock::new(progress.seconds, plan.config.logging.logging_steps),
             progress,
             store,
+            saver: Saver::default(),
             folder,
             observers,
             interrupt,

@@ -6,6 +6,7 @@ use std::time::Instant;
 use burn::tensor::FloatDType;
 
 use super::clock::Clock;
+use super::saver::Saver;
 use super::{Evaluation, Event, Interrupt, Observer, RunFolder, StepRecord, TrainError};
 use crate::adapter::Adapter;
 use crate::checkpoint::{CheckpointStore, Progress};
@@ -52,6 +53,7 @@ pub(super) struct Trainer {
     pub(super) progress: Progress,
     pub(super) clock: Clock,
     pub(super) store: CheckpointStore,
+    pub(super) saver: Saver,
     pub(super) folder: RunFolder,
     pub(super) observers: Vec<Box<dyn Observer>>,
     pub(super) interrupt: Interrupt,
@@ -106,6 +108,7 @@ impl Trainer {
         let mut evaluation = None;
         while let Some(phase) = self.next_phase() {
             model = self.step(model, &phase)?;
+            self.gather()?;
             evaluation = self.evaluate_if_due(&model)?;
             self.save_if_due(&model, evaluation)?;
             self.stop_if_asked(&model)?;
@@ -115,6 +118,7 @@ impl Trainer {
             evaluation = self.evaluate(&model)?;
             self.save_if_due(&model, evaluation)?;
         }
+        self.settle()?;
         Ok(evaluation)
     }
 
@@ -283,6 +287,7 @@ impl Trainer {
         if in_a_row < most {
             return Ok(());
         }
+        self.settle()?;
         let checkpoint = self.store.latest()?;
         Err(TrainError::Diverged {
             step: self.progress.step,

@@ -4,12 +4,14 @@ use burn::tensor::TensorData;
 
 use super::room::{Needs, check_now, most_saves};
 use super::run::Trainer;
+use super::saver::{Job, Saved};
 use super::{Evaluation, Event, TrainError};
 use crate::adapter::{OWN_BASE, trained_tensors, written_numbers};
-use crate::config::SaveDtype;
+use crate::checkpoint::Capture;
+use crate::config::{CheckpointFormat, SaveDtype};
 use crate::durable;
 use crate::model::folder::{self as model_folder, SaveOptions, hf_tensors};
-use crate::model::{Decoder, Tensors};
+use crate::model::{Decoder, Tensors, parameters};
 
 /// What a checkpoint keeps of a model: all of it, or what is trained beside a base model.
 fn weights(model: &Decoder) -> Tensors {
@@ -46,6 +48,8 @@ impl Trainer {
         }
         if needs.trial {
             self.save(model, false)?;
+            // What it is to show has to show now.
+            self.settle()?;
         }
         Ok(())
     }
@@ -97,10 +101,15 @@ impl Trainer {
         Ok(())
     }
 
+    /// Saves this step. In the background it is only begun: [`gather`](Self::gather) says when it is done.
     pub(super) fn save(&mut self, model: &Decoder, best: bool) -> Result<(), TrainError> {
+        // What is under way decides whether there is room, and what this step is the difference from.
+        self.settle()?;
         self.progress.seconds = self.clock.total_seconds();
         let step = self.progress.step;
         self.tell(&Event::Saving { step })?;
+        let config = &self.plan.config.checkpoint;
+        let (format, background) = (config.format, config.background);
         if self.store.has(step) {
             self.store.renew(&self.progress)?;
         } else {
@@ -108,9 +117,22 @@ impl Trainer {
             let moments = if step == 0 { 0 } else { needs.moments };
             let what = format!("the checkpoint of step {step}");
             self.check_room(what, needs.weights + moments)?;
-            let weights = || weights(model);
-            let moments = || self.optimizer.state(model);
-            self.store.save(&self.progress, weights, moments)?;
+            match format {
+                CheckpointFormat::Full => {
+                    let weights = || weights(model);
+                    let moments = || self.optimizer.state(model);
+                    self.store.save(&self.progress, weights, moments)?;
+                }
+                CheckpointFormat::Delta => {
+                    let job = self.job(model, best);
+                    if background {
+                        let folder = self.folder.path();
+                        return self.saver.begin(job).map_err(TrainError::io(folder));
+                    }
+                    let saved = job.run()?;
+                    return self.tell_of(saved);
+                }
+            }
         }
         if best {
             self.store.mark_best(step)?;
@@ -118,6 +140,55 @@ impl Trainer {
         let seconds = self.progress.seconds;
         self.tell(&Event::Saved { step, seconds })?;
         self.rotate()
+    }
+
+    fn job(&self, model: &Decoder, best: bool) -> Job {
+        let config = &self.plan.config.checkpoint;
+        let capture = match model.is_adapted() {
+            true => (trained_tensors(model), serde_json::Value::Null),
+            false => (parameters(model), self.spec.to_config_json(SaveDtype::F32)),
+        };
+        Job {
+            store: self.store.clone(),
+            progress: self.progress.clone(),
+            capture: Capture {
+                weights: capture.0,
+                optimizer: self.optimizer.state(model),
+                config: capture.1,
+            },
+            best,
+            keyframe_every: config.keyframe_every,
+            limit: config.save_total_limit,
+        }
+    }
+
+    /// Says what was saved in the background, if that is done.
+    pub(super) fn gather(&mut self) -> Result<(), TrainError> {
+        match self.saver.poll() {
+            Some(saved) => self.tell_of(saved?),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits for what is being saved in the background.
+    pub(super) fn settle(&mut self) -> Result<(), TrainError> {
+        match self.saver.wait() {
+            Some(saved) => self.tell_of(saved?),
+            None => Ok(()),
+        }
+    }
+
+    fn tell_of(&mut self, saved: Saved) -> Result<(), TrainError> {
+        let Saved {
+            step,
+            seconds,
+            deleted,
+        } = saved;
+        self.tell(&Event::Saved { step, seconds })?;
+        for step in deleted {
+            self.tell(&Event::Deleted { step })?;
+        }
+        Ok(())
     }
 
     /// Deletes the checkpoints beyond those to keep, and says so.
@@ -138,8 +209,10 @@ impl Trainer {
         if step == self.timeline.steps() || self.stops_early() {
             return Ok(());
         }
+        self.settle()?;
         if self.store.latest()? != Some(step) {
             self.save(model, false)?;
+            self.settle()?;
         }
         Err(TrainError::Interrupted { signal, step })
     }

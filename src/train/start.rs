@@ -75,7 +75,7 @@ impl Start<'_> {
         let mut reference = None;
         let (model, beginning) = match (&self.plan.adapter, &self.plan.config.model.base_model) {
             (Some(adapter), Some(base)) => {
-                let saved = Adapter::from_tensors(&adapter.layers, snapshot.model);
+                let saved = Adapter::from_tensors(&adapter.layers, snapshot.model.tensors());
                 let (model, beginning) = match self.plan.changes_base() {
                     // Rounding has chosen it once; it is part of what was trained.
                     true => {
@@ -92,7 +92,7 @@ impl Start<'_> {
                 if let Some(base) = base.as_ref().filter(|_| self.plan.dpo().is_some()) {
                     reference = self.reference(&self.of_base(base, &device)?.0);
                 }
-                let model = model_folder::decoder_from_hf(self.spec, snapshot.model, &device)?;
+                let model = snapshot.model.decoder(self.spec, &device)?;
                 (model, None)
             }
         };

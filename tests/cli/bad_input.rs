@@ -187,7 +187,7 @@ fn a_full_disk_ends_the_run_and_keeps_the_last_good_checkpoint() {
         .unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{stderr}");
-    assert!(stderr.contains("model.safetensors"), "{stderr}");
+    assert!(stderr.contains("delta.safetensors"), "{stderr}");
     assert_eq!(bench.checkpoint("out", 2), good);
     let names = fs::read_dir(bench.path("out/checkpoints")).unwrap();
     let names: Vec<String> = names
@@ -201,20 +201,26 @@ fn a_full_disk_ends_the_run_and_keeps_the_last_good_checkpoint() {
 
 #[test]
 fn a_damaged_checkpoint_is_refused_by_name() {
-    let bench = Bench::new();
-    bench.train(&["--set", "train.max_steps=4"]);
-    let file = bench.path("out/checkpoints/step-000004/model.safetensors");
-    let mut bytes = fs::read(&file).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 0x10;
-    fs::write(&file, bytes).unwrap();
-    let (_, stderr) = bench.expect(1, &["train", "x.toml"]);
-    assert!(
-        stderr.contains("step-000004") && stderr.contains("damaged"),
-        "{stderr}"
-    );
-    assert!(stderr.contains("--resume STEP"), "{stderr}");
-    bench.train(&["--resume", "2"]);
+    for (format, file) in [
+        ("full", "model.safetensors"),
+        ("delta", "delta.safetensors"),
+    ] {
+        let bench = Bench::new();
+        let format = format!("checkpoint.format={format}");
+        bench.train(&["--set", "train.max_steps=4", "--set", &format]);
+        let file = bench.path(&format!("out/checkpoints/step-000004/{file}"));
+        let mut bytes = fs::read(&file).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 0x10;
+        fs::write(&file, bytes).unwrap();
+        let (_, stderr) = bench.expect(1, &["train", "x.toml"]);
+        assert!(
+            stderr.contains("step-000004") && stderr.contains("damaged"),
+            "{stderr}"
+        );
+        assert!(stderr.contains("--resume STEP"), "{stderr}");
+        bench.train(&["--resume", "2"]);
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
+use firebrick::checkpoint::CheckpointStore;
 use serde_json::Value;
 
 /// A folder with a text and a config that trains a tiny model on it in well under a second.
@@ -97,14 +98,15 @@ impl Bench {
         self.expect(0, &[&["train", "x.toml", "--quiet"], extra].concat())
     }
 
-    /// Every file of a checkpoint but the clock.
+    /// Every tensor of a checkpoint, and its state.json but for the clock.
     pub fn checkpoint(&self, run: &str, step: u64) -> BTreeMap<String, String> {
         let folder = self.path(run).join(format!("checkpoints/step-{step:06}"));
-        let mut files = BTreeMap::new();
-        for name in ["model.safetensors", "optimizer.safetensors"] {
-            let bytes = fs::read(folder.join(name)).unwrap();
-            files.insert(name.to_string(), blake3::hash(&bytes).to_string());
-        }
+        let snapshot = CheckpointStore::new(&self.path(run)).load(step).unwrap();
+        let tensors = snapshot.model.tensors().into_iter();
+        let tensors = tensors.chain(snapshot.optimizer.tensors);
+        let mut files: BTreeMap<String, String> = tensors
+            .map(|(name, data)| (name, blake3::hash(data.as_bytes()).to_string()))
+            .collect();
         let mut state: Value = json(&folder.join("state.json"));
         // The clock, and the checksum that covers it.
         state["progress"]["seconds"] = Value::Null;

@@ -256,6 +256,7 @@ fn q7_eight_bit_moments_train_as_f32_moments_do_and_resume_to_the_same_bits() {
         "model.intermediate_size=128",
         "eval.eval_steps=30",
         "checkpoint.save_steps=30",
+        "checkpoint.format=full",
     ];
     let best = |run: &str| {
         let run = read_json(&bench.path(run).join("run.json"));

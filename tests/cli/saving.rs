@@ -18,7 +18,8 @@ fn steps(bench: &Bench, run: &str) -> BTreeSet<String> {
 #[test]
 fn r11_a_new_run_saves_at_step_0_and_deletes_it_with_the_next_save() {
     let bench = Bench::new();
-    let (stdout, _) = bench.expect(0, &["train", "x.toml", "--json"]);
+    let at_once = ["--set", "checkpoint.background=false"];
+    let (stdout, _) = bench.expect(0, &[&["train", "x.toml", "--json"], &at_once[..]].concat());
     let events: Vec<serde_json::Value> = stdout
         .lines()
         .map(|line| serde_json::from_str(line).unwrap())
@@ -234,8 +235,17 @@ fn r10_a_best_checkpoint_that_is_gone_leaves_the_last_to_export() {
             .exists()
     );
     let weights = |path: &str| fs::read(bench.path(path)).unwrap();
-    let checkpoint = format!("out/checkpoints/step-{exported:06}/model.safetensors");
-    assert_eq!(weights("out/model.safetensors"), weights(&checkpoint));
+    let step = exported.to_string();
+    bench.expect(
+        0,
+        &[
+            "ckpt", "restore", "out", "--step", &step, "--out", "restored",
+        ],
+    );
+    assert_eq!(
+        weights("out/model.safetensors"),
+        weights("restored/model.safetensors")
+    );
 }
 
 #[test]

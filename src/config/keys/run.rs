@@ -49,6 +49,24 @@ pub struct CheckpointConfig {
     /// exact.
     #[schemars(extend("x-aliases" = ["HF: torch_dtype", "mlx-lm: dtype"]))]
     pub save_dtype: SaveDtype,
+    /// How checkpoints are stored. Either way they are exact.
+    pub format: CheckpointFormat,
+    /// With `format = "delta"`: one checkpoint in so many stands alone, the others are differences from the one before.
+    #[schemars(range(min = 1, max = 1000))]
+    pub keyframe_every: u64,
+    /// With `format = "delta"`: write checkpoints while training goes on, from a copy of the state.
+    pub background: bool,
+}
+
+/// How checkpoints are stored.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum CheckpointFormat {
+    /// What differs from the checkpoint before, bit for bit: smaller.
+    #[default]
+    Delta,
+    /// Weights under Hugging Face's names and the optimizer's tensors, each in a safetensors file.
+    Full,
 }
 
 /// Number format of weights in a model folder. Rounding is to the nearest, ties to even.
@@ -83,6 +101,9 @@ impl Default for CheckpointConfig {
             save_steps: 500,
             save_total_limit: 3,
             save_dtype: SaveDtype::F32,
+            format: CheckpointFormat::Delta,
+            keyframe_every: 10,
+            background: true,
         }
     }
 }

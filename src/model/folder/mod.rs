@@ -144,6 +144,24 @@ pub fn decoder_from_hf(
     build(spec, layout::own_tensors(spec, tensors, None)?, device)
 }
 
+/// A decoder from weights by the parameters' paths, as they are in memory.
+///
+/// # Errors
+/// As [`with_parameters`].
+pub fn decoder_from_own(
+    spec: &DecoderSpec,
+    own: Tensors,
+    device: &Device,
+) -> Result<Decoder, ModelError> {
+    spec.check()?;
+    build(spec, own, device)
+}
+
+/// Weights by the parameters' paths under Hugging Face's names and layout. They have to be those of a model of this form.
+pub fn hf_from_own(spec: &DecoderSpec, own: Tensors) -> Tensors {
+    layout::file_tensors(spec, own)
+}
+
 fn build(spec: &DecoderSpec, own: Tensors, device: &Device) -> Result<Decoder, ModelError> {
     // The seed does not matter: every parameter is replaced before it is ever drawn.
     let model = Decoder::new(spec, 0, device)?;

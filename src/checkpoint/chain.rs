@@ -1,0 +1,268 @@
+//! Checkpoints as differences from each other.
+//!
+//! One file holds weights and moments: `model.<path>` and `optimizer.<path>.<moment>`, as they are in memory, so that a
+//! weight lies at the same place as its moments. The first of a chain stands alone; every other names the step it is
+//! the difference from, whose tensors' id its header repeats.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{DType, TensorData};
+use safetensors::Dtype;
+
+use super::CheckpointError;
+use super::state::{Form, State};
+use super::store::{step_name, step_of};
+use crate::delta::{self, Delta, Memory, Moments, Opened, Parent, Source, TensorInfo, Written};
+use crate::durable::{self, Failed};
+use crate::model::Tensors;
+
+pub(super) const DELTA: &str = "delta.safetensors";
+
+const MODEL: &str = "model.";
+const OPTIMIZER: &str = "optimizer.";
+
+/// Longest chain that is followed: reading takes some memory for each link.
+pub(super) const LONGEST: u64 = 1000;
+
+/// Weights and moments as one state.
+fn memory<'a>(model: &'a Tensors, optimizer: &'a Tensors) -> Memory<'a> {
+    let named = |prefix: &'static str, tensors: &'a Tensors| {
+        tensors.iter().map(move |(name, data)| {
+            let info = TensorInfo {
+                name: format!("{prefix}{name}"),
+                dtype: dtype(data.dtype()),
+                shape: data.shape().as_slice().to_vec(),
+            };
+            (info, data.as_bytes())
+        })
+    };
+    Memory::new(named(MODEL, model).chain(named(OPTIMIZER, optimizer)))
+}
+
+/// What the file calls a type; what it has no name for is bytes to it.
+fn dtype(dtype: DType) -> Dtype {
+    match dtype {
+        DType::F64 => Dtype::F64,
+        DType::F32 => Dtype::F32,
+        DType::F16 => Dtype::F16,
+        DType::BF16 => Dtype::BF16,
+        DType::I64 => Dtype::I64,
+        DType::I32 => Dtype::I32,
+        DType::U32 => Dtype::U32,
+        DType::U8 => Dtype::U8,
+        other => unreachable!("parameters and moments are no {other:?}"),
+    }
+}
+
+fn burn_dtype(dtype: Dtype) -> Option<DType> {
+    Some(match dtype {
+        Dtype::F64 => DType::F64,
+        Dtype::F32 => DType::F32,
+        Dtype::F16 => DType::F16,
+        Dtype::BF16 => DType::BF16,
+        Dtype::I64 => DType::I64,
+        Dtype::I32 => DType::I32,
+        Dtype::U32 => DType::U32,
+        Dtype::U8 => DType::U8,
+        _ => return None,
+    })
+}
+
+/// What Adam and its relatives keep of a parameter.
+fn moments(model: &Tensors, optimizer: &Tensors) -> Vec<Moments> {
+    let of = |name: &String| {
+        let parameter = name.strip_suffix(".momentum.moment_1")?;
+        let second = format!("{parameter}.momentum.moment_2");
+        optimizer.contains_key(&second).then(|| Moments {
+            first: format!("{OPTIMIZER}{name}"),
+            second: format!("{OPTIMIZER}{second}"),
+            parameter: model
+                .contains_key(parameter)
+                .then(|| format!("{MODEL}{parameter}")),
+        })
+    };
+    optimizer.keys().filter_map(of).collect()
+}
+
+/// Writes the tensors of a checkpoint to a folder that is being made: beside a step's, or alone.
+pub(super) fn write(
+    folder: &Path,
+    parent: Option<(u64, &Delta)>,
+    model: &Tensors,
+    optimizer: &Tensors,
+) -> Result<Written, CheckpointError> {
+    let parent = parent.map(|(step, delta)| Parent {
+        source: delta,
+        names: Default::default(),
+        name: Some(step_name(step)),
+        known: Some(delta.state()),
+    });
+    let child = memory(model, optimizer);
+    let moments = moments(model, optimizer);
+    Ok(delta::write(
+        &folder.join(DELTA),
+        parent.as_ref(),
+        &child,
+        &moments,
+    )?)
+}
+
+/// Writes the tensors of a checkpoint anew, so that they stand alone.
+pub(super) fn squash(delta: &Delta) -> Result<(), CheckpointError> {
+    let path = delta.path();
+    let alone = durable::replace_made(path, |temporary| {
+        let written = delta::write(temporary, None, delta, &[])?;
+        // What was read was held against CRCs; this holds it against the tensors' hashes.
+        if written.state == delta.state() {
+            Ok(())
+        } else {
+            Err(CheckpointError::Broken {
+                path: path.to_path_buf(),
+                message: "its tensors are not those that were saved".to_string(),
+            })
+        }
+    });
+    alone.map_err(|failed| match failed {
+        Failed::Making(error) => error,
+        Failed::Replacing(error) => CheckpointError::io(path)(error),
+    })
+}
+
+/// The step that a step is written beside, if it does not stand alone.
+pub(super) fn parent(folder: &Path) -> Result<Option<u64>, CheckpointError> {
+    let path = folder.join(DELTA);
+    parent_of(&path, &delta::open(&path)?)
+}
+
+fn parent_of(path: &Path, opened: &Opened) -> Result<Option<u64>, CheckpointError> {
+    match (opened.parent_id(), opened.parent_name()) {
+        (None, None) => Ok(None),
+        (Some(_), Some(name)) if step_of(name).is_some() => Ok(step_of(name)),
+        (_, name) => Err(CheckpointError::Broken {
+            path: path.to_path_buf(),
+            message: format!("its parent is {name:?}, and no step"),
+        }),
+    }
+}
+
+/// A step of a chain.
+pub(super) struct Open {
+    pub delta: Delta<'static>,
+    /// Steps it is read out of, itself included.
+    pub length: u64,
+}
+
+/// The tensors of a step, to be read out of its chain.
+pub(super) fn open(
+    folder_of: &impl Fn(u64) -> PathBuf,
+    step: u64,
+) -> Result<Open, CheckpointError> {
+    open_link(folder_of, step, LONGEST)
+}
+
+fn open_link(
+    folder_of: &impl Fn(u64) -> PathBuf,
+    step: u64,
+    longest: u64,
+) -> Result<Open, CheckpointError> {
+    let folder = folder_of(step);
+    let state = State::read(&folder, step)?;
+    let path = folder.join(DELTA);
+    let Some(Form::Delta(link)) = state.form() else {
+        return Err(CheckpointError::NotInChain { folder });
+    };
+    let opened = delta::open(&path)?;
+    let broken = |message: String| CheckpointError::Broken {
+        path: path.clone(),
+        message,
+    };
+    let made = opened.state().id;
+    if made != link.result {
+        return Err(broken(format!(
+            "it makes the tensors {made}, and state.json says {}",
+            link.result
+        )));
+    }
+    let Some(parent) = parent_of(&path, &opened)? else {
+        let delta = opened.beside(None)?;
+        return Ok(Open { delta, length: 1 });
+    };
+    if parent >= step || longest == 0 {
+        return Err(broken(format!("step {parent} cannot be its parent")));
+    }
+    if !folder_of(parent).is_dir() {
+        return Err(CheckpointError::NoParent { folder, parent });
+    }
+    let before = open_link(folder_of, parent, longest - 1)?;
+    let found = before.delta.state().id;
+    if opened.parent_id() != Some(&found) {
+        return Err(broken(format!(
+            "it is the difference from other tensors than step {parent} has"
+        )));
+    }
+    let delta = opened.beside(Some(Box::new(before.delta)))?;
+    Ok(Open {
+        delta,
+        length: before.length + 1,
+    })
+}
+
+/// All tensors of a step, verified: weights and moments.
+pub(super) fn read(delta: &Delta) -> Result<(Tensors, Tensors), CheckpointError> {
+    read_some(delta, |_| true)
+}
+
+/// The weights, verified.
+pub(super) fn read_model(delta: &Delta) -> Result<Tensors, CheckpointError> {
+    Ok(read_some(delta, |name| name.starts_with(MODEL))?.0)
+}
+
+fn read_some(
+    delta: &Delta,
+    wanted: impl Fn(&str) -> bool,
+) -> Result<(Tensors, Tensors), CheckpointError> {
+    let (mut model, mut optimizer) = (Tensors::new(), Tensors::new());
+    let mut bytes = HashMap::new();
+    let infos: Vec<TensorInfo> = delta
+        .tensors()
+        .into_iter()
+        .filter(|info| wanted(&info.name))
+        .collect();
+    for info in &infos {
+        let length = info.bytes().unwrap_or(0);
+        bytes.insert(info.name.clone(), Vec::<u8>::with_capacity(length));
+    }
+    delta::restore(delta, &wanted, |info, part| {
+        if let Some(bytes) = bytes.get_mut(&info.name) {
+            bytes.extend_from_slice(part);
+        }
+        Ok(())
+    })?;
+    for info in infos {
+        let bytes = bytes.remove(&info.name).unwrap_or_default();
+        let unknown = || CheckpointError::Broken {
+            path: delta.path().to_path_buf(),
+            message: format!(
+                "no checkpoint has a tensor `{}` of {}",
+                info.name, info.dtype
+            ),
+        };
+        let dtype = burn_dtype(info.dtype).ok_or_else(unknown)?;
+        let data = TensorData::from_bytes_vec(bytes, info.shape.clone(), dtype);
+        match (
+            info.name.strip_prefix(MODEL),
+            info.name.strip_prefix(OPTIMIZER),
+        ) {
+            (Some(name), _) => model.insert(name.to_string(), data),
+            (_, Some(name)) => optimizer.insert(name.to_string(), data),
+            _ => return Err(unknown()),
+        };
+    }
+    Ok((model, optimizer))
+}
+
+/// Reads all of a step and verifies it, and keeps nothing.
+pub(super) fn verify(delta: &Delta) -> Result<(), CheckpointError> {
+    Ok(delta::restore(delta, |_| true, |_, _| Ok(()))?)
+}

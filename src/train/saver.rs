@@ -1,0 +1,116 @@
+//! Saving while training goes on.
+//!
+//! A save copies the run's state, which costs the training one pass over memory, and hands the copy to a thread of its own,
+//! which codes it, writes it, flushes it and deletes what is no longer kept. The thread and its helpers have the lowest
+//! priority there is: they take what the training leaves of the cores. One save at a time: the next one waits for it.
+
+use std::thread::JoinHandle;
+
+use crate::checkpoint::{Capture, CheckpointError, CheckpointStore, Progress};
+
+/// A state to be saved.
+pub(super) struct Job {
+    pub(super) store: CheckpointStore,
+    pub(super) progress: Progress,
+    pub(super) capture: Capture,
+    /// Whether it is the best so far.
+    pub(super) best: bool,
+    pub(super) keyframe_every: u64,
+    /// Checkpoints to keep.
+    pub(super) limit: usize,
+}
+
+/// A save that has come to its end.
+#[derive(Debug)]
+pub(super) struct Saved {
+    pub(super) step: u64,
+    /// Of the run, when its state was copied.
+    pub(super) seconds: f64,
+    /// Steps that were deleted after it.
+    pub(super) deleted: Vec<u64>,
+}
+
+impl Job {
+    pub(super) fn run(self) -> Result<Saved, CheckpointError> {
+        let step = self.progress.step;
+        self.store
+            .save_delta(&self.progress, &self.capture, self.keyframe_every)?;
+        if self.best {
+            self.store.mark_best(step)?;
+        }
+        // Before the old is deleted, so that not both are in memory when that has to be written anew.
+        drop(self.capture);
+        Ok(Saved {
+            step,
+            seconds: self.progress.seconds,
+            deleted: self.store.rotate(self.limit)?,
+        })
+    }
+}
+
+/// What saves in the background.
+#[derive(Default)]
+pub(super) struct Saver {
+    /// Made with the first save.
+    pool: Option<rayon::ThreadPool>,
+    running: Option<JoinHandle<(rayon::ThreadPool, Result<Saved, CheckpointError>)>>,
+}
+
+impl Saver {
+    /// Begins a save. The one before must have been waited for.
+    pub(super) fn begin(&mut self, job: Job) -> std::io::Result<()> {
+        debug_assert!(self.running.is_none());
+        let pool = match self.pool.take() {
+            Some(pool) => pool,
+            None => rayon::ThreadPoolBuilder::new()
+                .num_threads(rayon::current_num_threads())
+                .thread_name(|i| format!("save-{i}"))
+                .start_handler(|_| step_back())
+                .build()
+                .map_err(std::io::Error::other)?,
+        };
+        let save = move || {
+            step_back();
+            let saved = pool.install(|| job.run());
+            (pool, saved)
+        };
+        let thread = std::thread::Builder::new().name("save".to_string());
+        self.running = Some(thread.spawn(save)?);
+        Ok(())
+    }
+
+    /// The save that has come to its end, if one has.
+    pub(super) fn poll(&mut self) -> Option<Result<Saved, CheckpointError>> {
+        let is_over = self.running.as_ref().is_some_and(JoinHandle::is_finished);
+        if is_over { self.wait() } else { None }
+    }
+
+    /// Waits for the save that is under way, if there is one.
+    pub(super) fn wait(&mut self) -> Option<Result<Saved, CheckpointError>> {
+        let running = self.running.take()?;
+        match running.join() {
+            Ok((pool, saved)) => {
+                self.pool = Some(pool);
+                Some(saved)
+            }
+            // It panicked: so does who waits for it.
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+}
+
+impl Drop for Saver {
+    /// A run that ends early has what it began to save.
+    fn drop(&mut self) {
+        if let Some(running) = self.running.take() {
+            let _ = running.join();
+        }
+    }
+}
+
+/// Lets everything else go first, where the system has a way to say so for one thread.
+fn step_back() {
+    #[cfg(target_os = "linux")]
+    // Without it saving is no less correct, only less polite.
+    let _ = rustix::process::nice(19);
+}
