@@ -8,14 +8,19 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, TensorData};
+use firebrick_kernels::difference::adam::Arithmetic;
 use safetensors::Dtype;
 
-use super::CheckpointError;
 use super::state::{Form, State};
 use super::store::{step_name, step_of};
-use crate::delta::{self, Delta, Memory, Moments, Opened, Parent, Source, TensorInfo, Written};
+use super::{Capture, CheckpointError};
+use crate::delta::{
+    self, ArithmeticId, Delta, Memory, Moments, Opened, Parent, Source, StepRecord, TensorInfo,
+    Written,
+};
 use crate::durable::{self, Failed};
 use crate::model::Tensors;
+use crate::optimizer::AppliedStep;
 
 pub(super) const DELTA: &str = "delta.safetensors";
 
@@ -70,7 +75,8 @@ fn burn_dtype(dtype: Dtype) -> Option<DType> {
 }
 
 /// What Adam and its relatives keep of a parameter.
-fn moments(model: &Tensors, optimizer: &Tensors) -> Vec<Moments> {
+fn moments(capture: &Capture) -> Vec<Moments> {
+    let (model, optimizer) = (&capture.weights, &capture.optimizer.tensors);
     let of = |name: &String| {
         let parameter = name.strip_suffix(".momentum.moment_1")?;
         let second = format!("{parameter}.momentum.moment_2");
@@ -80,17 +86,37 @@ fn moments(model: &Tensors, optimizer: &Tensors) -> Vec<Moments> {
             parameter: model
                 .contains_key(parameter)
                 .then(|| format!("{MODEL}{parameter}")),
+            step: capture.steps.get(parameter).map(record),
         })
     };
     optimizer.keys().filter_map(of).collect()
+}
+
+/// A step as a file tells it.
+fn record(applied: &AppliedStep) -> StepRecord {
+    let step = applied.step;
+    StepRecord {
+        arithmetic: match step.arithmetic {
+            Arithmetic::AdamW => ArithmeticId::BurnAdamW,
+            Arithmetic::Adam => ArithmeticId::BurnAdam,
+        },
+        time: applied.time,
+        learning_rate: step.learning_rate,
+        beta_1: step.beta_1,
+        beta_2: step.beta_2,
+        correction_1: step.correction_1,
+        correction_2: step.correction_2,
+        epsilon: step.epsilon,
+        weight_decay: applied.weight_decay,
+        decay: step.decay,
+    }
 }
 
 /// Writes the tensors of a checkpoint to a folder that is being made: beside a step's, or alone.
 pub(super) fn write(
     folder: &Path,
     parent: Option<(u64, &Delta)>,
-    model: &Tensors,
-    optimizer: &Tensors,
+    capture: &Capture,
 ) -> Result<Written, CheckpointError> {
     let parent = parent.map(|(step, delta)| Parent {
         source: delta,
@@ -98,8 +124,8 @@ pub(super) fn write(
         name: Some(step_name(step)),
         known: Some(delta.state()),
     });
-    let child = memory(model, optimizer);
-    let moments = moments(model, optimizer);
+    let child = memory(&capture.weights, &capture.optimizer.tensors);
+    let moments = moments(capture);
     Ok(delta::write(
         &folder.join(DELTA),
         parent.as_ref(),

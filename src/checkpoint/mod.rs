@@ -24,6 +24,8 @@ mod whole;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 pub use error::CheckpointError;
@@ -36,7 +38,7 @@ use crate::config::DecoderSpec;
 use crate::gradient::LossScale;
 use crate::model::folder::{decoder_from_hf, decoder_from_own, hf_from_own};
 use crate::model::{Decoder, ModelError, Tensors};
-use crate::optimizer::OptimizerState;
+use crate::optimizer::{AppliedStep, OptimizerState};
 
 /// The state of a run between two optimizer steps.
 #[derive(Debug)]
@@ -93,6 +95,8 @@ pub struct Capture {
     pub weights: Tensors,
     /// Moments and counters.
     pub optimizer: OptimizerState,
+    /// The one step that led here from the last checkpoint, by parameter: none where there were more.
+    pub steps: BTreeMap<String, AppliedStep>,
     /// config.json of the model, in Hugging Face's form; null where only an adapter is trained.
     pub config: serde_json::Value,
 }

@@ -82,17 +82,12 @@ impl CheckpointStore {
         let parent = self.parent_for(keyframe_every)?;
         self.add(progress.step, |folder| {
             let parent = parent.as_ref().map(|(step, open)| (*step, &open.delta));
-            let Capture {
-                weights,
-                optimizer,
-                config,
-            } = capture;
-            let written = chain::write(folder, parent, weights, &optimizer.tensors)?;
+            let written = chain::write(folder, parent, capture)?;
             let form = Form::Delta(Link {
                 result: written.state.id,
-                config: config.clone(),
+                config: capture.config.clone(),
             });
-            let scalars = optimizer.scalars.clone();
+            let scalars = capture.optimizer.scalars.clone();
             State::new(&folder.join(STATE), progress.clone(), scalars, form)
         })
     }

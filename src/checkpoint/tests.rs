@@ -213,6 +213,7 @@ fn capture(step: u64) -> Capture {
             tensors: [moment("1"), moment("2")].into(),
             scalars: [("w.momentum.time".to_string(), StateScalar::Uint(step))].into(),
         },
+        steps: Default::default(),
         config: serde_json::Value::Null,
     }
 }

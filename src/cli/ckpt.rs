@@ -98,7 +98,7 @@ fn list(args: &RunArgs) -> Result<(), CliError> {
         .unwrap_or(0)
         .max(4);
     let mut lines = vec![format!(
-        "{:>width$}  stored          size      of  smaller  val loss",
+        "{:>width$}  stored            size        of  smaller  val loss",
         "step"
     )];
     for Listed {
@@ -122,7 +122,7 @@ fn list(args: &RunArgs) -> Result<(), CliError> {
         let ratio = *tensor_bytes as f64 / *size as f64;
         let (size, whole) = (bytes(*size), bytes(*tensor_bytes));
         lines.push(format!(
-            "{step:>width$}  {stored:<12}{size:>8}{whole:>8}{ratio:>8.2}x  {loss:>8}{mark}"
+            "{step:>width$}  {stored:<12}{size:>10}{whole:>10}{ratio:>8.2}x  {loss:>8}{mark}"
         ));
     }
     let total: u64 = list.iter().map(|listed| listed.bytes).sum();

@@ -16,7 +16,7 @@ pub enum Codec {
     Sparse,
     /// The differences of numbers, under an entropy coder ([`firebrick_kernels::difference`]).
     Intdiff,
-    /// The same from what the optimizer's update rule predicts, in place of the parent.
+    /// Any of these, beside what the optimizer's update rule predicts in place of the parent.
     Predicted,
 }
 
@@ -105,13 +105,64 @@ pub(super) struct Scratch {
 /// One changed element in so many makes a list of them worth trying.
 const SPARSE: usize = 32;
 
-/// Appends a chunk to `out`.
-pub(super) fn encode(
+/// Of so many bytes a prediction has to save one, or coding beside the parent is tried too.
+const POOR: usize = 2;
+
+/// Appends a chunk to `out`, beside its parent or beside what is predicted of it.
+pub(super) fn encode_beside(
     known: Known,
+    predicted: Option<&[u8]>,
     child: &[u8],
     scratch: &mut Scratch,
     out: &mut Vec<u8>,
 ) -> Codec {
+    let Some(predicted) = predicted else {
+        return encode(known, child, scratch, out);
+    };
+    let start = out.len();
+    out.push(0);
+    let beside = Known {
+        parent: Some(predicted),
+        ..known
+    };
+    out[start] = encode(beside, child, scratch, out).id();
+    let length = out.len() - start;
+    if length > child.len() / POOR {
+        let mut plain = Vec::new();
+        let codec = encode(known, child, scratch, &mut plain);
+        if plain.len() <= length {
+            out.truncate(start);
+            out.extend_from_slice(&plain);
+            return codec;
+        }
+    }
+    Codec::Predicted
+}
+
+/// Puts into `child` what [`encode_beside`] was given.
+pub(super) fn decode_beside(
+    codec: Codec,
+    known: Known,
+    predict: impl FnOnce() -> Option<Vec<u8>>,
+    bytes: &[u8],
+    scratch: &mut Scratch,
+    child: &mut [u8],
+) -> Result<(), ChunkError> {
+    if codec != Codec::Predicted {
+        return decode(codec, known, bytes, scratch, child);
+    }
+    let predicted = predict().ok_or(ChunkError::NoParent)?;
+    let (&codec, bytes) = bytes.split_first().ok_or(ChunkError::Length)?;
+    let codec = Codec::of_id(codec).ok_or(ChunkError::Codec)?;
+    let beside = Known {
+        parent: Some(&predicted),
+        ..known
+    };
+    decode(codec, beside, bytes, scratch, child)
+}
+
+/// Appends a chunk to `out`, beside its parent or alone.
+fn encode(known: Known, child: &[u8], scratch: &mut Scratch, out: &mut Vec<u8>) -> Codec {
     let start = out.len();
     let mut codec = Codec::Intdiff;
     let width = width(known.dtype);
@@ -172,7 +223,7 @@ fn differences(known: Known, child: &[u8], scratch: &mut Scratch, out: &mut Vec<
 }
 
 /// Puts into `child` what [`encode`] was given.
-pub(super) fn decode(
+fn decode(
     codec: Codec,
     known: Known,
     bytes: &[u8],
@@ -194,7 +245,8 @@ pub(super) fn decode(
             child.copy_from_slice(bytes);
         }
         Codec::Sparse => sparse::decode(width(known.dtype), parent()?, bytes, child)?,
-        Codec::Intdiff | Codec::Predicted => {
+        Codec::Predicted => return Err(ChunkError::Codec),
+        Codec::Intdiff => {
             let zeros = &mut scratch.zeros;
             let parent = known
                 .parent
@@ -226,6 +278,8 @@ pub(super) enum ChunkError {
     Length,
     #[error("a chunk is said to be near a parent that it does not have")]
     NoParent,
+    #[error("a chunk is coded in a way that there is not")]
+    Codec,
     #[error("a chunk changes what is not there")]
     Place,
     #[error("a chunk is damaged: {0}")]

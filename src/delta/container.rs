@@ -54,7 +54,7 @@ impl Writer {
         let header = filled(header_text(longest, true).len() as u64);
         if header > MOST_HEADER {
             let message =
-                format!("needs a header of {header} bytes: safetensors allows {MOST_HEADER}");
+                format!("it needs a header of {header} bytes: safetensors allows {MOST_HEADER}");
             return Err(DeltaError::header(path, message));
         }
         let mut draft = Draft::create(path).map_err(DeltaError::io(path))?;
@@ -194,7 +194,7 @@ impl Reader {
         };
         let wrong = |message: &str| DeltaError::header(path, message);
         if length < PREFIX {
-            return Err(wrong("is no difference: it is too short"));
+            return Err(wrong("it is no difference: it is too short"));
         }
         let prefix = read(0, PREFIX)?;
         let header_length = prefix
@@ -202,7 +202,7 @@ impl Reader {
             .map_or(0, |bytes| u64::from_le_bytes(*bytes));
         if header_length > MOST_HEADER || header_length > length - PREFIX {
             return Err(wrong(
-                "is no difference, or is cut short: its header is longer than the file",
+                "it is no difference, or is cut short: its header is longer than the file",
             ));
         }
         let header = read(PREFIX, header_length)?;
@@ -212,7 +212,7 @@ impl Reader {
         let fill = header.strip_prefix(text.as_bytes());
         let fill = fill.filter(|fill| fill.iter().all(|&byte| byte == b' '));
         if fill.is_none() || !header_length.is_multiple_of(ALIGNMENT) {
-            return Err(wrong("is damaged: its header is not that of its index"));
+            return Err(wrong("it is damaged: its header is not that of its index"));
         }
 
         let mut sections = Vec::with_capacity(index.sections.len());
@@ -224,7 +224,7 @@ impl Reader {
                 .checked_add(section.bytes)
                 .filter(|&end| filled(end - start) <= length - start);
             let (Some(end), true) = (end, table <= section.bytes) else {
-                return Err(wrong("is cut short, or has sections longer than itself"));
+                return Err(wrong("it is cut short, or has sections longer than itself"));
             };
             let after = read(end - table, table + filled(section.bytes) - section.bytes)?;
             let (table, fill) = after.split_at(table as usize);
@@ -254,7 +254,7 @@ impl Reader {
             start += filled(section.bytes);
         }
         if start != length {
-            return Err(wrong("has bytes after its last section"));
+            return Err(wrong("it has bytes after its last section"));
         }
         Ok(Self {
             path: path.to_path_buf(),
@@ -301,17 +301,17 @@ fn read_index(header: &[u8]) -> Result<Index, &'static str> {
         .take_while(|&&byte| byte == b' ')
         .count();
     let header: Header = serde_json::from_slice(&header[..header.len() - fill])
-        .map_err(|_| "is no difference, or its header is damaged")?;
+        .map_err(|_| "it is no difference, or its header is damaged")?;
     let Metadata {
         format,
         blake3,
         index,
     } = header.metadata;
     if format != FORMAT {
-        return Err("is a safetensors file, and no difference");
+        return Err("it is a safetensors file, and no difference");
     }
     if blake3::hash(index.as_bytes()).to_hex().as_str() != blake3 {
-        return Err("is damaged: its index has another BLAKE3");
+        return Err("it is damaged: its index has another BLAKE3");
     }
-    serde_json::from_str(&index).map_err(|_| "has an index that this build does not understand")
+    serde_json::from_str(&index).map_err(|_| "it has an index that this build does not understand")
 }

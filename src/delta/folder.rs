@@ -189,7 +189,7 @@ fn list(
             if name.contains('\\') || path.file_name().is_some_and(|name| name.to_str().is_none()) {
                 return Err(DeltaError::header(
                     &path,
-                    "has a name that other systems cannot have",
+                    "it has a name that other systems cannot have",
                 ));
             }
             names.push(relative);
@@ -324,7 +324,7 @@ fn check_paths(delta: &Path, files: &[(String, Vec<String>)]) -> Result<(), Delt
     if files.is_empty() {
         return Err(DeltaError::header(
             delta,
-            "is the difference of a run's states, and not of folders",
+            "it is the difference of a run's states, and not of folders",
         ));
     }
     let mut seen = HashSet::new();
@@ -335,7 +335,7 @@ fn check_paths(delta: &Path, files: &[(String, Vec<String>)]) -> Result<(), Delt
         if !is_below || !is_plain || !seen.insert(path) {
             return Err(DeltaError::header(
                 delta,
-                format!("has a file with the path {path:?}"),
+                format!("it has a file with the path {path:?}"),
             ));
         }
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use firebrick_kernels::difference::adam::{AdamStep, Arithmetic};
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 
@@ -75,6 +76,62 @@ impl Entry {
     }
 }
 
+/// A step of Adam between the parent and this state, of one group of parameters. The numbers are those that the optimizer
+/// computed with, to the last bit.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StepRecord {
+    /// How the optimizer orders its operations.
+    pub arithmetic: ArithmeticId,
+    /// Updates up to this one, it included.
+    pub time: u64,
+    /// Learning rate of this step.
+    pub learning_rate: f32,
+    /// Decay of the mean of gradients.
+    pub beta_1: f32,
+    /// Decay of the mean of their squares.
+    pub beta_2: f32,
+    /// 1 - beta_1^time.
+    pub correction_1: f32,
+    /// 1 - beta_2^time.
+    pub correction_2: f32,
+    /// Added to the denominator.
+    pub epsilon: f32,
+    /// Decoupled weight decay.
+    pub weight_decay: f32,
+    /// 1 - learning rate x weight decay.
+    pub decay: f32,
+}
+
+/// [`Arithmetic`] by the name it has in files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ArithmeticId {
+    /// burn 0.22's AdamW.
+    #[serde(rename = "burn-0.22-adamw")]
+    BurnAdamW,
+    /// burn 0.22's Adam.
+    #[serde(rename = "burn-0.22-adam")]
+    BurnAdam,
+}
+
+impl StepRecord {
+    pub(super) fn step(&self) -> AdamStep {
+        AdamStep {
+            arithmetic: match self.arithmetic {
+                ArithmeticId::BurnAdamW => Arithmetic::AdamW,
+                ArithmeticId::BurnAdam => Arithmetic::Adam,
+            },
+            beta_1: self.beta_1,
+            beta_2: self.beta_2,
+            correction_1: self.correction_1,
+            correction_2: self.correction_2,
+            epsilon: self.epsilon,
+            learning_rate: self.learning_rate,
+            decay: self.decay,
+        }
+    }
+}
+
 /// Tensors that are coded together, chunk by chunk. Tensors in no section are their parents.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -84,6 +141,9 @@ pub(super) struct Section {
     pub rule: Rule,
     /// Places in the list of tensors.
     pub tensors: Vec<usize>,
+    /// What leads from the parent to this state: a place in the list of steps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<usize>,
     /// Chunks and the table of chunks, without what fills it up.
     pub bytes: u64,
     /// CRC-32C of the table of chunks.
@@ -117,6 +177,9 @@ pub(super) struct Index {
     pub result: String,
     pub tensors: Vec<Entry>,
     pub sections: Vec<Section>,
+    /// Steps of the optimizer that predictions follow.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<StepRecord>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<FileEntry>,
 }
@@ -140,13 +203,13 @@ impl Index {
     pub(super) fn check(&self, path: &Path) -> Result<(), DeltaError> {
         let wrong = |message: String| Err(DeltaError::header(path, message));
         if self.version != VERSION {
-            return wrong(format!("is version {}, not {VERSION}", self.version));
+            return wrong(format!("it is version {}, not {VERSION}", self.version));
         }
         let is_hash = |text: &str| text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
         let mut names = std::collections::HashSet::new();
         for entry in &self.tensors {
             if !names.insert(&entry.name) {
-                return wrong(format!("has tensor `{}` twice", entry.name));
+                return wrong(format!("it has tensor `{}` twice", entry.name));
             }
             if entry.info().bytes().is_none() {
                 return wrong(format!(
@@ -168,7 +231,7 @@ impl Index {
         let sum = lengths.fold(0u64, |sum, bytes| sum.saturating_add(bytes));
         // Far more than any disk has, and far from what cannot be counted.
         if sum > 1 << 60 {
-            return wrong("has sections longer than itself".to_string());
+            return wrong("it has sections longer than itself".to_string());
         }
         let mut coded = vec![false; self.tensors.len()];
         for section in &self.sections {
@@ -209,6 +272,15 @@ impl Index {
                         entry.name
                     ));
                 }
+            }
+            if section
+                .step
+                .is_some_and(|step| step >= self.steps.len() || section.rule == Rule::One)
+            {
+                return wrong(format!(
+                    "section `{}` has a step that is not there",
+                    section.name
+                ));
             }
             if first.is_none_or(|first| first.name != section.name) {
                 return wrong(format!(

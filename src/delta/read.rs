@@ -9,7 +9,8 @@ use rayon::prelude::*;
 use super::chunk::{self, Known, Scratch, chunk_bytes};
 use super::container::Reader;
 use super::hash::{of_chunk, of_chunks};
-use super::index::{Rule, state_id};
+use super::index::state_id;
+use super::predict::Prediction;
 use super::write::StateHashes;
 use super::{DeltaError, Source, TensorInfo};
 
@@ -208,23 +209,25 @@ impl Delta<'_> {
             .iter()
             .map(|entry| entry.parent.as_ref().and_then(|_| parents.next()))
             .collect();
-        let roots = match described.rule {
-            Rule::One => None,
-            Rule::Moments => parents[1].as_deref(),
-        };
+        let step = described.step.map(|step| &index.steps[step]);
+        let prediction = Prediction::new(described.rule, step);
+        let before: Vec<Option<&[u8]>> = parents.iter().map(Option::as_deref).collect();
         let mut scratch = Scratch::default();
-        let mut children = Vec::with_capacity(entries.len());
+        let mut children: Vec<Vec<u8>> = Vec::with_capacity(entries.len());
         for (i, (entry, parent)) in entries.iter().zip(&parents).enumerate() {
             let (codec, bytes) = self.reader.chunk(section, chunk * entries.len() + i)?;
             let known = Known {
                 dtype: entry.dtype,
                 parent: parent.as_deref(),
-                roots: roots.filter(|_| i == 0),
+                roots: prediction.roots(i, &before),
             };
+            let after: Vec<&[u8]> = children.iter().map(Vec::as_slice).collect();
+            let predict = || prediction.of(i, &before, &after);
             let length = chunk_bytes(entry.dtype);
             let total = entry.info().bytes().unwrap_or(0);
             let mut child = vec![0; length.min(total - chunk * length)];
-            let decoded = chunk::decode(codec, known, &bytes, &mut scratch, &mut child);
+            let decoded =
+                chunk::decode_beside(codec, known, predict, &bytes, &mut scratch, &mut child);
             decoded.map_err(|error| match (&self.parent, &entry.parent) {
                 // These are the bytes that were written: their CRC says so.
                 (Some(parent), Some(_)) => DeltaError::OtherParent {

@@ -76,6 +76,7 @@ fn moments() -> Vec<Moments> {
         first: "a.weight.moment_1".to_string(),
         second: "a.weight.moment_2".to_string(),
         parameter: Some("a.weight".to_string()),
+        step: None,
     }]
 }
 

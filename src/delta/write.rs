@@ -8,11 +8,14 @@ use rayon::prelude::*;
 use super::chunk::{self, Known, Scratch, chunk_bytes};
 use super::container::{OpenSection, Writer};
 use super::hash::{ChunkHash, of_chunk, of_chunks};
-use super::index::{Entry, FileEntry, Index, Rule, Section, VERSION, is_whole, state_id};
+use super::index::{
+    Entry, FileEntry, Index, Rule, Section, StepRecord, VERSION, is_whole, state_id,
+};
+use super::predict::Prediction;
 use super::{Codec, DeltaError, Source, TensorInfo};
 
 /// What belongs together in the child.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Moments {
     /// The mean of gradients.
     pub first: String,
@@ -20,6 +23,8 @@ pub struct Moments {
     pub second: String,
     /// What they are the moments of.
     pub parameter: Option<String>,
+    /// The one step that leads to them from the parent, where it is one.
+    pub step: Option<StepRecord>,
 }
 
 /// A parent, and what is known of it.
@@ -62,6 +67,7 @@ struct Group {
     /// The parent's, in the same order.
     parents: Vec<Option<String>>,
     chunks: usize,
+    step: Option<StepRecord>,
 }
 
 /// One chunk of each tensor of a group.
@@ -263,13 +269,14 @@ fn group(
             .filter(|other| other.is_like(info))
             .map(|_| name.clone())
     };
-    let make = |rule: Rule, places: Vec<usize>| {
+    let make = |rule: Rule, places: Vec<usize>, step: Option<StepRecord>| {
         let info = &tensors[places[0]];
         Group {
             rule,
             parents: places.iter().map(|&tensor| parent_of(tensor)).collect(),
             chunks: info.bytes().unwrap_or(0).div_ceil(chunk_bytes(info.dtype)),
             tensors: places,
+            step,
         }
     };
     let mut grouped = vec![false; tensors.len()];
@@ -290,11 +297,11 @@ fn group(
         });
         if alike && found.iter().all(|&tensor| !grouped[tensor]) {
             found.iter().for_each(|&tensor| grouped[tensor] = true);
-            groups.push(make(Rule::Moments, found));
+            groups.push(make(Rule::Moments, found, of.step));
         }
     }
     let rest = (0..tensors.len()).filter(|&tensor| !grouped[tensor]);
-    groups.extend(rest.map(|tensor| make(Rule::One, vec![tensor])));
+    groups.extend(rest.map(|tensor| make(Rule::One, vec![tensor], None)));
     // As tensors come: the parts of one layer next to each other.
     groups.sort_by_key(|group| group.tensors[0]);
     groups
@@ -318,10 +325,18 @@ fn longest_index(tensors: &[TensorInfo], groups: &[Group], files: Vec<FileEntry>
             entries[tensor].parent.clone_from(parent);
         }
     }
+    let mut steps: Vec<StepRecord> = Vec::new();
+    for step in groups.iter().filter_map(|group| group.step) {
+        if !steps.contains(&step) {
+            steps.push(step);
+        }
+    }
+    let place_of = |step: StepRecord| steps.iter().position(|other| *other == step);
     let sections = groups
         .iter()
         .filter(|group| group.chunks > 0)
         .map(|group| Section {
+            step: group.step.and_then(place_of),
             name: tensors[group.tensors[0]].name.clone(),
             rule: group.rule,
             tensors: group.tensors.clone(),
@@ -338,6 +353,7 @@ fn longest_index(tensors: &[TensorInfo], groups: &[Group], files: Vec<FileEntry>
         parent_name: None,
         result: hash.clone(),
         sections: sections.collect(),
+        steps,
         tensors: entries,
         files,
     }
@@ -371,20 +387,20 @@ fn encode(
 
     let info = &tensors[group.tensors[0]];
     let (offset, total) = (chunk * chunk_bytes(info.dtype), info.bytes().unwrap_or(0));
-    let roots = match group.rule {
-        Rule::One => None,
-        Rule::Moments => parents[1].as_deref(),
-    };
+    let prediction = Prediction::new(group.rule, group.step.as_ref());
+    let before: Vec<Option<&[u8]>> = parents.iter().map(Option::as_deref).collect();
     let mut chunks = Vec::with_capacity(children.len());
-    for (i, (child, parent)) in children.iter().zip(&parents).enumerate() {
+    for (i, child) in children.iter().enumerate() {
+        let after: Vec<&[u8]> = children[..i].iter().map(|child| &**child).collect();
         let known = Known {
             dtype: tensors[group.tensors[i]].dtype,
-            parent: parent.as_deref(),
-            roots: roots.filter(|_| i == 0),
+            parent: before[i],
+            roots: prediction.roots(i, &before),
         };
         let mut bytes = Vec::new();
         let codec = if is_whole(info) {
-            chunk::encode(known, child, scratch, &mut bytes)
+            let predicted = prediction.of(i, &before, &after);
+            chunk::encode_beside(known, predicted.as_deref(), child, scratch, &mut bytes)
         } else {
             bytes.extend_from_slice(child);
             Codec::Raw

@@ -17,6 +17,7 @@ use burn::module::{Module, Param};
 use burn::optim::{DynState, StateSink, StateSource};
 use burn::tensor::{Device, Tensor, TensorData};
 use burn_pack::Scalar;
+use firebrick_kernels::difference::adam::AdamStep;
 use serde::{Deserialize, Serialize};
 
 use crate::config::OptimizerPlan;
@@ -66,6 +67,17 @@ pub enum StateScalar {
     Float(f64),
     /// A flag.
     Bool(bool),
+}
+
+/// A step of Adam that a parameter has taken, in the numbers it was computed with.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AppliedStep {
+    /// Updates up to this one, it included.
+    pub time: u64,
+    /// Decoupled.
+    pub weight_decay: f32,
+    /// What leads from the moments and the parameter before it to those after it.
+    pub step: AdamStep,
 }
 
 /// A saved state that does not belong to this optimizer and model.
@@ -160,6 +172,60 @@ impl Optimizer {
         let scalars = scalars.map(|(name, value)| (name, value.into()));
         kept.scalars.extend(scalars);
         kept
+    }
+
+    /// The last step of every parameter that Adam's rule updates, by path: `state` is what came of it, `learning_rate` what
+    /// it was taken with.
+    pub fn applied(
+        &self,
+        model: &impl Module,
+        state: &OptimizerState,
+        learning_rate: f64,
+    ) -> BTreeMap<String, AppliedStep> {
+        struct Collect<'a> {
+            optimizer: &'a Optimizer,
+            state: &'a OptimizerState,
+            learning_rate: f64,
+            steps: BTreeMap<String, AppliedStep>,
+        }
+        impl VisitParameters for Collect<'_> {
+            fn visit<const D: usize>(&mut self, path: &str, _param: &Param<Tensor<D>>) {
+                let time = match self.state.scalars.get(&format!("{path}.momentum.time")) {
+                    Some(&StateScalar::Uint(time)) => time,
+                    Some(&StateScalar::Int(time)) => time as u64,
+                    _ => return,
+                };
+                let Some(adam) = self.optimizer.rules.adam(path, D) else {
+                    return;
+                };
+                let learning_rate = self.optimizer.learning_rate(path, self.learning_rate);
+                let [beta_1, beta_2] = adam.betas;
+                let step = AdamStep {
+                    arithmetic: adam.arithmetic,
+                    beta_1,
+                    beta_2,
+                    correction_1: 1.0 - beta_1.powi(time as i32),
+                    correction_2: 1.0 - beta_2.powi(time as i32),
+                    epsilon: adam.eps,
+                    learning_rate: learning_rate as f32,
+                    decay: (1.0 - learning_rate * f64::from(adam.weight_decay)) as f32,
+                };
+                let applied = AppliedStep {
+                    time,
+                    weight_decay: adam.weight_decay,
+                    step,
+                };
+                self.steps.insert(path.to_string(), applied);
+            }
+        }
+        let mut collect = Collect {
+            optimizer: self,
+            state,
+            learning_rate,
+            steps: BTreeMap::new(),
+        };
+        visit_parameters(model, &mut collect);
+        collect.steps
     }
 
     /// Bytes of the tensors that [`state`](Self::state) will hold after the first update.

@@ -9,6 +9,8 @@ use burn::optim::{
     SgdConfig,
 };
 
+use firebrick_kernels::difference::adam::Arithmetic;
+
 use super::eight_bit::{self, AdamW8bit};
 use crate::config::OptimizerPlan;
 
@@ -46,8 +48,19 @@ impl Kept {
     }
 }
 
+/// What of Adam's rule a parameter is updated by.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Adam {
+    pub arithmetic: Arithmetic,
+    pub betas: [f32; 2],
+    pub eps: f32,
+    /// Decoupled.
+    pub weight_decay: f32,
+}
+
 /// One rule per parameter group.
 pub(super) struct Rules {
+    plan: OptimizerPlan,
     /// Matrices of the blocks.
     block_matrices: Rule,
     /// Embeddings and the output head.
@@ -63,6 +76,7 @@ pub(super) struct Rules {
 impl Rules {
     pub(super) fn new(plan: &OptimizerPlan) -> Self {
         let both = |matrices: Rule, vectors: Rule, kept: Kept| Self {
+            plan: plan.clone(),
             block_matrices: matrices.clone(),
             other_matrices: matrices,
             vectors,
@@ -127,6 +141,7 @@ impl Rules {
                 eps,
                 weight_decay,
             } => Self {
+                plan: plan.clone(),
                 block_matrices: muon(momentum, nesterov, weight_decay),
                 other_matrices: adamw(betas, eps, weight_decay),
                 vectors: adamw(betas, eps, 0.0),
@@ -142,6 +157,33 @@ impl Rules {
             _ if is_in_block(path) => &self.block_matrices,
             _ => &self.other_matrices,
         }
+    }
+
+    /// Adam's rule, if it updates a parameter with both moments in f32.
+    pub(super) fn adam(&self, path: &str, rank: usize) -> Option<Adam> {
+        let is_matrix = rank >= 2;
+        let (arithmetic, betas, eps, weight_decay) = match self.plan {
+            OptimizerPlan::AdamW {
+                betas,
+                eps,
+                weight_decay,
+            } => (Arithmetic::AdamW, betas, eps, weight_decay),
+            OptimizerPlan::Muon {
+                betas,
+                eps,
+                weight_decay,
+                ..
+            } if !(is_matrix && is_in_block(path)) => (Arithmetic::AdamW, betas, eps, weight_decay),
+            // What it adds to the gradient is in the moments.
+            OptimizerPlan::Adam { betas, eps, .. } => (Arithmetic::Adam, betas, eps, 0.0),
+            _ => return None,
+        };
+        Some(Adam {
+            arithmetic,
+            betas: betas.map(|beta| beta as f32),
+            eps: eps as f32,
+            weight_decay: if is_matrix { weight_decay as f32 } else { 0.0 },
+        })
     }
 
     /// Bytes of the tensors that the rule of a parameter keeps.

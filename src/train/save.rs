@@ -1,5 +1,7 @@
 //! Saving: when a checkpoint is due, whether there is room for it, what is deleted after it.
 
+use std::collections::BTreeMap;
+
 use burn::tensor::TensorData;
 
 use super::room::{Needs, check_now, most_saves};
@@ -12,6 +14,7 @@ use crate::config::{CheckpointFormat, SaveDtype};
 use crate::durable;
 use crate::model::folder::{self as model_folder, SaveOptions, hf_tensors};
 use crate::model::{Decoder, Tensors, parameters};
+use crate::optimizer::{AppliedStep, OptimizerState};
 
 /// What a checkpoint keeps of a model: all of it, or what is trained beside a base model.
 fn weights(model: &Decoder) -> Tensors {
@@ -148,17 +151,32 @@ impl Trainer {
             true => (trained_tensors(model), serde_json::Value::Null),
             false => (parameters(model), self.spec.to_config_json(SaveDtype::F32)),
         };
+        let optimizer = self.optimizer.state(model);
         Job {
             store: self.store.clone(),
             progress: self.progress.clone(),
             capture: Capture {
+                steps: self.one_step(model, &optimizer),
                 weights: capture.0,
-                optimizer: self.optimizer.state(model),
+                optimizer,
                 config: capture.1,
             },
             best,
             keyframe_every: config.keyframe_every,
             limit: config.save_total_limit,
+        }
+    }
+
+    /// What led here from the last checkpoint, if that was one step.
+    fn one_step(&self, model: &Decoder, state: &OptimizerState) -> BTreeMap<String, AppliedStep> {
+        let before = self.progress.step.checked_sub(1);
+        let phase = before.and_then(|step| Some((step, self.timeline.at(step)?)));
+        match (phase, self.store.latest()) {
+            (Some((step, phase)), Ok(Some(last))) if last == step => {
+                let learning_rate = phase.learning_rate(step);
+                self.optimizer.applied(model, state, learning_rate)
+            }
+            _ => BTreeMap::new(),
         }
     }
 

@@ -4,6 +4,7 @@
 mod adapters;
 mod bad_input;
 mod bench;
+mod checkpoints;
 mod early_stopping;
 mod estimate;
 mod export;

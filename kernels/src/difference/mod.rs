@@ -21,6 +21,7 @@
 //! [`encode`] and [`decode`] take chunks of up to [`MOST`] elements; [`Path`] says with which instructions, and all of
 //! them write and read the same bytes.
 
+pub mod adam;
 mod frequencies;
 mod rans;
 mod reference;
