@@ -4,15 +4,21 @@
 //! run folder, one folder per step:
 //!
 //! ```text
-//! checkpoints/step-000100/model.safetensors       Hugging Face names and layout
+//! checkpoints/step-000100/delta.safetensors       weights and moments: the difference from another step's, or alone
+//!                         state.json              position in data and schedule, checksums
+//! checkpoints/step-000200/model.safetensors       ... or whole: Hugging Face names and layout
 //!                         optimizer.safetensors   <parameter path>.<moment>
-//!                         state.json              position in data and schedule, BLAKE3 of all three
+//!                         state.json
 //! checkpoints/best  checkpoints/last              text files holding a step folder's name
 //! ```
 //!
 //! A save writes and flushes a hidden folder and renames it, so that a folder named `step-*` is
-//! complete by construction; loading verifies its checksums all the same. Tensors are streamed and
-//! hashed on their way to the file: a save holds one copy of the weights, then one of the moments.
+//! complete by construction; loading verifies its checksums all the same. Of whole checkpoints tensors are streamed and
+//! hashed on their way to the file: a save holds one copy of the weights, then one of the moments. Differences are taken
+//! from a [`Capture`] of both, and from the chain on the disk, chunk by chunk.
+//!
+//! `store.rs` adds, reads and deletes; `chain.rs` is the differences, `whole.rs` the others, `state.rs` what is beside the
+//! tensors, `list.rs` what a person asks of them.
 
 mod chain;
 mod error;

@@ -231,6 +231,18 @@ fn finish(
     })
 }
 
+impl<'a> Parent<'a> {
+    /// A parent of which nothing is known but what is read.
+    pub fn new(source: &'a dyn Source) -> Self {
+        Self {
+            source,
+            names: HashMap::new(),
+            name: None,
+            known: None,
+        }
+    }
+}
+
 impl Parent<'_> {
     /// Holds the hashes of what was read of it against those it is known by. Returns its id.
     fn check(&self, path: &Path, found: &BTreeMap<&String, String>) -> Result<String, DeltaError> {
