@@ -1,6 +1,6 @@
 //! A state as the difference from another: bit for bit, in one file.
 //!
-//! A *state* is a set of named tensors: a checkpoint, or a model folder ([`Folder`]). [`write`] puts into a file what a state
+//! A *state* is a set of named tensors: a checkpoint, or a model folder ([`Folder`]). [`write`](fn@write) puts into a file what a state
 //! is beside its parent; [`open`] and [`Opened::beside`] make of file and parent a [`Source`] that tensors are read from, so
 //! that a difference can be the parent of the next; [`restore`] reads them all and holds each against its BLAKE3.
 //! [`make`] and [`apply`] do this with folders, [`encode_slice`] and [`decode_slice`] with the bytes of one tensor.
