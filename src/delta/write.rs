@@ -137,7 +137,7 @@ pub(super) fn write_files(
         .flat_map(|group| (0..groups[group].chunks).map(move |chunk| (group, chunk)))
         .collect();
     // Enough to keep all threads at work while the slowest of them ends.
-    let at_once = 4 * rayon::current_num_threads();
+    let at_once = 2 * rayon::current_num_threads();
     let mut sections = sections.into_iter().enumerate().peekable();
     for jobs in jobs.chunks(at_once) {
         let coded: Vec<Coded> = jobs
@@ -409,7 +409,7 @@ fn encode(
             parent: before[i],
             roots: prediction.roots(i, &before),
         };
-        let mut bytes = Vec::new();
+        let mut bytes = Vec::with_capacity(child.len() / 2);
         let codec = if is_whole(info) {
             let predicted = prediction.of(i, &before, &after);
             chunk::encode_beside(known, predicted.as_deref(), child, scratch, &mut bytes)

@@ -1,7 +1,7 @@
 //! Whether a run fits into memory, and what would make it fit.
 
 use super::{Conditions, Forecast};
-use crate::config::{DecoderSpec, Plan};
+use crate::config::{CheckpointFormat, DecoderSpec, Plan};
 use crate::environment::{memory_limit_bytes, resident_memory_bytes};
 use crate::model::ModelError;
 use crate::readable::bytes;
@@ -70,8 +70,8 @@ pub fn fit(
     }))
 }
 
-/// Changes that save memory and train the same, the smallest first: checkpointing, then the same
-/// sequences per step in smaller micro-batches, then both.
+/// Changes that save memory and train the same, the smallest first: saving before training goes on,
+/// checkpointing, then the same sequences per step in smaller micro-batches, then both.
 fn remedies(plan: &Plan) -> Vec<(String, Plan)> {
     let train = &plan.config.train;
     let checkpointed = |plan: &Plan| {
@@ -103,6 +103,21 @@ fn remedies(plan: &Plan) -> Vec<(String, Plan)> {
     remedies.extend(both);
     if train.gradient_checkpointing {
         remedies.retain(|(keys, _)| !keys.starts_with(checkpointing));
+    }
+    let saving = &plan.config.checkpoint;
+    if saving.format == CheckpointFormat::Delta && saving.background {
+        let at_once = |plan: &Plan| {
+            let mut plan = plan.clone();
+            plan.config.checkpoint.background = false;
+            plan
+        };
+        let key = "checkpoint.background = false";
+        let others: Vec<_> = remedies
+            .iter()
+            .map(|(keys, plan)| (format!("{key}, {keys}"), at_once(plan)))
+            .collect();
+        remedies.insert(0, (key.to_string(), at_once(plan)));
+        remedies.extend(others);
     }
     remedies
 }

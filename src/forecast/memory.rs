@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::activations::kept_by_block;
 use super::{Conditions, element_bytes};
-use crate::config::{DecoderSpec, ModelShape, Plan};
+use crate::config::{CheckpointFormat, DecoderSpec, ModelShape, Plan};
 use crate::model::logit_chunk;
 use crate::readable::grouped;
 
@@ -144,8 +144,20 @@ struct Sizes {
     logit: (u64, &'static str),
     accumulates: bool,
     process: u64,
+    saves: Saves,
     /// Bytes that attention works in, on all threads.
     attention: u64,
+}
+
+/// How checkpoints are written.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Saves {
+    /// Weights, then moments, from one copy of each.
+    Whole,
+    /// From one copy of both.
+    AtOnce,
+    /// From one copy of both, while training goes on.
+    Behind,
 }
 
 /// Summands of all columns that the `gemm` crate packs at a time, at most; fewer columns where they are
@@ -191,6 +203,11 @@ impl Sizes {
             },
             accumulates: config.train.gradient_accumulation_steps > 1,
             process: conditions.process_bytes,
+            saves: match (config.checkpoint.format, config.checkpoint.background) {
+                (CheckpointFormat::Full, _) => Saves::Whole,
+                (CheckpointFormat::Delta, false) => Saves::AtOnce,
+                (CheckpointFormat::Delta, true) => Saves::Behind,
+            },
             attention: attention_room(plan, shape, conditions),
         }
     }
@@ -219,6 +236,14 @@ impl Sizes {
                 "summed gradient",
                 if self.accumulates { product([4, p]) } else { 0 },
                 format!("4 bytes x {}, of the micro-batches before", grouped(p)),
+            ),
+            term(
+                "copy being saved",
+                match self.saves {
+                    Saves::Behind => product([4, p]).saturating_add(self.optimizer_state),
+                    Saves::Whole | Saves::AtOnce => 0,
+                },
+                "weights and optimizer, while training goes on".to_string(),
             ),
         ]
     }
@@ -296,12 +321,14 @@ impl Sizes {
     }
 
     fn saving(&self) -> Vec<Term> {
-        let copied = product([4, self.trainable]).max(self.optimizer_state);
-        vec![term(
-            "copy to write",
-            copied,
-            "the larger of weights and optimizer".to_string(),
-        )]
+        let (weights, moments) = (product([4, self.trainable]), self.optimizer_state);
+        let (copied, what) = match self.saves {
+            Saves::Whole => (weights.max(moments), "the larger of weights and optimizer"),
+            Saves::AtOnce => (weights.saturating_add(moments), "weights and optimizer"),
+            // It is there all the time.
+            Saves::Behind => (0, ""),
+        };
+        vec![term("copy to write", copied, what.to_string())]
     }
 
     /// What goes into each block.
@@ -371,6 +398,14 @@ impl Sizes {
             ),
             self.packed_head(),
             term(
+                "chunks being saved",
+                match self.saves {
+                    Saves::Whole => 0,
+                    Saves::AtOnce | Saves::Behind => SAVED_PER_LANE * self.lanes,
+                },
+                "what a checkpoint is written from, for each thread".to_string(),
+            ),
+            term(
                 "allocator",
                 ALLOCATOR_PER_LANE * self.lanes + passing / 4 + self.gradients().bytes / 7,
                 "kept for reuse: measured, see docs/performance.md".to_string(),
@@ -384,6 +419,10 @@ impl Sizes {
 /// of weights, fit nothing that comes later. Fitted to the runs of benches/memory.rs and
 /// benches/peers/qlora.py.
 const ALLOCATOR_PER_LANE: u64 = 18_000_000;
+
+/// What coding a checkpoint works in on each thread: chunks of weights and moments, of those they are held against, and of
+/// what is to be written, as far as the allocator keeps them. Measured.
+const SAVED_PER_LANE: u64 = 12_000_000;
 
 /// Bytes that the CPU's attention keeps for its work on each thread: keys and values of a sequence four
 /// times, turned and as panels, and the scores of 64 queries and their gradients.
