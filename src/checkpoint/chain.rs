@@ -256,8 +256,14 @@ fn read_some(
         .filter(|info| wanted(&info.name))
         .collect();
     for info in &infos {
+        let mut room = Vec::<u8>::new();
         let length = info.bytes().unwrap_or(0);
-        bytes.insert(info.name.clone(), Vec::<u8>::with_capacity(length));
+        room.try_reserve_exact(length)
+            .map_err(|_| CheckpointError::Broken {
+                path: delta.path().to_path_buf(),
+                message: format!("no memory has room for tensor `{}`", info.name),
+            })?;
+        bytes.insert(info.name.clone(), room);
     }
     delta::restore(delta, &wanted, |info, part| {
         if let Some(bytes) = bytes.get_mut(&info.name) {

@@ -97,13 +97,15 @@ impl CheckpointStore {
         &self,
         keyframe_every: u64,
     ) -> Result<Option<(u64, chain::Open)>, CheckpointError> {
-        let Some(last) = self.latest()?.filter(|_| keyframe_every > 1) else {
+        // The trial of step 0 goes with the next save.
+        let lasting = |&step: &u64| step > 0 && keyframe_every > 1;
+        let Some(last) = self.latest()?.filter(lasting) else {
             return Ok(None);
         };
         if !self.is_in_chain(last)? {
             return Ok(None);
         }
-        let open = chain::open(&|step| self.step_folder(step), last)?;
+        let open = self.open(last)?;
         let joins = open.length < keyframe_every.min(chain::LONGEST);
         Ok(joins.then_some((last, open)))
     }
@@ -221,6 +223,9 @@ impl CheckpointStore {
     /// Others that are the difference from one of them are made to stand alone before.
     fn remove_all(&self, steps: &[u64]) -> Result<(), CheckpointError> {
         let doomed: BTreeSet<u64> = steps.iter().copied().collect();
+        if doomed.is_empty() {
+            return Ok(());
+        }
         for step in self.steps()? {
             if doomed.contains(&step) || !self.step_folder(step).join(DELTA).exists() {
                 continue;

@@ -218,38 +218,15 @@ impl Reader {
         let mut sections = Vec::with_capacity(index.sections.len());
         let mut start = PREFIX + header_length;
         for section in &index.sections {
-            let rows = index.chunks(section).0;
-            let table = (rows as u64).saturating_mul(ROW as u64);
-            let end = start
-                .checked_add(section.bytes)
-                .filter(|&end| filled(end - start) <= length - start);
-            let (Some(end), true) = (end, table <= section.bytes) else {
+            let end = start.checked_add(filled(section.bytes));
+            if end.is_none_or(|end| end > length) {
                 return Err(wrong("it is cut short, or has sections longer than itself"));
-            };
-            let after = read(end - table, table + filled(section.bytes) - section.bytes)?;
-            let (table, fill) = after.split_at(table as usize);
-            let damaged = || {
+            }
+            let chunks = read_table(&read, start, section, &index)?;
+            let chunks = chunks.ok_or_else(|| {
                 let message = "the table of its chunks is damaged";
                 DeltaError::tensor(path, &section.name, message)
-            };
-            if crc32c::crc32c(table) != section.table || fill.iter().any(|&byte| byte != 0) {
-                return Err(damaged());
-            }
-            let mut chunks = Vec::with_capacity(rows);
-            let mut at = 0u64;
-            for row in table.as_chunks::<ROW>().0 {
-                let [l0, l1, l2, l3, c0, c1, c2, c3, codec, ..] = *row;
-                let row = Row {
-                    length: u32::from_le_bytes([l0, l1, l2, l3]),
-                    crc: u32::from_le_bytes([c0, c1, c2, c3]),
-                    codec: Codec::of_id(codec).ok_or_else(damaged)?,
-                };
-                chunks.push((at, row));
-                at += u64::from(row.length);
-            }
-            if at + table.len() as u64 != section.bytes {
-                return Err(damaged());
-            }
+            })?;
             sections.push((start, chunks));
             start += filled(section.bytes);
         }
@@ -281,6 +258,47 @@ impl Reader {
         }
         Ok((row.codec, bytes))
     }
+}
+
+/// The chunks of a section that begins at `start`, none if its table is damaged.
+fn read_table(
+    read: &impl Fn(u64, u64) -> Result<Vec<u8>, DeltaError>,
+    start: u64,
+    section: &Section,
+    index: &Index,
+) -> Result<Option<Vec<(u64, Row)>>, DeltaError> {
+    let (rows, longest) = index.chunks(section);
+    let length = (rows as u64).saturating_mul(ROW as u64);
+    let Some(table_at) = section.bytes.checked_sub(length) else {
+        return Ok(None);
+    };
+    let bytes = read(
+        start + table_at,
+        length + filled(section.bytes) - section.bytes,
+    )?;
+    let (table, fill) = bytes.split_at(length as usize);
+    if crc32c::crc32c(table) != section.table || fill.iter().any(|&byte| byte != 0) {
+        return Ok(None);
+    }
+    let mut chunks = Vec::with_capacity(rows);
+    let mut at = 0;
+    for row in table.as_chunks::<ROW>().0 {
+        let [l0, l1, l2, l3, c0, c1, c2, c3, codec, ..] = *row;
+        let Some(codec) = Codec::of_id(codec) else {
+            return Ok(None);
+        };
+        let row = Row {
+            length: u32::from_le_bytes([l0, l1, l2, l3]),
+            crc: u32::from_le_bytes([c0, c1, c2, c3]),
+            codec,
+        };
+        if row.length as usize > longest {
+            return Ok(None);
+        }
+        chunks.push((at, row));
+        at += u64::from(row.length);
+    }
+    Ok((at == table_at).then_some(chunks))
 }
 
 fn read_index(header: &[u8]) -> Result<Index, &'static str> {

@@ -182,7 +182,7 @@ fn list(
         if name.starts_with('.') {
             continue;
         }
-        // Links are followed: the cache of a hub is made of them.
+        // Links to files are followed: the cache of a hub is made of them.
         let kind = fs::metadata(&path).map_err(DeltaError::io(&path))?;
         let relative = format!("{prefix}{name}");
         if kind.is_file() {
@@ -193,7 +193,18 @@ fn list(
                 ));
             }
             names.push(relative);
-        } else if kind.is_dir() && !(is_run && OF_RUN.contains(&name.as_str())) {
+        } else if !kind.is_dir() {
+            return Err(DeltaError::header(
+                &path,
+                "it is neither a file nor a folder",
+            ));
+        } else if path.is_symlink() {
+            // It may lead back here.
+            return Err(DeltaError::header(
+                &path,
+                "it is a link to a folder: name that folder, or copy it",
+            ));
+        } else if !(is_run && OF_RUN.contains(&name.as_str())) {
             list(&path, &format!("{relative}/"), false, names)?;
         }
     }

@@ -1,6 +1,6 @@
 //! What a difference says of itself: the JSON in its header.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use firebrick_kernels::difference::adam::{AdamStep, Arithmetic};
@@ -201,129 +201,110 @@ impl Index {
     /// That nothing in it contradicts the rest: what is read of the file afterwards is bounded by what stands here, and
     /// that by the file.
     pub(super) fn check(&self, path: &Path) -> Result<(), DeltaError> {
-        let wrong = |message: String| Err(DeltaError::header(path, message));
+        let checked = self.check_tensors().and_then(|()| self.check_sections());
+        checked.map_err(|message| DeltaError::header(path, message))
+    }
+
+    fn check_tensors(&self) -> Result<(), String> {
         if self.version != VERSION {
-            return wrong(format!("it is version {}, not {VERSION}", self.version));
+            return Err(format!("it is version {}, not {VERSION}", self.version));
         }
         let is_hash = |text: &str| text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
-        let mut names = std::collections::HashSet::new();
+        let mut names = HashSet::new();
         for entry in &self.tensors {
-            if !names.insert(&entry.name) {
-                return wrong(format!("it has tensor `{}` twice", entry.name));
-            }
-            if entry.info().bytes().is_none() {
-                return wrong(format!(
-                    "tensor `{}` has a shape that cannot be",
-                    entry.name
-                ));
-            }
-            if !is_hash(&entry.blake3) {
-                return wrong(format!("tensor `{}` has no BLAKE3", entry.name));
-            }
-            if entry.parent.is_some() && self.parent.is_none() {
-                return wrong(format!(
-                    "tensor `{}` has a parent, and the file has none",
-                    entry.name
-                ));
-            }
+            let wrong = if !names.insert(&entry.name) {
+                "is there twice"
+            } else if entry.info().bytes().is_none() {
+                "has a shape that cannot be"
+            } else if !is_hash(&entry.blake3) {
+                "has no BLAKE3"
+            } else if entry.parent.is_some() && self.parent.is_none() {
+                "has a parent, and the file has none"
+            } else {
+                continue;
+            };
+            return Err(format!("tensor `{}` {wrong}", entry.name));
         }
+        let mut listed = self.files.iter().flat_map(|file| &file.tensors);
+        match listed.find(|&&tensor| tensor >= self.tensors.len()) {
+            Some(tensor) => Err(format!("a file has tensor {tensor}, which is not there")),
+            None => Ok(()),
+        }
+    }
+
+    fn check_sections(&self) -> Result<(), String> {
         let lengths = self.sections.iter().map(|section| section.bytes);
-        let sum = lengths.fold(0u64, |sum, bytes| sum.saturating_add(bytes));
         // Far more than any disk has, and far from what cannot be counted.
-        if sum > 1 << 60 {
-            return wrong("it has sections longer than itself".to_string());
+        if lengths.fold(0u64, u64::saturating_add) > 1 << 60 {
+            return Err("it has sections longer than itself".to_string());
         }
-        let mut coded = vec![false; self.tensors.len()];
+        let mut coded = HashSet::new();
         for section in &self.sections {
-            let [first, ..] = section.tensors[..] else {
-                return wrong(format!("section `{}` has no tensor", section.name));
-            };
-            let count = match section.rule {
-                Rule::One => 1..=1,
-                Rule::Moments => 2..=3,
-            };
-            if !count.contains(&section.tensors.len()) {
-                return wrong(format!(
-                    "section `{}` has too many or too few tensors",
-                    section.name
-                ));
-            }
-            let first = self.tensors.get(first).map(Entry::info);
-            for &tensor in &section.tensors {
-                let Some(entry) = self.tensors.get(tensor) else {
-                    return wrong(format!(
-                        "section `{}` has a tensor that is not there",
-                        section.name
-                    ));
-                };
-                if std::mem::replace(&mut coded[tensor], true) {
-                    return wrong(format!("tensor `{}` is in two sections", entry.name));
-                }
-                let info = entry.info();
-                if !first.as_ref().is_some_and(|first| first.is_like(&info)) {
-                    return wrong(format!(
-                        "section `{}` has tensors of several sizes",
-                        section.name
-                    ));
-                }
-                if section.rule == Rule::Moments && entry.dtype != Dtype::F32 {
-                    return wrong(format!(
-                        "tensor `{}` is no moment: it is not f32",
-                        entry.name
-                    ));
-                }
-            }
-            if section
-                .step
-                .is_some_and(|step| step >= self.steps.len() || section.rule == Rule::One)
-            {
-                return wrong(format!(
-                    "section `{}` has a step that is not there",
-                    section.name
-                ));
-            }
-            if first.is_none_or(|first| first.name != section.name) {
-                return wrong(format!(
-                    "section `{}` has another name than its tensor",
-                    section.name
-                ));
-            }
-            let known = section
-                .codecs
-                .keys()
-                .all(|name| Codec::of_name(name).is_some());
-            if !known {
-                return wrong(format!(
-                    "section `{}` has a codec that this build does not know",
-                    section.name
-                ));
+            let wrong = |what: &str| format!("section `{}` {what}", section.name);
+            self.check_section(section).map_err(wrong)?;
+            if !section.tensors.iter().all(|tensor| coded.insert(tensor)) {
+                return Err(wrong("has a tensor that another has too"));
             }
         }
-        for (entry, coded) in self.tensors.iter().zip(coded) {
+        for (i, entry) in self.tensors.iter().enumerate() {
             let is_empty = entry.info().bytes() == Some(0);
-            if !coded && entry.parent.is_none() && !is_empty {
-                return wrong(format!(
-                    "tensor `{}` has neither bytes nor a parent",
-                    entry.name
-                ));
+            if !coded.contains(&i) && entry.parent.is_none() && !is_empty {
+                let name = &entry.name;
+                return Err(format!("tensor `{name}` has neither bytes nor a parent"));
             }
-        }
-        let listed = self.files.iter().flat_map(|file| &file.tensors);
-        if let Some(tensor) = listed
-            .into_iter()
-            .find(|&&tensor| tensor >= self.tensors.len())
-        {
-            return wrong(format!("a file has tensor {tensor}, which is not there"));
         }
         Ok(())
     }
 
-    /// Rows of the table of a section, and chunks of each of its tensors.
+    fn check_section(&self, section: &Section) -> Result<(), &'static str> {
+        let entries = section
+            .tensors
+            .iter()
+            .map(|&tensor| self.tensors.get(tensor));
+        let Some(entries) = entries.collect::<Option<Vec<&Entry>>>() else {
+            return Err("has a tensor that is not there");
+        };
+        let (count, is_adams) = match section.rule {
+            Rule::One => (1..=1, false),
+            Rule::Moments => (2..=3, true),
+        };
+        if !count.contains(&entries.len()) {
+            return Err("has too many or too few tensors");
+        }
+        let first = entries[0].info();
+        if first.name != section.name {
+            return Err("has another name than its tensor");
+        }
+        if !entries.iter().all(|entry| entry.info().is_like(&first)) {
+            return Err("has tensors of several sizes");
+        }
+        if is_adams && first.dtype != Dtype::F32 {
+            return Err("has moments that are not f32");
+        }
+        if section
+            .step
+            .is_some_and(|step| step >= self.steps.len() || !is_adams)
+        {
+            return Err("has a step that is not there");
+        }
+        if section
+            .codecs
+            .keys()
+            .any(|name| Codec::of_name(name).is_none())
+        {
+            return Err("has a codec that this build does not know");
+        }
+        Ok(())
+    }
+
+    /// Rows of the table of a section, and bytes of a chunk at most: no codec takes more than the chunk itself, but for a
+    /// byte that names another.
     pub(super) fn chunks(&self, section: &Section) -> (usize, usize) {
         let entry = &self.tensors[section.tensors[0]];
         let bytes = entry.info().bytes().unwrap_or(0);
-        let chunks = bytes.div_ceil(chunk_bytes(entry.dtype));
-        (chunks * section.tensors.len(), chunks)
+        let longest = chunk_bytes(entry.dtype);
+        let chunks = bytes.div_ceil(longest);
+        (chunks * section.tensors.len(), longest + 1)
     }
 }
 

@@ -99,7 +99,10 @@ pub fn decode_slice(
     if !rest.is_empty() {
         return Err(wrong("there are bytes after its end"));
     }
-    let mut child = vec![0; total];
+    let mut child = Vec::new();
+    let room = child.try_reserve_exact(total);
+    room.map_err(|_| wrong(format!("no memory has room for its {total} bytes")))?;
+    child.resize(total, 0);
     let hashes = child
         .par_chunks_mut(length)
         .zip(parts)

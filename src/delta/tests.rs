@@ -260,7 +260,7 @@ fn d1_another_parent_is_an_error_that_names_it() {
         .unwrap_err()
         .to_string();
     assert!(
-        error.contains("tensor `c` has another BLAKE3 than it was saved with"),
+        error.contains("memory: tensor `c`: its BLAKE3 is another than it was saved with"),
         "{error}"
     );
 }

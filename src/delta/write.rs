@@ -127,18 +127,13 @@ pub(super) fn write_files(
         child: vec![Vec::new(); tensors.len()],
         parent: HashMap::new(),
     };
-    let sections = std::mem::take(&mut index.sections);
-    let mut open: Vec<Option<OpenSection>> = groups
-        .iter()
-        .map(|_| Some(OpenSection::default()))
-        .collect();
-    let mut kept = Vec::new();
+    let mut described = std::mem::take(&mut index.sections).into_iter();
+    let mut section = OpenSection::default();
     let jobs: Vec<(usize, usize)> = (0..groups.len())
         .flat_map(|group| (0..groups[group].chunks).map(move |chunk| (group, chunk)))
         .collect();
     // Enough to keep all threads at work while the slowest of them ends.
     let at_once = 2 * rayon::current_num_threads();
-    let mut sections = sections.into_iter().enumerate().peekable();
     for jobs in jobs.chunks(at_once) {
         let coded: Vec<Coded> = jobs
             .par_iter()
@@ -148,9 +143,8 @@ pub(super) fn write_files(
             .collect::<Result<_, _>>()?;
         for (&(place, chunk), coded) in jobs.iter().zip(coded) {
             let group = &groups[place];
-            let section = open[place].get_or_insert_default();
             for (&tensor, (codec, bytes, hash)) in group.tensors.iter().zip(&coded.chunks) {
-                writer.chunk(section, *codec, bytes)?;
+                writer.chunk(&mut section, *codec, bytes)?;
                 hashes.child[tensor].push(*hash);
             }
             for (name, hash) in group.parents.iter().zip(coded.parents) {
@@ -163,15 +157,14 @@ pub(super) fn write_files(
                 }
             }
             if chunk + 1 == group.chunks {
-                let (_, mut described) = sections.next().expect("a section for each group");
-                if writer.end(open[place].take().unwrap_or_default(), &mut described)? {
-                    kept.push(described);
+                let mut described = described.next().expect("a section for each group");
+                if writer.end(std::mem::take(&mut section), &mut described)? {
+                    index.sections.push(described);
                 }
             }
         }
     }
-    index.sections = kept;
-    finish(path, index, writer, (parent, &of_parent), &tensors, &hashes)
+    finish(index, writer, (parent, &of_parent), &tensors, &hashes)
 }
 
 /// Chunks' hashes, in order.
@@ -181,7 +174,6 @@ struct Hashes {
 }
 
 fn finish(
-    path: &Path,
     mut index: Index,
     writer: Writer,
     (parent, of_parent): (Option<&Parent>, &HashMap<String, TensorInfo>),
@@ -207,7 +199,7 @@ fn finish(
                 .iter()
                 .map(|(name, chunks)| (name, whole(&of_parent[name], chunks)));
             let found: BTreeMap<&String, String> = found.collect();
-            Some(parent.check(path, &found)?)
+            Some(parent.check(&found)?)
         }
     };
     let entries = tensors.iter().zip(&index.tensors);
@@ -245,17 +237,15 @@ impl<'a> Parent<'a> {
 
 impl Parent<'_> {
     /// Holds the hashes of what was read of it against those it is known by. Returns its id.
-    fn check(&self, path: &Path, found: &BTreeMap<&String, String>) -> Result<String, DeltaError> {
+    fn check(&self, found: &BTreeMap<&String, String>) -> Result<String, DeltaError> {
         let Some(known) = &self.known else {
             return super::read::hash_rest(self.source, found).map(|hashes| hashes.id);
         };
         for (name, hash) in found {
             if known.tensors.get(*name) != Some(hash) {
-                return Err(DeltaError::OtherParent {
-                    path: path.to_path_buf(),
-                    parent: self.source.describe(),
-                    message: format!("tensor `{name}` has another BLAKE3 than it was saved with"),
-                });
+                let message = "its BLAKE3 is another than it was saved with";
+                let parent = self.source.describe();
+                return Err(DeltaError::tensor(Path::new(&parent), name, message));
             }
         }
         Ok(known.id.clone())

@@ -411,7 +411,7 @@ fn r11_a_disk_without_room_is_found_before_the_first_step_and_before_each_save()
     assert_eq!((error.kind(), error.exit_code()), ("disk", 1));
     let text = error.to_string();
     assert!(
-        text.contains("needs 6.0 MiB for up to 5 checkpoints of 1.0 MiB")
+        text.contains("needs 7.1 MiB for up to 6 checkpoints of 1.0 MiB")
             && text.contains("512 KiB is free"),
         "{text}"
     );
@@ -449,7 +449,7 @@ fn r11_a_base_model_that_is_kept_needs_room_too() {
     let error = train_with(&bench, &run, full);
     let text = error.to_string();
     assert!(
-        text.contains("for a base model of 1.0 MiB, up to 5"),
+        text.contains("for a base model of 1.0 MiB, up to 6"),
         "{text}"
     );
     assert!(!run.join("base_model").exists());

@@ -58,6 +58,8 @@ pub(super) struct Needs {
     pub(super) existing: u64,
     /// `checkpoint.save_total_limit`.
     pub(super) limit: u64,
+    /// Whether deleting one may mean that another is written anew first, to stand alone.
+    pub(super) in_chains: bool,
 }
 
 impl Needs {
@@ -72,10 +74,14 @@ impl Needs {
     }
 
     /// Checkpoints that lie there at once, beyond those that do now, with `limit` of them kept: the
-    /// best and the last besides, and the one being written before the oldest is deleted.
+    /// best and the last besides, the one being written before the oldest is deleted, and in chains
+    /// the one that is written anew.
     fn at_once(&self, limit: u64) -> u64 {
         let most = limit.saturating_add(3).saturating_sub(self.existing);
-        self.saves.min(most.max(1))
+        let most = self.saves.min(most.max(1));
+        // As long as all are kept nothing is deleted.
+        let rewritten = self.in_chains && self.saves.saturating_add(self.existing) > limit;
+        most.saturating_add(u64::from(rewritten && most > 0))
     }
 
     /// The most that the run will have added to the disk at any time.
@@ -214,6 +220,7 @@ mod tests {
             saves,
             existing,
             limit,
+            in_chains: false,
         }
     }
 
@@ -237,6 +244,12 @@ mod tests {
             ..needs(1, 0, 3)
         };
         assert_eq!(needed(with_base), 51 + 31 + 11);
+        let in_chains = |needs| Needs {
+            in_chains: true,
+            ..needs
+        };
+        assert_eq!(needed(in_chains(needs(100, 0, 3))), 7 * 31 + 11);
+        assert_eq!(needed(in_chains(needs(2, 0, 3))), 2 * 31 + 11);
         assert_eq!(needed(needs(100, 4, 3)), 2 * 31 + 11);
         assert_eq!(needed(needs(100, 9, 3)), 31 + 11);
         assert_eq!(needed(needs(0, 5, 3)), 11);

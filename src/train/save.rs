@@ -82,6 +82,7 @@ impl Trainer {
             saves: most_saves(step, self.timeline.steps(), save_steps, eval_steps),
             existing,
             limit: config.checkpoint.save_total_limit as u64,
+            in_chains: config.checkpoint.format == CheckpointFormat::Delta,
         })
     }
 

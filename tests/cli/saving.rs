@@ -136,7 +136,7 @@ fn r11_a_run_that_will_not_fit_on_the_disk_is_refused_before_the_first_step() {
     let (_, stderr) = bench.expect(1, &huge);
     for part in [
         "error[disk]: out needs ",
-        "up to 1000003 checkpoints of ",
+        "up to 1000004 checkpoints of ",
         "is free",
         "set checkpoint.save_total_limit = ",
         "--output-dir on a larger disk",

@@ -35,7 +35,7 @@ pub(super) fn registers(elements: usize) -> usize {
 pub(super) struct Encoder {
     /// 1 / frequency, as a fraction of 2^(32 + shift), rounded up.
     pub(super) reciprocal: Vec<u32>,
-    /// What [`Step`] unpacks.
+    /// Bias | [`WHOLE`] less the frequency | shift | raw bits.
     pub(super) packed: Vec<u32>,
 }
 
