@@ -10,6 +10,7 @@
 //! | [`durable`] | files that are old or new, never half |
 //! | [`readable`] | numbers as people read them |
 //! | [`environment`] | what this process runs on |
+//! | `svd` | the largest singular directions of a matrix |
 //! | [`delta`] | one state as the difference from another, bit for bit, in one file |
 //! | [`config`] | what the TOML says ([`config::Config`]) and what will run ([`config::Plan`]) |
 //! | [`device`] | the CPU or a GPU, chosen at run time |
@@ -46,4 +47,5 @@ pub mod model;
 pub mod optimizer;
 pub mod phase;
 pub mod readable;
+mod svd;
 pub mod train;

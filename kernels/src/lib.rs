@@ -21,6 +21,7 @@ pub mod difference;
 pub mod dynamic;
 mod flex;
 pub mod layers;
+pub mod lossy;
 mod panel;
 #[cfg(test)]
 mod samples;

@@ -1,35 +1,35 @@
 //! Loops over f32 that the compiler vectorises, once for each set of instructions.
 
 /// A function over slices, compiled for each [`Path`](crate::panel::Path), its first argument: its body is plain Rust in
-/// shapes that compilers vectorise. A path that the processor cannot take panics.
+/// shapes that compilers vectorise; it may have a number as its one generic parameter. A path that the processor cannot take panics.
 macro_rules! vectorised {
     ($(
         $(#[$doc:meta])*
-        $vis:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) $(-> $out:ty)? $body:block
+        $vis:vis fn $name:ident $(<const $n:ident: usize>)? ($($argument:ident: $type:ty),* $(,)?) $(-> $out:ty)? $body:block
     )*) => {$(
         $(#[$doc])*
         #[allow(unsafe_code)]
-        $vis fn $name(path: $crate::panel::Path, $($argument: $type),*) $(-> $out)? {
+        $vis fn $name $(<const $n: usize>)? (path: $crate::panel::Path, $($argument: $type),*) $(-> $out)? {
             #[inline(always)]
-            fn body($($argument: $type),*) $(-> $out)? $body
+            fn body $(<const $n: usize>)? ($($argument: $type),*) $(-> $out)? $body
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f")]
-            fn avx512($($argument: $type),*) $(-> $out)? { body($($argument),*) }
+            fn avx512 $(<const $n: usize>)? ($($argument: $type),*) $(-> $out)? { body $(::<$n>)? ($($argument),*) }
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma")]
-            fn avx2($($argument: $type),*) $(-> $out)? { body($($argument),*) }
+            fn avx2 $(<const $n: usize>)? ($($argument: $type),*) $(-> $out)? { body $(::<$n>)? ($($argument),*) }
 
             assert!(path.available());
             match path {
                 // SAFETY: the processor has the instructions.
                 #[cfg(target_arch = "x86_64")]
-                $crate::panel::Path::Avx512 => unsafe { avx512($($argument),*) },
+                $crate::panel::Path::Avx512 => unsafe { avx512 $(::<$n>)? ($($argument),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
-                $crate::panel::Path::Avx2 => unsafe { avx2($($argument),*) },
-                _ => body($($argument),*),
+                $crate::panel::Path::Avx2 => unsafe { avx2 $(::<$n>)? ($($argument),*) },
+                _ => body $(::<$n>)? ($($argument),*),
             }
         }
     )*};

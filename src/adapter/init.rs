@@ -6,11 +6,11 @@ use std::path::Path;
 use burn::tensor::{Device, Tensor, TensorData};
 use firebrick_kernels::blockwise::{BlockwiseShape, Quantised, quantise};
 
-use super::svd::largest_factors;
 use super::{Adapter, AdapterError};
 use crate::config::{AdapterInit, AdapterPlan, Blockwise, DecoderSpec, LoraShape};
 use crate::model::folder::{load_quantising, transpose};
 use crate::model::{Decoder, ModelError};
+use crate::svd::largest_factors;
 
 /// Gives every adapter the largest singular directions of its layer's weights, and leaves the rest to
 /// the weights (PiSSA: Meng et al., 2024): W = W' + s A B, where s A B is the best approximation of W

@@ -10,7 +10,6 @@ mod init;
 mod merge;
 mod peft;
 mod registry;
-mod svd;
 mod weights;
 
 pub use error::AdapterError;

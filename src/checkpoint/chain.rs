@@ -13,10 +13,10 @@ use safetensors::Dtype;
 
 use super::state::{Form, State};
 use super::store::{step_name, step_of};
-use super::{Capture, CheckpointError};
+use super::{Capture, ChainOptions, CheckpointError};
 use crate::delta::{
-    self, ArithmeticId, Delta, Memory, Moments, Opened, Parent, Source, StepRecord, TensorInfo,
-    Written,
+    self, ArithmeticId, Delta, Lossy, Memory, Moments, Opened, Options, Parent, Source, StepRecord,
+    TensorInfo, Written,
 };
 use crate::durable::{self, Failed};
 use crate::model::Tensors;
@@ -117,6 +117,7 @@ pub(super) fn write(
     folder: &Path,
     parent: Option<(u64, &Delta)>,
     capture: &Capture,
+    options: &ChainOptions,
 ) -> Result<Written, CheckpointError> {
     let parent = parent.map(|(step, delta)| Parent {
         source: delta,
@@ -125,20 +126,24 @@ pub(super) fn write(
         known: Some(delta.state()),
     });
     let child = memory(&capture.weights, &capture.optimizer.tensors);
-    let moments = moments(capture);
-    Ok(delta::write(
-        &folder.join(DELTA),
-        parent.as_ref(),
-        &child,
-        &moments,
-    )?)
+    let state = capture.optimizer.tensors.keys();
+    let exact = state.filter(|_| !options.lossy_moments);
+    let options = Options {
+        moments: moments(capture),
+        lossy: options.lossy.map(|method| Lossy {
+            exact: exact.map(|name| format!("{OPTIMIZER}{name}")).collect(),
+            ..Lossy::new(method)
+        }),
+    };
+    let path = folder.join(DELTA);
+    Ok(delta::write(&path, parent.as_ref(), &child, &options)?)
 }
 
 /// Writes the tensors of a checkpoint anew, so that they stand alone.
 pub(super) fn squash(delta: &Delta) -> Result<(), CheckpointError> {
     let path = delta.path();
     let alone = durable::replace_made(path, |temporary| {
-        let written = delta::write(temporary, None, delta, &[])?;
+        let written = delta::write(temporary, None, delta, &Options::default())?;
         // What was read was held against CRCs; this holds it against the tensors' hashes.
         if written.state == delta.state() {
             Ok(())

@@ -8,7 +8,7 @@ use super::state::{Form, STATE, State};
 use super::whole::{MODEL, OPTIMIZER, write_tensors};
 use super::{CheckpointError, CheckpointStore, Progress, Snapshot};
 use crate::config::{CONFIG_JSON, DecoderSpec};
-use crate::delta;
+use crate::delta::{self, Method, Opened};
 use crate::durable;
 use crate::model::ModelError;
 
@@ -23,6 +23,8 @@ pub struct Listed {
     pub bytes: u64,
     /// Bytes of its tensors.
     pub tensor_bytes: u64,
+    /// How some of its tensors were made smaller than they can be without loss.
+    pub lossy: Option<Method>,
     /// Whether it is the best.
     pub best: bool,
     /// How far the run had come.
@@ -50,15 +52,16 @@ impl CheckpointStore {
         let list = self.steps()?.into_iter().map(|step| {
             let folder = self.existing(step)?;
             let state = State::read(&folder, step)?;
-            let (stored, tensor_bytes) = match state.form() {
+            let (stored, tensor_bytes, lossy) = match state.form() {
                 Some(Form::Whole { .. }) => {
                     let size = |name| file_bytes(&folder.join(name));
-                    (Stored::Whole, size(MODEL)? + size(OPTIMIZER)?)
+                    (Stored::Whole, size(MODEL)? + size(OPTIMIZER)?, None)
                 }
                 _ => {
                     let parent = chain::parent(&folder)?;
                     let stored = parent.map_or(Stored::Alone, Stored::Beside);
-                    (stored, delta::open(&folder.join(DELTA))?.state_bytes())
+                    let opened = delta::open(&folder.join(DELTA))?;
+                    (stored, opened.state_bytes(), main_method(&opened))
                 }
             };
             let mut bytes = 0;
@@ -71,11 +74,25 @@ impl CheckpointStore {
                 stored,
                 bytes,
                 tensor_bytes,
+                lossy,
                 best: best == Some(step),
                 progress: state.progress,
             })
         });
         list.collect()
+    }
+
+    /// How some tensors of a step were made smaller than they can be without loss; none if it is exact.
+    ///
+    /// # Errors
+    /// No such step; a header that is damaged.
+    pub fn lossy(&self, step: u64) -> Result<Option<Method>, CheckpointError> {
+        let path = self.existing(step)?.join(DELTA);
+        if path.exists() {
+            Ok(main_method(&delta::open(&path)?))
+        } else {
+            Ok(None)
+        }
     }
 
     /// Reads all of a step, and of what it is the difference from what it needs, and holds it against what was saved.
@@ -140,6 +157,19 @@ impl CheckpointStore {
         }
         written
     }
+}
+
+/// The method that most of the tensors that lost something were treated with.
+fn main_method(opened: &Opened) -> Option<Method> {
+    let lossy = opened.lossy();
+    let of = |method: Method| {
+        lossy
+            .values()
+            .filter(|record| record.method == method)
+            .count()
+    };
+    let methods = lossy.values().map(|record| record.method);
+    methods.max_by_key(|&method| of(method))
 }
 
 fn file_bytes(path: &Path) -> Result<u64, CheckpointError> {

@@ -41,6 +41,7 @@ pub use store::CheckpointStore;
 use burn::tensor::Device;
 
 use crate::config::DecoderSpec;
+use crate::delta::Method;
 use crate::gradient::LossScale;
 use crate::model::folder::{decoder_from_hf, decoder_from_own, hf_from_own};
 use crate::model::{Decoder, ModelError, Tensors};
@@ -105,6 +106,28 @@ pub struct Capture {
     pub steps: BTreeMap<String, AppliedStep>,
     /// config.json of the model, in Hugging Face's form; null where only an adapter is trained.
     pub config: serde_json::Value,
+}
+
+/// How checkpoints are written as differences from each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChainOptions {
+    /// One in so many stands alone; 1 for all.
+    pub keyframe_every: u64,
+    /// How weights of the others may be made smaller than they can be without loss.
+    pub lossy: Option<Method>,
+    /// Whether moments may, too.
+    pub lossy_moments: bool,
+}
+
+impl ChainOptions {
+    /// Nothing is lost.
+    pub fn exact(keyframe_every: u64) -> Self {
+        Self {
+            keyframe_every,
+            lossy: None,
+            lossy_moments: false,
+        }
+    }
 }
 
 /// How far a run has come. The position in the data and in the schedule are functions of these

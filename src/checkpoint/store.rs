@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::chain::{self, DELTA};
 use super::state::{Form, Link, STATE, State};
 use super::whole::{MODEL, OPTIMIZER, read_tensors, write_tensors};
-use super::{Capture, CheckpointError, Progress, Snapshot, Weights};
+use super::{Capture, ChainOptions, CheckpointError, Progress, Snapshot, Weights};
 use crate::durable;
 use crate::model::Tensors;
 use crate::optimizer::OptimizerState;
@@ -68,7 +68,7 @@ impl CheckpointStore {
     }
 
     /// Saves the state of a run as the difference from the last checkpoint, or alone where that is no part of a chain,
-    /// or its chain is `keyframe_every` long; and makes it the last. Returns the step's folder.
+    /// or its chain is as long as it may be; and makes it the last. Returns the step's folder.
     ///
     /// # Errors
     /// [`CheckpointError::StepExists`]; a last checkpoint that is not what was saved; the file system's. What had been
@@ -77,12 +77,12 @@ impl CheckpointStore {
         &self,
         progress: &Progress,
         capture: &Capture,
-        keyframe_every: u64,
+        options: &ChainOptions,
     ) -> Result<PathBuf, CheckpointError> {
-        let parent = self.parent_for(keyframe_every)?;
+        let parent = self.parent_for(options.keyframe_every)?;
         self.add(progress.step, |folder| {
             let parent = parent.as_ref().map(|(step, open)| (*step, &open.delta));
-            let written = chain::write(folder, parent, capture)?;
+            let written = chain::write(folder, parent, capture, options)?;
             let form = Form::Delta(Link {
                 result: written.state.id,
                 config: capture.config.clone(),

@@ -223,7 +223,9 @@ fn save_delta(store: &CheckpointStore, step: u64) -> PathBuf {
         step,
         ..Progress::default()
     };
-    store.save_delta(&progress, &capture(step), 3).unwrap()
+    store
+        .save_delta(&progress, &capture(step), &ChainOptions::exact(3))
+        .unwrap()
 }
 
 fn check(store: &CheckpointStore, step: u64) {
@@ -342,7 +344,9 @@ fn d5_a_broken_chain_says_where_it_is_broken() {
         step: 2,
         ..Progress::default()
     };
-    let strange = strangers.save_delta(&progress, &strange, 3).unwrap();
+    let strange = strangers
+        .save_delta(&progress, &strange, &ChainOptions::exact(3))
+        .unwrap();
     let hidden = folder.path().join("hidden");
     fs::rename(step(2), &hidden).unwrap();
     assert!(
@@ -376,12 +380,16 @@ fn d5_a_broken_chain_says_where_it_is_broken() {
         ..Progress::default()
     };
     assert!(
-        store.save_delta(&later, &capture(4), 9).is_err(),
+        store
+            .save_delta(&later, &capture(4), &ChainOptions::exact(9))
+            .is_err(),
         "no one builds on what is damaged"
     );
     assert_eq!(store.steps().unwrap(), [1, 2, 3]);
     assert!(
-        store.save_delta(&later, &capture(4), 1).is_ok(),
+        store
+            .save_delta(&later, &capture(4), &ChainOptions::exact(1))
+            .is_ok(),
         "what stands alone needs no other"
     );
 }
@@ -412,4 +420,55 @@ fn names_in(folder: &Path) -> Vec<String> {
         .collect();
     names.sort();
     names
+}
+
+#[test]
+fn d3_lossy_weights_are_labelled_and_moments_are_exact_unless_asked_for() {
+    let (_folder, store) = store();
+    for (step, lossy_moments) in [(1, false), (2, false), (3, true)] {
+        let progress = Progress {
+            step,
+            ..Progress::default()
+        };
+        let options = ChainOptions {
+            lossy: Some(Method::Int4),
+            lossy_moments,
+            ..ChainOptions::exact(9)
+        };
+        let capture = capture(step);
+        store.save_delta(&progress, &capture, &options).unwrap();
+        store.verify(step).unwrap();
+        let read = store.load(step).unwrap();
+        let weights = read.model.tensors();
+        assert_eq!(
+            weights == capture.weights,
+            step == 1,
+            "the first stands alone"
+        );
+        let moments = capture.optimizer.tensors;
+        assert_eq!(read.optimizer.tensors == moments, !lossy_moments);
+        for (name, moment) in &moments {
+            let read = read.optimizer.tensors[name].iter::<f32>();
+            let mut pairs = read.zip(moment.iter::<f32>());
+            assert!(
+                pairs.all(|(read, saved)| (read - saved).abs() < 1e-5),
+                "{name}"
+            );
+        }
+    }
+    let labels: Vec<_> = store
+        .list()
+        .unwrap()
+        .iter()
+        .map(|listed| listed.lossy)
+        .collect();
+    assert_eq!(labels, [None, Some(Method::Int4), Some(Method::Int4)]);
+    assert_eq!(store.lossy(2).unwrap(), Some(Method::Int4));
+
+    // It goes on standing for what was saved, alone or not.
+    let before = store.load(3).unwrap();
+    store.squash(3).unwrap();
+    let after = store.load(3).unwrap();
+    assert_eq!(before.model, after.model);
+    assert_eq!(store.lossy(3).unwrap(), Some(Method::Int4));
 }

@@ -106,6 +106,7 @@ fn list(args: &RunArgs) -> Result<(), CliError> {
         stored,
         bytes: size,
         tensor_bytes,
+        lossy,
         best,
         progress,
     } in &list
@@ -118,7 +119,10 @@ fn list(args: &RunArgs) -> Result<(), CliError> {
         let loss = progress
             .val_loss
             .map_or("-".to_string(), |loss| format!("{loss:.4}"));
-        let mark = if *best { "  best" } else { "" };
+        let mut mark = if *best { "  best" } else { "" }.to_string();
+        if let Some(method) = lossy {
+            mark += &format!("  lossy: {}", method.name());
+        }
         let ratio = *tensor_bytes as f64 / *size as f64;
         let (size, whole) = (bytes(*size), bytes(*tensor_bytes));
         lines.push(format!(

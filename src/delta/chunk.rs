@@ -1,8 +1,10 @@
 //! One chunk of a tensor, coded in the way that takes the fewest bytes.
 
 use firebrick_kernels::difference::{self, DifferenceError, Element, MOST, Path, Scale};
+use firebrick_kernels::lossy::Loss;
 use safetensors::Dtype;
 
+use super::lossy::{self, Basis, Treatment};
 use super::{sparse, wide};
 
 /// How a chunk is coded.
@@ -18,15 +20,30 @@ pub enum Codec {
     Intdiff,
     /// Any of these, beside what the optimizer's update rule predicts in place of the parent.
     Predicted,
+    /// Lossy: eight bits an element, a scale for each block ([`firebrick_kernels::lossy`]).
+    Int8,
+    /// Lossy: four bits an element.
+    Int4,
+    /// Lossy: a sign for each element.
+    OneBit,
+    /// Lossy: as [`Int4`](Self::Int4), with the elements that move furthest as they are.
+    Hybrid,
+    /// Lossy: the product of two narrow matrices, which belong to the whole tensor.
+    LowRank,
 }
 
 impl Codec {
-    const ALL: [Self; 5] = [
+    pub(super) const ALL: [Self; 10] = [
         Self::Same,
         Self::Raw,
         Self::Sparse,
         Self::Intdiff,
         Self::Predicted,
+        Self::Int8,
+        Self::Int4,
+        Self::OneBit,
+        Self::Hybrid,
+        Self::LowRank,
     ];
 
     /// As it stands in a file.
@@ -38,12 +55,16 @@ impl Codec {
         Self::ALL.into_iter().find(|codec| codec.id() == id)
     }
 
-    pub(super) fn names() -> impl Iterator<Item = &'static str> {
-        Self::ALL.into_iter().map(Self::name)
-    }
-
     pub(super) fn of_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|codec| codec.name() == name)
+    }
+
+    /// Whether what comes back may be another than it was.
+    pub fn is_lossy(self) -> bool {
+        match self {
+            Self::Same | Self::Raw | Self::Sparse | Self::Intdiff | Self::Predicted => false,
+            Self::Int8 | Self::Int4 | Self::OneBit | Self::Hybrid | Self::LowRank => true,
+        }
     }
 
     /// Its name in an index.
@@ -54,6 +75,11 @@ impl Codec {
             Self::Sparse => "sparse",
             Self::Intdiff => "intdiff",
             Self::Predicted => "predicted",
+            Self::Int8 => "int8",
+            Self::Int4 => "int4",
+            Self::OneBit => "onebit",
+            Self::Hybrid => "hybrid",
+            Self::LowRank => "lowrank",
         }
     }
 }
@@ -92,12 +118,15 @@ pub(super) struct Known<'a> {
     pub parent: Option<&'a [u8]>,
     /// f32 whose root is a scale of the chunk's numbers.
     pub roots: Option<&'a [u8]>,
+    /// Where the tensor's difference is a product of matrices.
+    pub basis: Option<Basis<'a>>,
 }
 
 /// What coding needs room for.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
-    difference: difference::Scratch,
+    pub(super) lossy: lossy::Scratch,
+    pub(super) difference: difference::Scratch,
     zeros: Vec<u8>,
     other: Vec<u8>,
 }
@@ -139,6 +168,42 @@ pub(super) fn encode_beside(
     Codec::Predicted
 }
 
+/// Appends a chunk to `out`, of which something may be lost: what it comes back as is left in the scratch then.
+pub(super) fn encode_lossy(
+    known: Known,
+    treatment: &Treatment,
+    child: &[u8],
+    scratch: &mut Scratch,
+    out: &mut Vec<u8>,
+) -> (Codec, Loss) {
+    let start = out.len();
+    let (element, parent) = (element(known.dtype), known.parent.unwrap_or_default());
+    let exact = |scratch: &mut Scratch, out: &mut Vec<u8>| {
+        let loss = lossy::none(element, parent, child);
+        (encode(known, child, scratch, out), loss)
+    };
+    if parent == child {
+        return exact(scratch, out);
+    }
+    let room = (&mut scratch.lossy, &mut scratch.difference);
+    let of = (parent, known.basis);
+    let Some(loss) = lossy::encode(treatment, element, of, child, room, out) else {
+        return exact(scratch, out);
+    };
+    let length = out.len() - start;
+    let foreseen = difference::estimate(element, scale(known), (parent, child));
+    if length >= child.len() || foreseen.is_ok_and(|foreseen| foreseen <= length) {
+        let mut plain = Vec::new();
+        let (codec, none) = exact(scratch, &mut plain);
+        if plain.len() <= length {
+            out.truncate(start);
+            out.extend_from_slice(&plain);
+            return (codec, none);
+        }
+    }
+    (treatment.method.codec(), loss)
+}
+
 /// Puts into `child` what [`encode_beside`] was given.
 pub(super) fn decode_beside(
     codec: Codec,
@@ -162,7 +227,12 @@ pub(super) fn decode_beside(
 }
 
 /// Appends a chunk to `out`, beside its parent or alone.
-fn encode(known: Known, child: &[u8], scratch: &mut Scratch, out: &mut Vec<u8>) -> Codec {
+pub(super) fn encode(
+    known: Known,
+    child: &[u8],
+    scratch: &mut Scratch,
+    out: &mut Vec<u8>,
+) -> Codec {
     let start = out.len();
     let mut codec = Codec::Intdiff;
     let width = width(known.dtype);
@@ -244,8 +314,20 @@ fn decode(
             }
             child.copy_from_slice(bytes);
         }
-        Codec::Sparse => sparse::decode(width(known.dtype), parent()?, bytes, child)?,
+        Codec::Sparse => {
+            child.copy_from_slice(parent()?);
+            sparse::decode(width(known.dtype), bytes, child)?;
+        }
         Codec::Predicted => return Err(ChunkError::Codec),
+        Codec::Int8 | Codec::Int4 | Codec::OneBit | Codec::Hybrid | Codec::LowRank => {
+            lossy::decode(
+                codec,
+                element(known.dtype),
+                (parent()?, known.basis),
+                bytes,
+                child,
+            )?;
+        }
         Codec::Intdiff => {
             let zeros = &mut scratch.zeros;
             let parent = known
@@ -326,7 +408,7 @@ mod tests {
                 let before = u64::from_le_bytes(child[at..at + 8].try_into().unwrap());
                 child[at..at + 8].copy_from_slice(&before.wrapping_add(value >> shift).to_le_bytes());
             }
-            let known = Known { dtype, parent: (!alone).then_some(&parent), roots: None };
+            let known = Known { dtype, parent: (!alone).then_some(&parent), roots: None, basis: None };
             let (mut scratch, mut out) = (Scratch::default(), vec![7]);
             let codec = encode(known, &child, &mut scratch, &mut out);
             prop_assert!(out.len() - 1 <= child.len());
@@ -344,7 +426,7 @@ mod tests {
         ) {
             let parent = vec![3; 8 * elements];
             let mut child = vec![0; 8 * elements];
-            let known = Known { dtype, parent: Some(&parent), roots: None };
+            let known = Known { dtype, parent: Some(&parent), roots: None, basis: None };
             let _ = decode(codec, known, &bytes, &mut Scratch::default(), &mut child);
         }
     }
@@ -361,6 +443,7 @@ mod tests {
             dtype: Dtype::F32,
             parent: Some(&parent),
             roots: None,
+            basis: None,
         };
         let (mut scratch, mut out) = (Scratch::default(), Vec::new());
         assert_eq!(encode(known, &child, &mut scratch, &mut out), Codec::Sparse);

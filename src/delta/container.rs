@@ -25,7 +25,7 @@ const PREFIX: u64 = 8;
 const MOST_HEADER: u64 = 100_000_000;
 const FORMAT: &str = "firebrick-delta";
 /// Bytes of a row of a table of chunks.
-const ROW: usize = 12;
+pub(super) const ROW: usize = 12;
 
 /// A chunk of a section.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

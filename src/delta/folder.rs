@@ -15,7 +15,7 @@ use safetensors::tensor::Metadata;
 use super::chunk::chunk_bytes;
 use super::read::open;
 use super::write::write_files;
-use super::{DeltaError, Parent, Source, TensorInfo, Written, restore};
+use super::{DeltaError, Options, Parent, Source, TensorInfo, Written, restore};
 use crate::durable;
 
 /// What a header's length is written in.
@@ -265,7 +265,12 @@ fn contents(path: &Path, file: &File, length: u64) -> Result<Contents, DeltaErro
 ///
 /// # Errors
 /// Either folder's; a file of that name; the file system's.
-pub fn make(base: &Path, tuned: &Path, out: &Path) -> Result<Written, DeltaError> {
+pub fn make(
+    base: &Path,
+    tuned: &Path,
+    out: &Path,
+    options: &Options,
+) -> Result<Written, DeltaError> {
     if out.exists() {
         let exists = std::io::ErrorKind::AlreadyExists.into();
         return Err(DeltaError::io(out)(exists));
@@ -284,7 +289,13 @@ pub fn make(base: &Path, tuned: &Path, out: &Path) -> Result<Written, DeltaError
     };
     let mut written = None;
     let replaced = durable::replace_made(out, |temporary| {
-        written = Some(write_files(temporary, Some(&parent), &tuned, &[], files)?);
+        written = Some(write_files(
+            temporary,
+            Some(&parent),
+            &tuned,
+            options,
+            files,
+        )?);
         let delta = open(temporary)?.beside(Some(Box::new(&base)))?;
         restore(&delta, |_| true, |_, _| Ok(()))
     });

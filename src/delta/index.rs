@@ -8,6 +8,7 @@ use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 
 use super::chunk::{chunk_bytes, width};
+use super::lossy::{self, LossRecord};
 use super::{Codec, DeltaError};
 
 /// The version of the format that this build writes and reads.
@@ -50,6 +51,8 @@ pub(super) enum Rule {
     /// A mean of gradients, a mean of their squares, and perhaps what they belong to: the first is coded beside the root
     /// of the second's parent.
     Moments,
+    /// One matrix, whose difference is a product of two narrow ones: they are the first row of the table.
+    LowRank,
 }
 
 /// A tensor.
@@ -64,6 +67,9 @@ pub(super) struct Entry {
     /// The parent's tensor that it is coded beside.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<String>,
+    /// What was lost of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lossy: Option<LossRecord>,
 }
 
 impl Entry {
@@ -220,6 +226,8 @@ impl Index {
                 "has no BLAKE3"
             } else if entry.parent.is_some() && self.parent.is_none() {
                 "has a parent, and the file has none"
+            } else if entry.lossy.as_ref().is_some_and(|of| !lossy::is_sound(of)) {
+                "has an error that cannot be"
             } else {
                 continue;
             };
@@ -265,7 +273,7 @@ impl Index {
             return Err("has a tensor that is not there");
         };
         let (count, is_adams) = match section.rule {
-            Rule::One => (1..=1, false),
+            Rule::One | Rule::LowRank => (1..=1, false),
             Rule::Moments => (2..=3, true),
         };
         if !count.contains(&entries.len()) {
@@ -280,6 +288,10 @@ impl Index {
         }
         if is_adams && first.dtype != Dtype::F32 {
             return Err("has moments that are not f32");
+        }
+        let is_matrix = || first.shape.len() >= 2 && lossy::is_float(&first);
+        if section.rule == Rule::LowRank && !(is_matrix() && entries[0].parent.is_some()) {
+            return Err("is a product and its tensor no matrix of floats with a parent");
         }
         if section
             .step
@@ -304,7 +316,11 @@ impl Index {
         let bytes = entry.info().bytes().unwrap_or(0);
         let longest = chunk_bytes(entry.dtype);
         let chunks = bytes.div_ceil(longest);
-        (chunks * section.tensors.len(), longest + 1)
+        match section.rule {
+            // Factors that take more than the matrix would not be there.
+            Rule::LowRank => (chunks + 1, bytes.max(longest) + 1),
+            _ => (chunks * section.tensors.len(), longest + 1),
+        }
     }
 }
 

@@ -10,7 +10,7 @@
 //! of gradients with that of their squares and perhaps the parameter, which help to tell each other ([`Moments`]).
 //!
 //! ```
-//! use firebrick::delta::{Memory, Parent, TensorInfo, open, restore, write};
+//! use firebrick::delta::{Memory, Options, Parent, TensorInfo, open, restore, write};
 //! use safetensors::Dtype;
 //!
 //! let info = TensorInfo { name: "w".to_string(), dtype: Dtype::F32, shape: vec![1000] };
@@ -21,7 +21,7 @@
 //!
 //! let folder = tempfile::tempdir()?;
 //! let path = folder.path().join("delta.safetensors");
-//! let written = write(&path, Some(&Parent::new(&parent)), &child, &[])?;
+//! let written = write(&path, Some(&Parent::new(&parent)), &child, &Options::default())?;
 //! assert!(written.bytes < written.state_bytes);
 //!
 //! let delta = open(&path)?.beside(Some(Box::new(parent)))?;
@@ -37,7 +37,10 @@ mod error;
 mod folder;
 mod hash;
 mod index;
+mod lossy;
+mod plan;
 mod predict;
+mod product;
 mod read;
 mod slice;
 mod source;
@@ -52,7 +55,8 @@ pub use chunk::Codec;
 pub use error::DeltaError;
 pub use folder::{Folder, apply, make};
 pub use index::{ArithmeticId, StepRecord, TensorInfo};
+pub use lossy::{LossRecord, Lossy, Method};
 pub use read::{Delta, Opened, hashes, open, restore};
 pub use slice::{decode_slice, encode_slice};
 pub use source::{Memory, Source};
-pub use write::{Moments, Parent, StateHashes, Written, write};
+pub use write::{Moments, Options, Parent, StateHashes, Written, write};

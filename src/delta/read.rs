@@ -4,13 +4,16 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
+use firebrick_kernels::lossy::Factors;
 use rayon::prelude::*;
 
-use super::chunk::{self, Known, Scratch, chunk_bytes};
+use super::chunk::{self, Codec, Known, Scratch, chunk_bytes, width};
 use super::container::Reader;
 use super::hash::{of_chunk, of_chunks};
-use super::index::state_id;
+use super::index::{Rule, state_id};
+use super::lossy::{Basis, LossRecord};
 use super::predict::Prediction;
+use super::product;
 use super::write::StateHashes;
 use super::{DeltaError, Source, TensorInfo};
 
@@ -91,6 +94,13 @@ impl Opened {
             }
         }
         codecs
+    }
+
+    /// The tensors that are not what they were, and by how much.
+    pub fn lossy(&self) -> BTreeMap<String, LossRecord> {
+        let tensors = self.0.index.tensors.iter();
+        let lossy = tensors.filter_map(|entry| Some((entry.name.clone(), entry.lossy?)));
+        lossy.collect()
     }
 
     /// Files that tensors are put together to: relative paths, and tensors in order.
@@ -215,11 +225,22 @@ impl Delta<'_> {
         let mut scratch = Scratch::default();
         let mut children: Vec<Vec<u8>> = Vec::with_capacity(entries.len());
         for (i, (entry, parent)) in entries.iter().zip(&parents).enumerate() {
-            let (codec, bytes) = self.reader.chunk(section, chunk * entries.len() + i)?;
+            let is_product = described.rule == Rule::LowRank;
+            let row = chunk * entries.len() + i + usize::from(is_product);
+            let (codec, bytes) = self.reader.chunk(section, row)?;
+            let factors = if codec == Codec::LowRank {
+                Some(self.factors(section)?)
+            } else {
+                None
+            };
             let known = Known {
                 dtype: entry.dtype,
                 parent: parent.as_deref(),
                 roots: prediction.roots(i, &before),
+                basis: factors.as_ref().map(|factors| Basis {
+                    factors,
+                    start: chunk * chunk_bytes(entry.dtype) / width(entry.dtype),
+                }),
             };
             let after: Vec<&[u8]> = children.iter().map(Vec::as_slice).collect();
             let predict = || prediction.of(i, &before, &after);
@@ -240,6 +261,20 @@ impl Delta<'_> {
             children.push(child);
         }
         Ok(children)
+    }
+
+    /// The factors of a section that is a product.
+    fn factors(&self, section: usize) -> Result<Factors, DeltaError> {
+        let Reader { index, path, .. } = &self.reader;
+        let described = &index.sections[section];
+        let info = index.tensors[described.tensors[0]].info();
+        let damaged = || DeltaError::tensor(path, &info.name, "it has no factors of its shape");
+        if described.rule != Rule::LowRank {
+            return Err(damaged());
+        }
+        let (_, bytes) = self.reader.chunk(section, 0)?;
+        let [rows, cols] = product::dims(&info);
+        Factors::read(rows, cols, &bytes).ok_or_else(damaged)
     }
 }
 
@@ -287,6 +322,11 @@ impl Source for Delta<'_> {
 
     fn describe(&self) -> String {
         self.reader.path.display().to_string()
+    }
+
+    fn lossy(&self, name: &str) -> Option<LossRecord> {
+        let place = self.tensors.get(name)?;
+        self.reader.index.tensors[place.tensor].lossy
     }
 }
 

@@ -128,6 +128,7 @@ fn known(dtype: Dtype, parent: Option<&[u8]>, chunk: usize, length: usize) -> Kn
         dtype,
         parent: parent.map(|parent| &parent[start..start + length]),
         roots: None,
+        basis: None,
     }
 }
 

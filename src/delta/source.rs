@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 
 use super::chunk::chunk_bytes;
-use super::{DeltaError, TensorInfo};
+use super::{DeltaError, LossRecord, TensorInfo};
 
 /// A set of named tensors whose bytes can be read a chunk at a time, from several threads at once.
 pub trait Source: Sync {
@@ -19,6 +19,11 @@ pub trait Source: Sync {
 
     /// What to call it in messages.
     fn describe(&self) -> String;
+
+    /// What was lost of a tensor when it was written, if anything was.
+    fn lossy(&self, _name: &str) -> Option<LossRecord> {
+        None
+    }
 }
 
 impl<S: Source + ?Sized> Source for &S {
@@ -32,6 +37,10 @@ impl<S: Source + ?Sized> Source for &S {
 
     fn describe(&self) -> String {
         (**self).describe()
+    }
+
+    fn lossy(&self, name: &str) -> Option<LossRecord> {
+        (**self).lossy(name)
     }
 }
 

@@ -43,14 +43,8 @@ pub(super) fn encode(
     true
 }
 
-/// Puts the parent into `child`, with what differs.
-pub(super) fn decode(
-    width: usize,
-    parent: &[u8],
-    bytes: &[u8],
-    child: &mut [u8],
-) -> Result<(), ChunkError> {
-    child.copy_from_slice(parent);
+/// Puts what differs into `child`, which was the parent.
+pub(super) fn decode(width: usize, bytes: &[u8], child: &mut [u8]) -> Result<(), ChunkError> {
     // Every gap ends with a byte below 128; there are as many as elements. Where gaps end follows from their number.
     let mut places = Vec::new();
     let (mut place, mut gap, mut shift) = (0usize, 0usize, 0u32);

@@ -3,15 +3,17 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
+use firebrick_kernels::lossy::{Factors, Loss};
 use rayon::prelude::*;
 
-use super::chunk::{self, Known, Scratch, chunk_bytes};
+use super::chunk::{self, Known, Scratch, chunk_bytes, width};
 use super::container::{OpenSection, Writer};
 use super::hash::{ChunkHash, of_chunk, of_chunks};
-use super::index::{
-    Entry, FileEntry, Index, Rule, Section, StepRecord, VERSION, is_whole, state_id,
-};
+use super::index::{FileEntry, Index, Rule, StepRecord, is_whole, state_id};
+use super::lossy::{Basis, LossRecord, Lossy};
+use super::plan::{self, Group};
 use super::predict::Prediction;
+use super::product;
 use super::{Codec, DeltaError, Source, TensorInfo};
 
 /// What belongs together in the child.
@@ -59,27 +61,34 @@ pub struct Written {
     pub state: StateHashes,
 }
 
-/// Tensors that are coded together.
-struct Group {
-    rule: Rule,
-    /// Places in the list of tensors.
-    tensors: Vec<usize>,
-    /// The parent's, in the same order.
-    parents: Vec<Option<String>>,
-    chunks: usize,
-    step: Option<StepRecord>,
+/// How a state is written.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Options {
+    /// What belongs together.
+    pub moments: Vec<Moments>,
+    /// What may be lost; nothing without it, and nothing of a tensor without a parent. Means of squares that it covers are
+    /// rounded up, in eight bits whatever the method.
+    pub lossy: Option<Lossy>,
 }
 
 /// One chunk of each tensor of a group.
 struct Coded {
-    chunks: Vec<(Codec, Vec<u8>, ChunkHash)>,
+    chunks: Vec<CodedChunk>,
     /// Of the parents.
     parents: Vec<Option<ChunkHash>>,
 }
 
+struct CodedChunk {
+    codec: Codec,
+    bytes: Vec<u8>,
+    hash: ChunkHash,
+    loss: Loss,
+}
+
 /// Writes what `child` is beside its parent, or alone, to a new file, and flushes it to the disk.
 ///
-/// Memory: some chunks a thread, whatever the size of tensors.
+/// Memory: some chunks a thread, whatever the size of tensors; with [`Method::LowRank`](super::Method::LowRank) some
+/// copies of a matrix.
 ///
 /// # Errors
 /// A source that cannot be read, a parent that is not what it is known to be, the file system's. The file is incomplete
@@ -88,16 +97,16 @@ pub fn write(
     path: &Path,
     parent: Option<&Parent>,
     child: &dyn Source,
-    moments: &[Moments],
+    options: &Options,
 ) -> Result<Written, DeltaError> {
-    write_files(path, parent, child, moments, Vec::new())
+    write_files(path, parent, child, options, Vec::new())
 }
 
 pub(super) fn write_files(
     path: &Path,
     parent: Option<&Parent>,
     child: &dyn Source,
-    moments: &[Moments],
+    options: &Options,
     files: Vec<(String, Vec<String>)>,
 ) -> Result<Written, DeltaError> {
     let mut tensors = child.tensors();
@@ -109,7 +118,7 @@ pub(super) fn write_files(
             tensors.map(|info| (info.name.clone(), info)).collect()
         }
     };
-    let groups = group(&tensors, parent, &of_parent, moments);
+    let groups = plan::groups(&tensors, parent, &of_parent, options);
     let places: HashMap<&str, usize> = tensors
         .iter()
         .enumerate()
@@ -119,7 +128,7 @@ pub(super) fn write_files(
         path,
         tensors: names.iter().map(|name| places[name.as_str()]).collect(),
     });
-    let mut index = longest_index(&tensors, &groups, files.collect());
+    let mut index = plan::longest_index(&tensors, &groups, files.collect(), child);
     index.parent_name = parent.and_then(|parent| parent.name.clone());
     let mut writer = Writer::create(path, &index)?;
 
@@ -127,6 +136,8 @@ pub(super) fn write_files(
         child: vec![Vec::new(); tensors.len()],
         parent: HashMap::new(),
     };
+    let mut losses = vec![Loss::default(); tensors.len()];
+    let mut factors: HashMap<usize, Factors> = HashMap::new();
     let mut described = std::mem::take(&mut index.sections).into_iter();
     let mut section = OpenSection::default();
     let jobs: Vec<(usize, usize)> = (0..groups.len())
@@ -135,17 +146,35 @@ pub(super) fn write_files(
     // Enough to keep all threads at work while the slowest of them ends.
     let at_once = 2 * rayon::current_num_threads();
     for jobs in jobs.chunks(at_once) {
+        for &(place, _) in jobs.iter().filter(|(_, chunk)| *chunk == 0) {
+            if let Some(found) = find_factors(&groups[place], &tensors, parent, child)? {
+                factors.insert(place, found);
+            }
+        }
         let coded: Vec<Coded> = jobs
             .par_iter()
-            .map_init(Scratch::default, |scratch, &(group, chunk)| {
-                encode(&groups[group], &tensors, chunk, parent, child, scratch)
+            .map_init(Scratch::default, |scratch, &(place, chunk)| {
+                let job = Job {
+                    group: &groups[place],
+                    tensors: &tensors,
+                    parent,
+                    child,
+                    factors: factors.get(&place),
+                };
+                job.encode(chunk, scratch)
             })
             .collect::<Result<_, _>>()?;
         for (&(place, chunk), coded) in jobs.iter().zip(coded) {
             let group = &groups[place];
-            for (&tensor, (codec, bytes, hash)) in group.tensors.iter().zip(&coded.chunks) {
-                writer.chunk(&mut section, *codec, bytes)?;
-                hashes.child[tensor].push(*hash);
+            if let (0, Some(factors)) = (chunk, factors.get(&place)) {
+                let mut bytes = Vec::new();
+                factors.write(&mut bytes);
+                writer.chunk(&mut section, Codec::LowRank, &bytes)?;
+            }
+            for (&tensor, coded) in group.tensors.iter().zip(&coded.chunks) {
+                writer.chunk(&mut section, coded.codec, &coded.bytes)?;
+                hashes.child[tensor].push(coded.hash);
+                losses[tensor] = losses[tensor].and(coded.loss);
             }
             for (name, hash) in group.parents.iter().zip(coded.parents) {
                 if let (Some(name), Some(hash)) = (name, hash) {
@@ -158,13 +187,46 @@ pub(super) fn write_files(
             }
             if chunk + 1 == group.chunks {
                 let mut described = described.next().expect("a section for each group");
+                if factors.remove(&place).is_none() && described.rule == Rule::LowRank {
+                    described.rule = Rule::One;
+                }
                 if writer.end(std::mem::take(&mut section), &mut described)? {
                     index.sections.push(described);
                 }
             }
         }
     }
+    for group in &groups {
+        for &tensor in &group.tensors {
+            let entry = &mut index.tensors[tensor];
+            let method = group.treatment.map(|treatment| treatment.method);
+            let lost = method.and_then(|method| LossRecord::new(method, &losses[tensor]));
+            // Nothing brings back what the child had lost before.
+            let before = child.lossy(&entry.name);
+            entry.lossy = lost.map(|lost| lost.after(before)).or(before);
+        }
+    }
     finish(index, writer, (parent, &of_parent), &tensors, &hashes)
+}
+
+/// The factors of a matrix that may be told as a product, if that takes few enough.
+fn find_factors(
+    group: &Group,
+    tensors: &[TensorInfo],
+    parent: Option<&Parent>,
+    child: &dyn Source,
+) -> Result<Option<Factors>, DeltaError> {
+    let (Rule::LowRank, Some(parent), [Some(name)]) = (group.rule, parent, &group.parents[..])
+    else {
+        return Ok(None);
+    };
+    let pair = product::Pair {
+        info: &tensors[group.tensors[0]],
+        child,
+        parent: (parent.source, name),
+    };
+    let energy = group.treatment.and_then(|treatment| treatment.energy);
+    pair.factors(energy.unwrap_or(product::ENERGY))
 }
 
 /// Chunks' hashes, in order.
@@ -252,170 +314,92 @@ impl Parent<'_> {
     }
 }
 
-fn group(
-    tensors: &[TensorInfo],
-    parent: Option<&Parent>,
-    of_parent: &HashMap<String, TensorInfo>,
-    moments: &[Moments],
-) -> Vec<Group> {
-    let places: HashMap<&str, usize> = tensors
-        .iter()
-        .enumerate()
-        .map(|(i, info)| (info.name.as_str(), i))
-        .collect();
-    let parent_of = |tensor: usize| -> Option<String> {
-        let info = &tensors[tensor];
-        let name = parent?.names.get(&info.name).unwrap_or(&info.name);
-        of_parent
-            .get(name)
-            .filter(|other| other.is_like(info))
-            .map(|_| name.clone())
-    };
-    let make = |rule: Rule, places: Vec<usize>, step: Option<StepRecord>| {
-        let info = &tensors[places[0]];
-        Group {
-            rule,
-            parents: places.iter().map(|&tensor| parent_of(tensor)).collect(),
-            chunks: info.bytes().unwrap_or(0).div_ceil(chunk_bytes(info.dtype)),
-            tensors: places,
-            step,
-        }
-    };
-    let mut grouped = vec![false; tensors.len()];
-    let mut groups = Vec::new();
-    for of in moments {
-        let names = [Some(&of.first), Some(&of.second), of.parameter.as_ref()];
-        let found: Option<Vec<usize>> = names
-            .into_iter()
-            .flatten()
-            .map(|name| places.get(name.as_str()).copied())
+/// All that coding a chunk needs to know.
+struct Job<'a> {
+    group: &'a Group,
+    tensors: &'a [TensorInfo],
+    parent: Option<&'a Parent<'a>>,
+    child: &'a dyn Source,
+    factors: Option<&'a Factors>,
+}
+
+impl Job<'_> {
+    fn encode(&self, chunk: usize, scratch: &mut Scratch) -> Result<Coded, DeltaError> {
+        let Self {
+            group,
+            tensors,
+            parent,
+            child,
+            ..
+        } = self;
+        let names: Vec<&str> = group
+            .tensors
+            .iter()
+            .map(|&tensor| tensors[tensor].name.as_str())
             .collect();
-        let Some(found) = found else { continue };
-        let alike = found.iter().all(|&tensor| {
-            let info = &tensors[tensor];
-            info.is_like(&tensors[found[0]])
-                && info.dtype == safetensors::Dtype::F32
-                && parent_of(tensor).is_some()
-        });
-        if alike && found.iter().all(|&tensor| !grouped[tensor]) {
-            found.iter().for_each(|&tensor| grouped[tensor] = true);
-            groups.push(make(Rule::Moments, found, of.step));
+        let children = child.read(&names, chunk)?;
+        let parent_names: Vec<&str> = group.parents.iter().flatten().map(String::as_str).collect();
+        let mut read = match parent {
+            Some(parent) if !parent_names.is_empty() => parent.source.read(&parent_names, chunk)?,
+            _ => Vec::new(),
         }
-    }
-    let rest = (0..tensors.len()).filter(|&tensor| !grouped[tensor]);
-    groups.extend(rest.map(|tensor| make(Rule::One, vec![tensor], None)));
-    // As tensors come: the parts of one layer next to each other.
-    groups.sort_by_key(|group| group.tensors[0]);
-    groups
-}
+        .into_iter();
+        let parents: Vec<_> = group
+            .parents
+            .iter()
+            .map(|name| name.as_ref().and_then(|_| read.next()))
+            .collect();
 
-/// An index with everything that is known before coding, and the longest text for what is not.
-fn longest_index(tensors: &[TensorInfo], groups: &[Group], files: Vec<FileEntry>) -> Index {
-    let hash = "0".repeat(64);
-    let mut entries: Vec<Entry> = tensors
-        .iter()
-        .map(|info| Entry {
-            name: info.name.clone(),
-            dtype: info.dtype,
-            shape: info.shape.clone(),
-            blake3: hash.clone(),
-            parent: None,
+        let info = &tensors[group.tensors[0]];
+        let (offset, total) = (chunk * chunk_bytes(info.dtype), info.bytes().unwrap_or(0));
+        let prediction = Prediction::new(group.rule, group.step.as_ref());
+        let before: Vec<Option<&[u8]>> = parents.iter().map(Option::as_deref).collect();
+        let mut chunks = Vec::with_capacity(children.len());
+        for (i, child) in children.iter().enumerate() {
+            let after: Vec<&[u8]> = children[..i].iter().map(|child| &**child).collect();
+            let known = Known {
+                dtype: tensors[group.tensors[i]].dtype,
+                parent: before[i],
+                roots: prediction.roots(i, &before),
+                basis: self.factors.map(|factors| Basis {
+                    factors,
+                    start: offset / width(info.dtype),
+                }),
+            };
+            let mut bytes = Vec::with_capacity(child.len() / 2);
+            let (codec, loss) = if !is_whole(info) {
+                bytes.extend_from_slice(child);
+                (Codec::Raw, Loss::default())
+            } else if let Some(treatment) = &group.treatment {
+                chunk::encode_lossy(known, treatment, child, scratch, &mut bytes)
+            } else {
+                let predicted = prediction.of(i, &before, &after);
+                let predicted = predicted.as_deref();
+                let codec = chunk::encode_beside(known, predicted, child, scratch, &mut bytes);
+                (codec, Loss::default())
+            };
+            // What it will be read as, which is what is hashed.
+            let kept = if codec.is_lossy() {
+                scratch.lossy.back.as_slice()
+            } else {
+                child
+            };
+            let hash = of_chunk(kept, offset, total);
+            chunks.push(CodedChunk {
+                codec,
+                bytes,
+                hash,
+                loss,
+            });
+        }
+        let parents = parents.iter().map(|parent| {
+            parent
+                .as_deref()
+                .map(|bytes| of_chunk(bytes, offset, total))
+        });
+        Ok(Coded {
+            parents: parents.collect(),
+            chunks,
         })
-        .collect();
-    for group in groups {
-        for (&tensor, parent) in group.tensors.iter().zip(&group.parents) {
-            entries[tensor].parent.clone_from(parent);
-        }
     }
-    let mut steps: Vec<StepRecord> = Vec::new();
-    for step in groups.iter().filter_map(|group| group.step) {
-        if !steps.contains(&step) {
-            steps.push(step);
-        }
-    }
-    let place_of = |step: StepRecord| steps.iter().position(|other| *other == step);
-    let sections = groups
-        .iter()
-        .filter(|group| group.chunks > 0)
-        .map(|group| Section {
-            step: group.step.and_then(place_of),
-            name: tensors[group.tensors[0]].name.clone(),
-            rule: group.rule,
-            tensors: group.tensors.clone(),
-            // Rounded up it has to be a number, too.
-            bytes: u64::MAX / 2,
-            table: u32::MAX,
-            codecs: Codec::names()
-                .map(|name| (name.to_string(), u64::MAX))
-                .collect(),
-        });
-    Index {
-        version: VERSION,
-        parent: Some(hash.clone()),
-        parent_name: None,
-        result: hash.clone(),
-        sections: sections.collect(),
-        steps,
-        tensors: entries,
-        files,
-    }
-}
-
-fn encode(
-    group: &Group,
-    tensors: &[TensorInfo],
-    chunk: usize,
-    parent: Option<&Parent>,
-    child: &dyn Source,
-    scratch: &mut Scratch,
-) -> Result<Coded, DeltaError> {
-    let names: Vec<&str> = group
-        .tensors
-        .iter()
-        .map(|&tensor| tensors[tensor].name.as_str())
-        .collect();
-    let children = child.read(&names, chunk)?;
-    let parent_names: Vec<&str> = group.parents.iter().flatten().map(String::as_str).collect();
-    let mut read = match parent {
-        Some(parent) if !parent_names.is_empty() => parent.source.read(&parent_names, chunk)?,
-        _ => Vec::new(),
-    }
-    .into_iter();
-    let parents: Vec<_> = group
-        .parents
-        .iter()
-        .map(|name| name.as_ref().and_then(|_| read.next()))
-        .collect();
-
-    let info = &tensors[group.tensors[0]];
-    let (offset, total) = (chunk * chunk_bytes(info.dtype), info.bytes().unwrap_or(0));
-    let prediction = Prediction::new(group.rule, group.step.as_ref());
-    let before: Vec<Option<&[u8]>> = parents.iter().map(Option::as_deref).collect();
-    let mut chunks = Vec::with_capacity(children.len());
-    for (i, child) in children.iter().enumerate() {
-        let after: Vec<&[u8]> = children[..i].iter().map(|child| &**child).collect();
-        let known = Known {
-            dtype: tensors[group.tensors[i]].dtype,
-            parent: before[i],
-            roots: prediction.roots(i, &before),
-        };
-        let mut bytes = Vec::with_capacity(child.len() / 2);
-        let codec = if is_whole(info) {
-            let predicted = prediction.of(i, &before, &after);
-            chunk::encode_beside(known, predicted.as_deref(), child, scratch, &mut bytes)
-        } else {
-            bytes.extend_from_slice(child);
-            Codec::Raw
-        };
-        chunks.push((codec, bytes, of_chunk(child, offset, total)));
-    }
-    let parents = parents.iter().map(|parent| {
-        parent
-            .as_deref()
-            .map(|bytes| of_chunk(bytes, offset, total))
-    });
-    Ok(Coded {
-        parents: parents.collect(),
-        chunks,
-    })
 }

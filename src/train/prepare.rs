@@ -66,6 +66,15 @@ impl Run {
             same_inputs(&folder, old.as_ref(), &parts)?;
             notes.extend(rounding_warning(old.as_ref(), &environment, &device));
         }
+        if let Some(step) = checkpoint
+            && let Some(method) = folder.checkpoints().lossy(step)?
+        {
+            notes.push(format!(
+                "warning: the checkpoint of step {step} is lossy ({}): the run goes on from near where it was, \
+                 not bit for bit",
+                method.name()
+            ));
+        }
         let start = Start {
             plan,
             spec: &parts.spec,

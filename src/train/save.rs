@@ -9,7 +9,7 @@ use super::run::Trainer;
 use super::saver::{Job, Saved};
 use super::{Evaluation, Event, TrainError};
 use crate::adapter::{OWN_BASE, trained_tensors, written_numbers};
-use crate::checkpoint::Capture;
+use crate::checkpoint::{Capture, ChainOptions};
 use crate::config::{CheckpointFormat, SaveDtype};
 use crate::durable;
 use crate::model::folder::{self as model_folder, SaveOptions, hf_tensors};
@@ -163,7 +163,11 @@ impl Trainer {
                 config: capture.1,
             },
             best,
-            keyframe_every: config.keyframe_every,
+            options: ChainOptions {
+                keyframe_every: config.keyframe_every,
+                lossy: config.lossy,
+                lossy_moments: config.lossy_moments,
+            },
             limit: config.save_total_limit,
         }
     }

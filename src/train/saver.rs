@@ -6,7 +6,7 @@
 
 use std::thread::JoinHandle;
 
-use crate::checkpoint::{Capture, CheckpointError, CheckpointStore, Progress};
+use crate::checkpoint::{Capture, ChainOptions, CheckpointError, CheckpointStore, Progress};
 
 /// A state to be saved.
 pub(super) struct Job {
@@ -15,7 +15,7 @@ pub(super) struct Job {
     pub(super) capture: Capture,
     /// Whether it is the best so far.
     pub(super) best: bool,
-    pub(super) keyframe_every: u64,
+    pub(super) options: ChainOptions,
     /// Checkpoints to keep.
     pub(super) limit: usize,
 }
@@ -34,7 +34,7 @@ impl Job {
     pub(super) fn run(self) -> Result<Saved, CheckpointError> {
         let step = self.progress.step;
         self.store
-            .save_delta(&self.progress, &self.capture, self.keyframe_every)?;
+            .save_delta(&self.progress, &self.capture, &self.options)?;
         if self.best {
             self.store.mark_best(step)?;
         }

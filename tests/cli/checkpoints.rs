@@ -196,3 +196,101 @@ fn d9_a_fine_tune_is_kept_as_what_it_changed() {
     bench.expect(1, &["delta", "apply", "base", step, "other"]);
     assert!(!bench.path("other").exists());
 }
+
+#[test]
+fn d3_lossy_checkpoints_are_labelled_and_a_run_goes_on_from_them() {
+    let bench = Bench::new();
+    let lossy = ["--set", "checkpoint.lossy=int8", "--output-dir", "run"];
+    let extra = [&EVERY_STEP[..], &lossy].concat();
+    bench.train(&extra);
+    let (table, _) = bench.expect(0, &["ckpt", "ls", "run"]);
+    let labelled: Vec<bool> = lines(&table)
+        .iter()
+        .map(|line| line.contains("lossy: int8"))
+        .collect();
+    // A heading, one that stands alone, three beside it, and one that stands alone.
+    assert_eq!(
+        labelled[..6],
+        [false, false, true, true, true, false],
+        "{table}"
+    );
+    bench.expect(0, &["ckpt", "verify", "run"]);
+
+    let (_, stderr) = bench.expect(
+        0,
+        &[
+            &[
+                "train",
+                "x.toml",
+                "--resume",
+                "3",
+                "--set",
+                "train.max_steps=6",
+            ][..],
+            &extra,
+        ]
+        .concat(),
+    );
+    assert!(
+        stderr.contains("warning: the checkpoint of step 3 is lossy (int8)"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn d3_a_fine_tune_may_come_back_near_what_it_was() {
+    let bench = Bench::new();
+    bench.train(&["--output-dir", "base"]);
+    bench.train(&["--output-dir", "tuned", "--set", "train.max_steps=8"]);
+    bench.expect(0, &["delta", "make", "base", "tuned", "exact.safetensors"]);
+    let make = |out: &str, more: &[&str]| {
+        let (said, _) = bench.expect(
+            0,
+            &[&["delta", "make", "base", "tuned", out], more].concat(),
+        );
+        (said, fs::metadata(bench.path(out)).unwrap().len())
+    };
+    let exact = fs::metadata(bench.path("exact.safetensors")).unwrap().len();
+    for method in ["int8", "int4", "hybrid", "onebit"] {
+        let (said, size) = make(&format!("{method}.safetensors"), &["--lossy", method]);
+        assert!(
+            said.contains(&format!("lost     {method}")) && said.contains("% of its change"),
+            "{said}"
+        );
+        assert!(size < exact, "{method}: {size} {exact}");
+    }
+    let (said, _) = bench.expect(0, &["delta", "apply", "base", "int8.safetensors", "near"]);
+    assert!(said.contains("lost     int8"), "{said}");
+    let read = |folder: &str, name: &str| fs::read(bench.path(folder).join(name)).unwrap();
+    assert!(read("near", "model.safetensors") != read("tuned", "model.safetensors"));
+    assert!(read("near", "tokenizer.json") == read("tuned", "tokenizer.json"));
+    let ask = ["--prompt", "a", "--max-new-tokens", "2"];
+    bench.expect(0, &[&["generate", "--model", "near"][..], &ask].concat());
+    // All of the change is more than a sign can keep.
+    let (said, _) = make(
+        "signs.safetensors",
+        &["--lossy", "onebit", "--energy", "0.99"],
+    );
+    assert!(said.contains("lost     nothing"), "{said}");
+
+    let (_, stderr) = bench.expect(
+        2,
+        &["delta", "make", "base", "tuned", "o", "--lossy", "int3"],
+    );
+    assert!(
+        stderr.contains("int8, int4, onebit, lowrank, hybrid"),
+        "{stderr}"
+    );
+    for energy in ["0", "1", "95"] {
+        let asked = ["--lossy", "lowrank", "--energy", energy];
+        let (_, stderr) = bench.expect(
+            2,
+            &[&["delta", "make", "base", "tuned", "o"], &asked[..]].concat(),
+        );
+        assert!(stderr.contains("between 0 and 1"), "{stderr}");
+    }
+    bench.expect(
+        2,
+        &["delta", "make", "base", "tuned", "o", "--energy", "0.9"],
+    );
+}

@@ -243,6 +243,14 @@ fn r1_every_contradiction_is_refused() {
             &["lr_scheduler={name=\"inverse_sqrt\", warmup_steps=9, min_lr_ratio=0.1}"],
             "inverse_sqrt ignores `min_lr_ratio`",
         ),
+        (
+            &["checkpoint.lossy=int8", "checkpoint.format=full"],
+            "`lossy` in [checkpoint] takes effect only with format = \"delta\"",
+        ),
+        (
+            &["checkpoint.lossy_moments=true"],
+            "`lossy_moments` in [checkpoint] takes effect only with `lossy`",
+        ),
         (&["lr_scheduler.name=inverse_sqrt"], "needs a warm-up"),
         (
             &["lr_scheduler={name=\"inverse_sqrt\", warmup_ratio=0}"],

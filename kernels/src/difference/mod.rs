@@ -158,7 +158,7 @@ pub fn encode(
     out: &mut Vec<u8>,
 ) -> Result<(), DifferenceError> {
     let roots = check(element, scale, parent, child.len())?;
-    let mut spec = choose(element, scale, parent, child);
+    let (mut spec, _) = choose(element, scale, parent, child);
     let elements = child.len() / element.width();
     scratch.prepare(elements, spec.low as usize / 8);
     let Scratch {
@@ -205,6 +205,21 @@ pub fn encode(
     out.extend_from_slice(escaped);
     out.extend_from_slice(lows);
     Ok(())
+}
+
+/// Bytes that [`encode`] would write, about: what a sample of the elements makes one expect.
+///
+/// # Errors
+///
+/// If lengths do not fit.
+pub fn estimate(
+    element: Element,
+    scale: Scale,
+    (parent, child): (&[u8], &[u8]),
+) -> Result<usize, DifferenceError> {
+    check(element, scale, parent, child.len())?;
+    let (_, bits) = choose(element, scale, parent, child);
+    Ok((bits / 8.0 * (child.len() / element.width()) as f64) as usize)
 }
 
 /// Puts into `child` what [`encode`] was given, with the same parent and scale.
@@ -391,8 +406,8 @@ fn best_contexts(counts: &[[u32; TOKENS]; CONTEXTS]) -> Frequencies {
 /// Elements that [`choose`] looks at.
 const SAMPLE: usize = 256;
 
-/// The exponent and the number of low bits that suit a chunk, judged by a sample of it.
-fn choose(element: Element, scale: Scale, parent: &[u8], child: &[u8]) -> Spec {
+/// The exponent and the number of low bits that suit a chunk, judged by a sample of it, and bits an element with them.
+fn choose(element: Element, scale: Scale, parent: &[u8], child: &[u8]) -> (Spec, f64) {
     let mut spec = Spec {
         element,
         low: 0,
@@ -433,5 +448,5 @@ fn choose(element: Element, scale: Scale, parent: &[u8], child: &[u8]) -> Spec {
         }
         least = least.min(cost);
     }
-    spec
+    (spec, least / places.max(1) as f64)
 }

@@ -3,6 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::delta::Method;
+
 /// `[eval]`: validation and sample completions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -45,17 +47,22 @@ pub struct CheckpointConfig {
     /// Checkpoints to keep; the best and the last are kept on top of these. 0 = all.
     #[schemars(range(max = 1000000))]
     pub save_total_limit: usize,
-    /// Number format of the exported model or adapter at the run folder's root; checkpoints are always
-    /// exact.
+    /// Number format of the exported model or adapter at the run folder's root; checkpoints have their own.
     #[schemars(extend("x-aliases" = ["HF: torch_dtype", "mlx-lm: dtype"]))]
     pub save_dtype: SaveDtype,
-    /// How checkpoints are stored. Either way they are exact.
+    /// How checkpoints are stored. Either way they are exact, unless `lossy` is set.
     pub format: CheckpointFormat,
     /// With `format = "delta"`: one checkpoint in so many stands alone, the others are differences from the one before.
     #[schemars(range(min = 1, max = 1000))]
     pub keyframe_every: u64,
     /// With `format = "delta"`: write checkpoints while training goes on, from a copy of the state.
     pub background: bool,
+    /// With `format = "delta"`: let weights of checkpoints that are differences be near what they were, for the sake of size.
+    /// A run that is resumed from one goes on from those, and not bit for bit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lossy: Option<Method>,
+    /// With `lossy`: the optimizer's moments, too.
+    pub lossy_moments: bool,
 }
 
 /// How checkpoints are stored.
@@ -104,6 +111,8 @@ impl Default for CheckpointConfig {
             format: CheckpointFormat::Delta,
             keyframe_every: 10,
             background: true,
+            lossy: None,
+            lossy_moments: false,
         }
     }
 }

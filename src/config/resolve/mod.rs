@@ -13,8 +13,8 @@ use super::document::Document;
 use super::error::Issue;
 use super::hints::describe;
 use super::keys::{
-    AdapterInit, CHAT_TEMPLATES, Config, DatasetKind, Sampling, Task, TokenizerConfig,
-    TokenizerKind, is_chat_template_path,
+    AdapterInit, CHAT_TEMPLATES, CheckpointFormat, Config, DatasetKind, Sampling, Task,
+    TokenizerConfig, TokenizerKind, is_chat_template_path,
 };
 use super::plan::{Length, Plan};
 
@@ -45,6 +45,7 @@ pub(super) fn resolve(
     checks.tokenizer(&mut config);
     checks.data(&mut config);
     checks.evaluation(&config);
+    checks.saving(&config);
     let mut shape = checks.model(&mut config);
     if let Some((shape, base)) = &mut shape {
         checks.quantization(&mut config, shape, base.is_some());
@@ -376,6 +377,26 @@ impl Checks<'_> {
                 "`weight` in [[data.datasets]] with `task` = \"dpo\": every pair comes once per epoch"
                     .to_string(),
                 "remove it",
+            );
+        }
+    }
+
+    fn saving(&mut self, config: &Config) {
+        let saving = &config.checkpoint;
+        let is_lossy = saving.lossy.is_some();
+        let is_whole = is_lossy && saving.format == CheckpointFormat::Full;
+        self.only_with(
+            is_whole,
+            "checkpoint.lossy",
+            "checkpoint.format",
+            "\"delta\"",
+        );
+        if saving.lossy_moments && !is_lossy {
+            let key = "checkpoint.lossy_moments";
+            self.refuse(
+                &[key, "checkpoint.lossy"],
+                format!("{} takes effect only with `lossy`", describe(key)),
+                "remove it, or set lossy = \"int8\"",
             );
         }
     }

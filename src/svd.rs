@@ -21,7 +21,7 @@ const SWEEPS: usize = 60;
 /// U √S `[in, rank]` and √S Vᵀ `[rank, out]` of the `rank` largest singular values of W `[in, out]`,
 /// f32 on a plain device: their product is the best approximation of W of that rank. Directions that
 /// W does not have are zero. A function of W, `rank` and `seed`.
-pub(super) fn largest_factors(w: &Tensor<2>, rank: usize, seed: u64) -> [Tensor<2>; 2] {
+pub(crate) fn largest_factors(w: &Tensor<2>, rank: usize, seed: u64) -> [Tensor<2>; 2] {
     let ([inputs, outputs], device) = (w.dims(), w.device());
     let width = (rank + MORE).min(inputs).min(outputs);
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
