@@ -134,6 +134,9 @@ pub(super) struct Scratch {
 /// One changed element in so many makes a list of them worth trying.
 const SPARSE: usize = 32;
 
+/// A list of changes of so few bytes is taken without looking for anything smaller.
+const CERTAIN: usize = 256;
+
 /// Of so many bytes a prediction has to save one, or coding beside the parent is tried too.
 const POOR: usize = 2;
 
@@ -234,17 +237,23 @@ pub(super) fn encode(
     out: &mut Vec<u8>,
 ) -> Codec {
     let start = out.len();
-    let mut codec = Codec::Intdiff;
     let width = width(known.dtype);
+    let mut codec = Codec::Intdiff;
     if let Some(parent) = known.parent {
         if parent == child {
             return Codec::Same;
         }
         let most = child.len() / width / SPARSE;
-        if sparse::encode(width, parent, child, most, out) {
+        if let Some(changes) = sparse::changes(width, parent, child, most) {
+            let element = sparse_element(known.dtype);
+            sparse::encode(element, &changes, &mut scratch.difference, out);
             codec = Codec::Sparse;
-        } else {
-            out.truncate(start);
+            let length = out.len() - start;
+            let is_told = |element| sparse::are_told_by_parents(element, &changes, parent, length);
+            // Few bytes either way, or nothing to be won.
+            if length < CERTAIN || !element.is_none_or(is_told) {
+                return or_raw(codec, start, child, out);
+            }
         }
     }
     let mut other = std::mem::take(&mut scratch.other);
@@ -261,12 +270,22 @@ pub(super) fn encode(
         codec = Codec::Intdiff;
     }
     scratch.other = other;
-    if out.len() - start >= child.len() {
-        out.truncate(start);
-        out.extend_from_slice(child);
-        codec = Codec::Raw;
+    or_raw(codec, start, child, out)
+}
+
+/// A chunk as it is, if it is no larger so.
+fn or_raw(codec: Codec, start: usize, child: &[u8], out: &mut Vec<u8>) -> Codec {
+    if out.len() - start < child.len() {
+        return codec;
     }
-    codec
+    out.truncate(start);
+    out.extend_from_slice(child);
+    Codec::Raw
+}
+
+/// What the coder of changes makes of a dtype.
+fn sparse_element(dtype: Dtype) -> Option<Element> {
+    (width(dtype) < 8).then(|| element(dtype))
 }
 
 fn differences(known: Known, child: &[u8], scratch: &mut Scratch, out: &mut Vec<u8>) {
@@ -316,7 +335,8 @@ fn decode(
         }
         Codec::Sparse => {
             child.copy_from_slice(parent()?);
-            sparse::decode(width(known.dtype), bytes, child)?;
+            let element = sparse_element(known.dtype);
+            sparse::decode(element, width(known.dtype), bytes, child)?;
         }
         Codec::Predicted => return Err(ChunkError::Codec),
         Codec::Int8 | Codec::Int4 | Codec::OneBit | Codec::Hybrid | Codec::LowRank => {
@@ -449,5 +469,73 @@ mod tests {
         assert_eq!(encode(known, &child, &mut scratch, &mut out), Codec::Sparse);
         assert!(out.len() < 16, "{}", out.len());
         assert_eq!(encode(known, &parent, &mut scratch, &mut out), Codec::Same);
+    }
+
+    /// Numbers of all sizes, and some of them moved to the next but one.
+    fn scattered(elements: u32, is_moved: impl Fn(u32, f32) -> bool) -> (Vec<u8>, Vec<u8>) {
+        let (mut parent, mut child) = (Vec::new(), Vec::new());
+        for i in 0..elements {
+            let random = i
+                .wrapping_mul(0x9e37_79b9)
+                .rotate_left(13)
+                .wrapping_mul(0x85eb_ca6b);
+            let value = 0.9f32.powi((random % 100) as i32);
+            let bits = (value.to_bits() >> 16) as u16;
+            let moved = if is_moved(random >> 8, value) {
+                bits + 2
+            } else {
+                bits
+            };
+            parent.extend(bits.to_le_bytes());
+            child.extend(moved.to_le_bytes());
+        }
+        (parent, child)
+    }
+
+    fn coded(dtype: Dtype, parent: &[u8], child: &[u8]) -> (Codec, usize) {
+        let known = Known {
+            dtype,
+            parent: Some(parent),
+            roots: None,
+            basis: None,
+        };
+        let (mut scratch, mut out) = (Scratch::default(), Vec::new());
+        let codec = encode(known, child, &mut scratch, &mut out);
+        let mut back = vec![0xa5; child.len()];
+        decode(codec, known, &out, &mut scratch, &mut back).unwrap();
+        assert!(back == child);
+        (codec, out.len())
+    }
+
+    #[test]
+    fn d2_scattered_changes_are_coded_near_their_entropy() {
+        let elements = 1 << 17;
+        let (parent, child) = scattered(elements, |random, _| random % 100 == 0);
+        let (codec, length) = coded(Dtype::BF16, &parent, &child);
+        assert_eq!(codec, Codec::Sparse);
+        // Of a one in a hundred: where it is. That it moved by two is always the same.
+        let share: f64 = 0.01;
+        let entropy = -share * share.log2() - (1.0 - share) * (1.0 - share).log2();
+        let bound = entropy * f64::from(elements) / 8.0;
+        // Two tables and the coders' states are two hundred bytes and more.
+        assert!((length as f64) < 1.1 * bound + 300.0, "{length} {bound}");
+        // As 64-bit integers they are listed.
+        assert!(matches!(
+            coded(Dtype::I64, &parent[..80_000], &child[..80_000]).0,
+            Codec::Sparse | Codec::Intdiff
+        ));
+    }
+
+    #[test]
+    fn d2_changes_that_the_parents_tell_of_are_no_list() {
+        // All of the smallest numbers, and no others: there is nothing to say of where they are.
+        let (parent, child) = scattered(1 << 17, |_, value| value < 1.05 * 0.9f32.powi(99));
+        let (codec, length) = coded(Dtype::BF16, &parent, &child);
+        let (_, scattered) = {
+            let (parent, child) = scattered(1 << 17, |random, _| random % 100 == 0);
+            coded(Dtype::BF16, &parent, &child)
+        };
+        assert_eq!(codec, Codec::Intdiff);
+        assert!(3 * length < 2 * scattered, "{length} {scattered}");
     }
 }

@@ -259,7 +259,7 @@ pub(super) fn encode(
         let length = (out.len() - at) as u32;
         out[start + 1..start + 5].copy_from_slice(&length.to_le_bytes());
     }
-    sparse::encode(width, base, back, usize::MAX, out);
+    sparse::list_all(width, base, back, out);
     Some(lost)
 }
 
@@ -282,7 +282,7 @@ pub(super) fn decode(
         let Basis { factors, start } = basis.ok_or(ChunkError::Codec)?;
         let made = factors.reconstruct(path, element, start, parent, child);
         made.map_err(no_float)?;
-        return sparse::decode(element.width(), bytes, child);
+        return sparse::unlist(element.width(), bytes, child);
     };
     let elements = child.len() / element.width();
     let (&[coded, l0, l1, l2, l3], rest) =
@@ -319,7 +319,7 @@ pub(super) fn decode(
     }
     let made = reconstruct(path, element, levels, (&scales, &codes), parent, child);
     made.map_err(no_float)?;
-    sparse::decode(element.width(), listed, child)
+    sparse::unlist(element.width(), listed, child)
 }
 
 fn levels(codec: Codec) -> Option<Levels> {

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::chunk::{self, Known, Scratch, chunk_bytes, width};
 use super::container::{OpenSection, Writer};
 use super::hash::{ChunkHash, of_chunk, of_chunks};
-use super::index::{FileEntry, Index, Rule, StepRecord, is_whole, state_id};
+use super::index::{FileEntry, Index, Rule, Section, StepRecord, is_whole, state_id};
 use super::lossy::{Basis, LossRecord, Lossy};
 use super::plan::{self, Group};
 use super::predict::Prediction;
@@ -74,6 +74,8 @@ pub struct Options {
 /// One chunk of each tensor of a group.
 struct Coded {
     chunks: Vec<CodedChunk>,
+    /// Before the first chunk of a product.
+    factors: Option<Vec<u8>>,
     /// Of the parents.
     parents: Vec<Option<ChunkHash>>,
 }
@@ -130,30 +132,36 @@ pub(super) fn write_files(
     });
     let mut index = plan::longest_index(&tensors, &groups, files.collect(), child);
     index.parent_name = parent.and_then(|parent| parent.name.clone());
-    let mut writer = Writer::create(path, &index)?;
+    let writer = Writer::create(path, &index)?;
 
-    let mut hashes = Hashes {
-        child: vec![Vec::new(); tensors.len()],
-        parent: HashMap::new(),
+    let mut assembly = Assembly {
+        groups: &groups,
+        writer,
+        section: OpenSection::default(),
+        is_product: false,
+        described: std::mem::take(&mut index.sections).into_iter(),
+        sections: Vec::new(),
+        hashes: Hashes {
+            child: vec![Vec::new(); tensors.len()],
+            parent: HashMap::new(),
+        },
+        losses: vec![Loss::default(); tensors.len()],
     };
-    let mut losses = vec![Loss::default(); tensors.len()];
-    let mut factors: HashMap<usize, Factors> = HashMap::new();
-    let mut described = std::mem::take(&mut index.sections).into_iter();
-    let mut section = OpenSection::default();
     let jobs: Vec<(usize, usize)> = (0..groups.len())
         .flat_map(|group| (0..groups[group].chunks).map(move |chunk| (group, chunk)))
         .collect();
+    let mut factors: HashMap<usize, Factors> = HashMap::new();
+    let mut before: (&[(usize, usize)], Vec<Coded>) = (&[], Vec::new());
     // Enough to keep all threads at work while the slowest of them ends.
-    let at_once = 2 * rayon::current_num_threads();
-    for jobs in jobs.chunks(at_once) {
+    for jobs in jobs.chunks(2 * rayon::current_num_threads()) {
+        factors.retain(|&place, _| place == jobs[0].0);
         for &(place, _) in jobs.iter().filter(|(_, chunk)| *chunk == 0) {
             if let Some(found) = find_factors(&groups[place], &tensors, parent, child)? {
                 factors.insert(place, found);
             }
         }
-        let coded: Vec<Coded> = jobs
-            .par_iter()
-            .map_init(Scratch::default, |scratch, &(place, chunk)| {
+        let encode = || -> Result<Vec<Coded>, DeltaError> {
+            let of = |scratch: &mut Scratch, &(place, chunk): &(usize, usize)| {
                 let job = Job {
                     group: &groups[place],
                     tensors: &tensors,
@@ -162,40 +170,23 @@ pub(super) fn write_files(
                     factors: factors.get(&place),
                 };
                 job.encode(chunk, scratch)
-            })
-            .collect::<Result<_, _>>()?;
-        for (&(place, chunk), coded) in jobs.iter().zip(coded) {
-            let group = &groups[place];
-            if let (0, Some(factors)) = (chunk, factors.get(&place)) {
-                let mut bytes = Vec::new();
-                factors.write(&mut bytes);
-                writer.chunk(&mut section, Codec::LowRank, &bytes)?;
-            }
-            for (&tensor, coded) in group.tensors.iter().zip(&coded.chunks) {
-                writer.chunk(&mut section, coded.codec, &coded.bytes)?;
-                hashes.child[tensor].push(coded.hash);
-                losses[tensor] = losses[tensor].and(coded.loss);
-            }
-            for (name, hash) in group.parents.iter().zip(coded.parents) {
-                if let (Some(name), Some(hash)) = (name, hash) {
-                    let chunks = hashes.parent.entry(name.clone()).or_default();
-                    // Two tensors may have the same parent.
-                    if chunks.len() == chunk {
-                        chunks.push(hash);
-                    }
-                }
-            }
-            if chunk + 1 == group.chunks {
-                let mut described = described.next().expect("a section for each group");
-                if factors.remove(&place).is_none() && described.rule == Rule::LowRank {
-                    described.rule = Rule::One;
-                }
-                if writer.end(std::mem::take(&mut section), &mut described)? {
-                    index.sections.push(described);
-                }
-            }
-        }
+            };
+            jobs.par_iter().map_init(Scratch::default, of).collect()
+        };
+        // What was coded before is written meanwhile.
+        let (put, coded) = rayon::join(|| assembly.put(before), encode);
+        put?;
+        before = (jobs, coded?);
     }
+    assembly.put(before)?;
+    let Assembly {
+        writer,
+        sections,
+        hashes,
+        losses,
+        ..
+    } = assembly;
+    index.sections = sections;
     for group in &groups {
         for &tensor in &group.tensors {
             let entry = &mut index.tensors[tensor];
@@ -207,6 +198,67 @@ pub(super) fn write_files(
         }
     }
     finish(index, writer, (parent, &of_parent), &tensors, &hashes)
+}
+
+/// What is made of coded chunks, in order.
+struct Assembly<'a> {
+    groups: &'a [Group],
+    writer: Writer,
+    section: OpenSection,
+    /// Whether the section begins with factors.
+    is_product: bool,
+    /// Sections to come, as they were foreseen.
+    described: std::vec::IntoIter<Section>,
+    sections: Vec<Section>,
+    hashes: Hashes,
+    losses: Vec<Loss>,
+}
+
+impl Assembly<'_> {
+    /// Takes up chunks: groups and numbers of chunks, and what has become of them.
+    fn put(&mut self, (jobs, coded): (&[(usize, usize)], Vec<Coded>)) -> Result<(), DeltaError> {
+        for (&(place, chunk), coded) in jobs.iter().zip(coded) {
+            let group = &self.groups[place];
+            if let Some(factors) = coded.factors {
+                self.writer
+                    .chunk(&mut self.section, Codec::LowRank, &factors)?;
+                self.is_product = true;
+            }
+            for (&tensor, coded) in group.tensors.iter().zip(&coded.chunks) {
+                self.writer
+                    .chunk(&mut self.section, coded.codec, &coded.bytes)?;
+                self.hashes.child[tensor].push(coded.hash);
+                self.losses[tensor] = self.losses[tensor].and(coded.loss);
+            }
+            for (name, hash) in group.parents.iter().zip(coded.parents) {
+                if let (Some(name), Some(hash)) = (name, hash) {
+                    let chunks = self.hashes.parent.entry(name.clone()).or_default();
+                    // Two tensors may have the same parent.
+                    if chunks.len() == chunk {
+                        chunks.push(hash);
+                    }
+                }
+            }
+            if chunk + 1 == group.chunks {
+                self.end()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn end(&mut self) -> Result<(), DeltaError> {
+        let mut described = self.described.next().expect("a section for each group");
+        if !std::mem::take(&mut self.is_product) && described.rule == Rule::LowRank {
+            described.rule = Rule::One;
+        }
+        if self
+            .writer
+            .end(std::mem::take(&mut self.section), &mut described)?
+        {
+            self.sections.push(described);
+        }
+        Ok(())
+    }
 }
 
 /// The factors of a matrix that may be told as a product, if that takes few enough.
@@ -397,9 +449,15 @@ impl Job<'_> {
                 .as_deref()
                 .map(|bytes| of_chunk(bytes, offset, total))
         });
+        let factors = self.factors.filter(|_| chunk == 0).map(|factors| {
+            let mut bytes = Vec::new();
+            factors.write(&mut bytes);
+            bytes
+        });
         Ok(Coded {
             parents: parents.collect(),
             chunks,
+            factors,
         })
     }
 }
