@@ -294,3 +294,60 @@ fn d3_a_fine_tune_may_come_back_near_what_it_was() {
         &["delta", "make", "base", "tuned", "o", "--energy", "0.9"],
     );
 }
+
+/// A safetensors file of one f32 matrix, written a piece at a time.
+#[cfg(unix)]
+fn large_model(folder: &std::path::Path, elements: usize, by: f32) {
+    use std::io::Write;
+    fs::create_dir_all(folder).unwrap();
+    let shape = [elements / 1024, 1024];
+    let header = format!(
+        r#"{{"w":{{"dtype":"F32","shape":{shape:?},"data_offsets":[0,{}]}}}}"#,
+        4 * elements
+    );
+    let file = fs::File::create(folder.join("model.safetensors")).unwrap();
+    let mut file = std::io::BufWriter::new(file);
+    file.write_all(&(header.len() as u64).to_le_bytes())
+        .unwrap();
+    file.write_all(header.as_bytes()).unwrap();
+    let mut state = 1u32;
+    for _ in 0..elements {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let value = f32::from_bits(state >> 9 | 0x3f80_0000) - 1.5;
+        let moved = value + by * f32::from((state >> 3) as u8);
+        file.write_all(&moved.to_le_bytes()).unwrap();
+    }
+}
+
+#[cfg(unix)]
+#[test]
+#[ignore = "writes more than a gigabyte"]
+fn d6_memory_does_not_grow_with_the_folder() {
+    const LIMIT_KIB: usize = 128 << 10;
+    let bench = Bench::new();
+    // Four times what the process may have, code and stacks included.
+    let elements = 4 * LIMIT_KIB * 1024 / 4;
+    large_model(&bench.path("base"), elements, 0.0);
+    large_model(&bench.path("tuned"), elements, 1e-8);
+    let limited = |arguments: &str| {
+        let runner = env!("CARGO_BIN_EXE_runner");
+        let script = format!("ulimit -v {LIMIT_KIB} && exec {runner} {arguments}");
+        let output = std::process::Command::new("sh")
+            .args(["-c", &script])
+            .current_dir(bench.path(""))
+            .env("RAYON_NUM_THREADS", "2")
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    };
+    limited("delta make base tuned exact.safetensors");
+    limited("delta apply base exact.safetensors again");
+    let read = |folder: &str| fs::read(bench.path(folder).join("model.safetensors")).unwrap();
+    assert!(read("again") == read("tuned"));
+    limited("delta make base tuned lossy.safetensors --lossy int8");
+    limited("delta apply base lossy.safetensors near");
+}
