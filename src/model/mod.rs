@@ -36,4 +36,5 @@ pub use parameters::{
     MapParameters, Tensors, VisitParameters, map_parameters, parameters, visit_parameters,
     with_parameters,
 };
+pub(crate) use parameters::{copied_from, moved_into, parameters_into};
 pub use weight::{PackedWeight, QuantisedWeight, Weight};

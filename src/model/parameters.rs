@@ -9,7 +9,10 @@ use std::collections::BTreeMap;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{DType, Device, Int, Shape, Tensor, TensorData};
 
+use rayon::prelude::*;
+
 use super::ModelError;
+use crate::device::is_cpu;
 
 /// Host copies of tensors by name.
 pub type Tensors = BTreeMap<String, TensorData>;
@@ -121,19 +124,69 @@ impl<T: MapParameters> ModuleMapper for Walk<'_, T> {
 
 /// Copies every parameter to the host, keyed by path.
 pub fn parameters(module: &impl Module) -> Tensors {
-    struct Collect(Tensors);
+    parameters_into(module, Tensors::new())
+}
+
+/// The same, into the memory of an earlier copy.
+pub(crate) fn parameters_into(module: &impl Module, mut spare: Tensors) -> Tensors {
+    type Copy = Box<dyn FnOnce() -> TensorData + Send>;
+    #[derive(Default)]
+    struct Collect {
+        copies: Vec<(String, Copy)>,
+        device: Option<Device>,
+    }
     impl VisitParameters for Collect {
         fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
-            self.0.insert(path.to_string(), param.val().into_data());
+            let value = param.val();
+            self.device.get_or_insert_with(|| value.device());
+            let copy = Box::new(move || value.into_data());
+            self.copies.push((path.to_string(), copy));
         }
 
         fn visit_packed<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D, Int>>) {
-            self.0.insert(path.to_string(), param.val().into_data());
+            let value = param.val();
+            self.device.get_or_insert_with(|| value.device());
+            let copy = Box::new(move || value.into_data());
+            self.copies.push((path.to_string(), copy));
         }
     }
-    let mut collect = Collect(Tensors::new());
+    let mut collect = Collect::default();
     visit_parameters(module, &mut collect);
-    collect.0
+    let Collect { copies, device } = collect;
+    let copies = copies.into_iter().map(|(path, copy)| {
+        let spare = spare.remove(&path);
+        (path, copy, spare)
+    });
+    let copied = copied_from(device.as_ref(), copies.collect(), |(path, copy, spare)| {
+        (path, moved_into(spare, copy()))
+    });
+    copied.into_iter().collect()
+}
+
+/// A tensor in the memory of another, if that has room for just it. Large pieces of new memory take several times as long
+/// to be given out as to be written.
+pub(crate) fn moved_into(spare: Option<TensorData>, data: TensorData) -> TensorData {
+    let is_like = |spare: &TensorData| spare.as_bytes().len() == data.as_bytes().len();
+    let Some(spare) = spare.filter(is_like) else {
+        return data;
+    };
+    let mut bytes = spare.into_bytes();
+    bytes.copy_from_slice(data.as_bytes());
+    TensorData::from_bytes(bytes, data.shape().clone(), data.dtype())
+}
+
+/// Copies things to the host: from the CPU on all cores, since new memory takes longer to be given out than to be written;
+/// from a GPU one after another, as its queue has them.
+pub(crate) fn copied_from<J: Send, R: Send>(
+    device: Option<&Device>,
+    jobs: Vec<J>,
+    copy: impl Fn(J) -> R + Send + Sync,
+) -> Vec<R> {
+    if device.is_some_and(is_cpu) {
+        jobs.into_par_iter().map(copy).collect()
+    } else {
+        jobs.into_iter().map(copy).collect()
+    }
 }
 
 /// Puts `tensors`, keyed by path, in the place of the module's parameters.

@@ -23,7 +23,8 @@ use serde::{Deserialize, Serialize};
 use crate::config::OptimizerPlan;
 use crate::gradient::Gradient;
 use crate::model::{
-    Decoder, MapParameters, Tensors, VisitParameters, map_parameters, visit_parameters,
+    Decoder, MapParameters, Tensors, VisitParameters, copied_from, map_parameters, moved_into,
+    visit_parameters,
 };
 use rules::{Rule, Rules};
 pub use schedule::Schedule;
@@ -144,34 +145,58 @@ impl Optimizer {
 
     /// A copy of the state on the host.
     pub fn state(&self, model: &impl Module) -> OptimizerState {
-        struct Collect<'a> {
-            optimizer: &'a Optimizer,
-            sink: StateSink,
-            kept: OptimizerState,
+        self.state_into(model, Tensors::new())
+    }
+
+    /// The same, with tensors in the memory of an earlier copy's.
+    pub(crate) fn state_into(&self, model: &impl Module, mut spare: Tensors) -> OptimizerState {
+        #[derive(Default)]
+        struct Collect {
+            /// Paths and dimensions.
+            parameters: Vec<(String, usize)>,
+            device: Option<Device>,
         }
-        impl VisitParameters for Collect<'_> {
-            fn visit<const D: usize>(&mut self, path: &str, _param: &Param<Tensor<D>>) {
-                let rule = self.optimizer.rules.of(path, D);
-                match (self.optimizer.states.get(path), rule) {
-                    (Some(State::Burn(state)), Rule::Burn(rule)) => {
-                        rule.state_flatten(path, state, &mut self.sink);
-                    }
-                    (Some(State::EightBit(state)), _) => state.save(path, &mut self.kept),
-                    _ => {}
-                }
+        impl VisitParameters for Collect {
+            fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
+                self.device.get_or_insert_with(|| param.lazy_device());
+                self.parameters.push((path.to_string(), D));
             }
         }
-        let mut collect = Collect {
-            optimizer: self,
-            sink: StateSink::default(),
-            kept: OptimizerState::default(),
-        };
+        let mut collect = Collect::default();
         visit_parameters(model, &mut collect);
-        let (mut kept, scalars) = (collect.kept, collect.sink.scalars.into_iter());
-        kept.tensors.extend(collect.sink.tensors);
-        let scalars = scalars.map(|(name, value)| (name, value.into()));
-        kept.scalars.extend(scalars);
-        kept
+        let Collect { parameters, device } = collect;
+        let parameters = parameters.into_iter().map(|(path, dims)| {
+            let from = format!("{path}.");
+            let own = spare.extract_if(from.clone().., |name, _| name.starts_with(&from));
+            let own: Tensors = own.collect();
+            (path, dims, own)
+        });
+        let parameters = parameters.collect();
+        let copies = copied_from(device.as_ref(), parameters, |(path, dims, mut spare)| {
+            let (mut sink, mut kept) = (StateSink::default(), OptimizerState::default());
+            match (self.states.get(&path), self.rules.of(&path, dims)) {
+                (Some(State::Burn(state)), Rule::Burn(rule)) => {
+                    rule.state_flatten(&path, state, &mut sink);
+                }
+                (Some(State::EightBit(state)), _) => state.save(&path, &mut kept),
+                _ => {}
+            }
+            let tensors = sink.tensors.into_iter();
+            kept.tensors.extend(tensors.map(|(name, data)| {
+                let spare = spare.remove(&name);
+                (name, moved_into(spare, data))
+            }));
+            let scalars = sink.scalars.into_iter();
+            kept.scalars
+                .extend(scalars.map(|(name, value)| (name, value.into())));
+            kept
+        });
+        let mut all = OptimizerState::default();
+        for kept in copies {
+            all.tensors.extend(kept.tensors);
+            all.scalars.extend(kept.scalars);
+        }
+        all
     }
 
     /// The last step of every parameter that Adam's rule updates, by path: `state` is what came of it, `learning_rate` what

@@ -13,7 +13,7 @@ use crate::checkpoint::{Capture, ChainOptions};
 use crate::config::{CheckpointFormat, SaveDtype};
 use crate::durable;
 use crate::model::folder::{self as model_folder, SaveOptions, hf_tensors};
-use crate::model::{Decoder, Tensors, parameters};
+use crate::model::{Decoder, Tensors, parameters_into};
 use crate::optimizer::{AppliedStep, OptimizerState};
 
 /// What a checkpoint keeps of a model: all of it, or what is trained beside a base model.
@@ -133,7 +133,7 @@ impl Trainer {
                         let folder = self.folder.path();
                         return self.saver.begin(job).map_err(TrainError::io(folder));
                     }
-                    let saved = job.run()?;
+                    let (saved, _) = job.run()?;
                     return self.tell_of(saved);
                 }
             }
@@ -146,13 +146,17 @@ impl Trainer {
         self.rotate()
     }
 
-    fn job(&self, model: &Decoder, best: bool) -> Job {
+    fn job(&mut self, model: &Decoder, best: bool) -> Job {
+        let (weights, moments) = self.saver.spare();
         let config = &self.plan.config.checkpoint;
         let capture = match model.is_adapted() {
             true => (trained_tensors(model), serde_json::Value::Null),
-            false => (parameters(model), self.spec.to_config_json(SaveDtype::F32)),
+            false => (
+                parameters_into(model, weights),
+                self.spec.to_config_json(SaveDtype::F32),
+            ),
         };
-        let optimizer = self.optimizer.state(model);
+        let optimizer = self.optimizer.state_into(model, moments);
         Job {
             store: self.store.clone(),
             progress: self.progress.clone(),

@@ -1,12 +1,13 @@
 //! Saving while training goes on.
 //!
-//! A save copies the run's state, which costs the training one pass over memory, and hands the copy to a thread of its own,
+//! A save copies the run's state, which costs the training one pass over memory (the memory of the copy before), and hands the copy to a thread of its own,
 //! which codes it, writes it, flushes it and deletes what is no longer kept. The thread and its helpers have the lowest
 //! priority there is: they take what the training leaves of the cores. One save at a time: the next one waits for it.
 
 use std::thread::JoinHandle;
 
 use crate::checkpoint::{Capture, ChainOptions, CheckpointError, CheckpointStore, Progress};
+use crate::model::Tensors;
 
 /// A state to be saved.
 pub(super) struct Job {
@@ -30,21 +31,24 @@ pub(super) struct Saved {
     pub(super) deleted: Vec<u64>,
 }
 
+/// What came of a save, and the copy that was saved.
+type Done = (Saved, Capture);
+
 impl Job {
-    pub(super) fn run(self) -> Result<Saved, CheckpointError> {
+    /// Returns the copy, too, whose memory serves for the next.
+    pub(super) fn run(self) -> Result<Done, CheckpointError> {
         let step = self.progress.step;
         self.store
             .save_delta(&self.progress, &self.capture, &self.options)?;
         if self.best {
             self.store.mark_best(step)?;
         }
-        // Before the old is deleted, so that not both are in memory when that has to be written anew.
-        drop(self.capture);
-        Ok(Saved {
+        let saved = Saved {
             step,
             seconds: self.progress.seconds,
             deleted: self.store.rotate(self.limit)?,
-        })
+        };
+        Ok((saved, self.capture))
     }
 }
 
@@ -53,10 +57,20 @@ impl Job {
 pub(super) struct Saver {
     /// Made with the first save.
     pool: Option<rayon::ThreadPool>,
-    running: Option<JoinHandle<(rayon::ThreadPool, Result<Saved, CheckpointError>)>>,
+    running: Option<JoinHandle<(rayon::ThreadPool, Result<Done, CheckpointError>)>>,
+    /// The last copy, when it has been saved.
+    spare: Option<Capture>,
 }
 
 impl Saver {
+    /// Tensors to be written over by the next copy: weights, and the optimizer's.
+    pub(super) fn spare(&mut self) -> (Tensors, Tensors) {
+        let spare = self.spare.take();
+        spare.map_or_else(Default::default, |spare| {
+            (spare.weights, spare.optimizer.tensors)
+        })
+    }
+
     /// Begins a save. The one before must have been waited for.
     pub(super) fn begin(&mut self, job: Job) -> std::io::Result<()> {
         debug_assert!(self.running.is_none());
@@ -91,7 +105,10 @@ impl Saver {
         match running.join() {
             Ok((pool, saved)) => {
                 self.pool = Some(pool);
-                Some(saved)
+                Some(saved.map(|(saved, capture)| {
+                    self.spare = Some(capture);
+                    saved
+                }))
             }
             // It panicked: so does who waits for it.
             Err(panic) => std::panic::resume_unwind(panic),
