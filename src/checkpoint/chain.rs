@@ -126,15 +126,21 @@ pub(super) fn write(
         known: Some(delta.state()),
     });
     let child = memory(&capture.weights, &capture.optimizer.tensors);
+    let moments = moments(capture);
     let state = capture.optimizer.tensors.keys();
-    let exact = state.filter(|_| !options.lossy_moments);
-    let options = Options {
-        moments: moments(capture),
-        lossy: options.lossy.map(|method| Lossy {
-            exact: exact.map(|name| format!("{OPTIMIZER}{name}")).collect(),
-            ..Lossy::new(method)
-        }),
+    let state = state.map(|name| format!("{OPTIMIZER}{name}"));
+    // What else an optimizer keeps (Adafactor's rows and columns of squares, say) may not bear to be near what it was.
+    let is_moment = |name: &String| {
+        moments
+            .iter()
+            .any(|of| of.first == *name || of.second == *name)
     };
+    let exact = state.filter(|name| !(options.lossy_moments && is_moment(name)));
+    let lossy = options.lossy.map(|method| Lossy {
+        exact: exact.collect(),
+        ..Lossy::new(method)
+    });
+    let options = Options { moments, lossy };
     let path = folder.join(DELTA);
     Ok(delta::write(&path, parent.as_ref(), &child, &options)?)
 }

@@ -115,7 +115,7 @@ pub struct ChainOptions {
     pub keyframe_every: u64,
     /// How weights of the others may be made smaller than they can be without loss.
     pub lossy: Option<Method>,
-    /// Whether moments may, too.
+    /// Whether Adam's moments may, too; whatever else an optimizer keeps is exact.
     pub lossy_moments: bool,
 }
 

@@ -435,7 +435,11 @@ fn d3_lossy_weights_are_labelled_and_moments_are_exact_unless_asked_for() {
             lossy_moments,
             ..ChainOptions::exact(9)
         };
-        let capture = capture(step);
+        let mut capture = capture(step);
+        // Not a pair of Adam's.
+        let squares = capture.optimizer.tensors["w.momentum.moment_2"].clone();
+        let other = &mut capture.optimizer.tensors;
+        other.insert("v.momentum.row_avg".to_string(), squares.clone());
         store.save_delta(&progress, &capture, &options).unwrap();
         store.verify(step).unwrap();
         let read = store.load(step).unwrap();
@@ -445,6 +449,7 @@ fn d3_lossy_weights_are_labelled_and_moments_are_exact_unless_asked_for() {
             step == 1,
             "the first stands alone"
         );
+        assert_eq!(read.optimizer.tensors["v.momentum.row_avg"], squares);
         let moments = capture.optimizer.tensors;
         assert_eq!(read.optimizer.tensors == moments, !lossy_moments);
         for (name, moment) in &moments {

@@ -30,10 +30,12 @@ pub enum Codec {
     Hybrid,
     /// Lossy: the product of two narrow matrices, which belong to the whole tensor.
     LowRank,
+    /// As [`Sparse`](Self::Sparse), under the entropy coder.
+    Scattered,
 }
 
 impl Codec {
-    pub(super) const ALL: [Self; 10] = [
+    pub(super) const ALL: [Self; 11] = [
         Self::Same,
         Self::Raw,
         Self::Sparse,
@@ -44,6 +46,7 @@ impl Codec {
         Self::OneBit,
         Self::Hybrid,
         Self::LowRank,
+        Self::Scattered,
     ];
 
     /// As it stands in a file.
@@ -62,7 +65,12 @@ impl Codec {
     /// Whether what comes back may be another than it was.
     pub fn is_lossy(self) -> bool {
         match self {
-            Self::Same | Self::Raw | Self::Sparse | Self::Intdiff | Self::Predicted => false,
+            Self::Same
+            | Self::Raw
+            | Self::Sparse
+            | Self::Scattered
+            | Self::Intdiff
+            | Self::Predicted => false,
             Self::Int8 | Self::Int4 | Self::OneBit | Self::Hybrid | Self::LowRank => true,
         }
     }
@@ -80,6 +88,7 @@ impl Codec {
             Self::OneBit => "onebit",
             Self::Hybrid => "hybrid",
             Self::LowRank => "lowrank",
+            Self::Scattered => "scattered",
         }
     }
 }
@@ -246,8 +255,7 @@ pub(super) fn encode(
         let most = child.len() / width / SPARSE;
         if let Some(changes) = sparse::changes(width, parent, child, most) {
             let element = sparse_element(known.dtype);
-            sparse::encode(element, &changes, &mut scratch.difference, out);
-            codec = Codec::Sparse;
+            codec = sparse::encode(element, &changes, &mut scratch.difference, out);
             let length = out.len() - start;
             let is_told = |element| sparse::are_told_by_parents(element, &changes, parent, length);
             // Few bytes either way, or nothing to be won.
@@ -258,13 +266,13 @@ pub(super) fn encode(
     }
     let mut other = std::mem::take(&mut scratch.other);
     other.clear();
-    let rival = if codec == Codec::Sparse {
+    let rival = if codec != Codec::Intdiff {
         &mut other
     } else {
         &mut *out
     };
     differences(known, child, scratch, rival);
-    if codec == Codec::Sparse && other.len() < out.len() - start {
+    if codec != Codec::Intdiff && other.len() < out.len() - start {
         out.truncate(start);
         out.extend_from_slice(&other);
         codec = Codec::Intdiff;
@@ -335,8 +343,12 @@ fn decode(
         }
         Codec::Sparse => {
             child.copy_from_slice(parent()?);
-            let element = sparse_element(known.dtype);
-            sparse::decode(element, width(known.dtype), bytes, child)?;
+            sparse::unlist(width(known.dtype), bytes, child)?;
+        }
+        Codec::Scattered => {
+            child.copy_from_slice(parent()?);
+            let element = sparse_element(known.dtype).ok_or(ChunkError::Codec)?;
+            sparse::decode(element, bytes, child)?;
         }
         Codec::Predicted => return Err(ChunkError::Codec),
         Codec::Int8 | Codec::Int4 | Codec::OneBit | Codec::Hybrid | Codec::LowRank => {
@@ -512,7 +524,7 @@ mod tests {
         let elements = 1 << 17;
         let (parent, child) = scattered(elements, |random, _| random % 100 == 0);
         let (codec, length) = coded(Dtype::BF16, &parent, &child);
-        assert_eq!(codec, Codec::Sparse);
+        assert_eq!(codec, Codec::Scattered);
         // Of a one in a hundred: where it is. That it moved by two is always the same.
         let share: f64 = 0.01;
         let entropy = -share * share.log2() - (1.0 - share) * (1.0 - share).log2();

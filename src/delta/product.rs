@@ -1,7 +1,7 @@
 //! The difference of a matrix as a product of two narrow ones, of the least rank that keeps enough of it.
 
 use burn::tensor::{Device, Tensor, TensorData};
-use firebrick_kernels::lossy::{Factors, Loss, Path, loss, subtract};
+use firebrick_kernels::lossy::{Factors, Loss, Path, Rounding, loss, misses, subtract};
 use rayon::prelude::*;
 
 use super::chunk::{chunk_bytes, element};
@@ -131,6 +131,13 @@ impl Pair<'_> {
             factors
                 .reconstruct(path, element, start, &before, &mut back)
                 .expect("floats");
+            // These will be stored as they are.
+            let missed = misses(element, Rounding::Nearest, &after, &back).expect("floats");
+            for place in missed {
+                let range =
+                    place as usize * element.width()..(place as usize + 1) * element.width();
+                back[range.clone()].copy_from_slice(&after[range]);
+            }
             Ok(loss(path, element, &before, &after, &back).expect("floats"))
         };
         let losses: Vec<Loss> = (0..chunks)

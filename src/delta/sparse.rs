@@ -1,19 +1,15 @@
 //! The elements that differ: how many equal ones come before each, and what stands there.
 //!
 //! As a *list*, for few of them: gaps in the base-128 code of unsigned numbers (LEB128), the lowest bits first; after all
-//! gaps the elements' bytes in the same order. *Coded*, for many: gaps as 32-bit integers, and elements beside those of the
+//! gaps the elements' bytes in the same order ([`Codec::Sparse`]). *Coded*, for many ([`Codec::Scattered`]): gaps as 32-bit integers, and elements beside those of the
 //! parent that they replace, both under the entropy coder ([`firebrick_kernels::difference`]).
 
 use firebrick_kernels::difference::{self, Element, Path, Scale, Scratch};
 
-use super::chunk::ChunkError;
+use super::chunk::{ChunkError, Codec};
 
 /// Changed elements from which coding is tried: its tables take about as much as so many in a list.
 const MANY: usize = 64;
-
-/// The first byte of a chunk.
-const LIST: u8 = 0;
-const CODED: u8 = 1;
 
 /// Elements that differ.
 #[derive(Debug, Default)]
@@ -53,26 +49,24 @@ pub(super) fn changes(width: usize, parent: &[u8], child: &[u8], most: usize) ->
     look(runs.len() * (RUN / width), parents_rest, rest).then_some(found)
 }
 
-/// Appends elements that differ to `out`. `element` is what the coder makes of them, if it knows them.
+/// Appends elements that differ to `out`, in the smaller way. `element` is what the coder makes of them, if it knows them.
 pub(super) fn encode(
     element: Option<Element>,
     changes: &Changes,
     scratch: &mut Scratch,
     out: &mut Vec<u8>,
-) {
+) -> Codec {
     let Changes {
         gaps,
         before,
         after,
     } = changes;
     let start = out.len();
-    out.push(LIST);
     list(gaps, after, out);
     let Some(element) = element.filter(|_| gaps.len() >= MANY) else {
-        return;
+        return Codec::Sparse;
     };
     let listed = out.len();
-    out.push(CODED);
     out.extend((gaps.len() as u32).to_le_bytes());
     let at = out.len();
     out.extend([0; 4]);
@@ -89,27 +83,15 @@ pub(super) fn encode(
     code(element, (before, after), out);
     if out.len() - listed < listed - start {
         out.drain(start..listed);
+        Codec::Scattered
     } else {
         out.truncate(listed);
+        Codec::Sparse
     }
 }
 
-/// Puts what differs into `child`, which was the parent.
-pub(super) fn decode(
-    element: Option<Element>,
-    width: usize,
-    bytes: &[u8],
-    child: &mut [u8],
-) -> Result<(), ChunkError> {
-    let (&kind, bytes) = bytes.split_first().ok_or(ChunkError::Length)?;
-    match (kind, element) {
-        (LIST, _) => unlist(width, bytes, child),
-        (CODED, Some(element)) => decode_coded(element, bytes, child),
-        _ => Err(ChunkError::Codec),
-    }
-}
-
-fn decode_coded(element: Element, bytes: &[u8], child: &mut [u8]) -> Result<(), ChunkError> {
+/// Puts coded changes into `child`, which was the parent.
+pub(super) fn decode(element: Element, bytes: &[u8], child: &mut [u8]) -> Result<(), ChunkError> {
     let width = element.width();
     let (&[c0, c1, c2, c3, l0, l1, l2, l3], bytes) =
         bytes.split_first_chunk::<8>().ok_or(ChunkError::Length)?;

@@ -918,6 +918,16 @@ fn d3_a_product_is_found_and_has_the_energy_that_was_asked_for() {
         let largest = pairs.map(|(is, was)| (is - was).abs()).fold(0.0, f32::max);
         assert!(largest <= record.largest_error && largest > 0.0);
     }
+    // Nor do numbers that are not finite keep it from being one: they come back as they are.
+    let (before, mut after) = of_rank(Dtype::F32, [700, 431], 12);
+    after[0].1[400..404].copy_from_slice(&f32::NAN.to_le_bytes());
+    let parent = memory(&before);
+    let options = lossy(Method::LowRank);
+    write(&path, Some(&beside(&parent)), &memory(&after), &options).unwrap();
+    let opened = open(&path).unwrap();
+    assert!(opened.lossy().contains_key("w"));
+    let back = restored(&opened.beside(Some(Box::new(&parent))).unwrap()).unwrap();
+    assert_eq!(back["w"][400..404], f32::NAN.to_le_bytes());
     // What has no low rank is exact.
     let (before, after) = moved(Dtype::F32, &[300, 500], 0.3);
     let parent = memory(&before);

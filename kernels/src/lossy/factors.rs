@@ -7,7 +7,7 @@ use crate::panel::Path;
 use crate::vector::vectorised;
 
 /// The largest code of a factor.
-pub const FACTOR_LEVELS: f32 = 127.0;
+const FACTOR_LEVELS: f32 = 127.0;
 
 /// U `[rows, rank]` and V `[rank, cols]` in eight bits: U V = Σ over k of (u_k s_k) v_k, each direction k with one scale.
 #[derive(Debug, Clone, PartialEq)]

@@ -26,7 +26,7 @@ mod reference;
 mod tests;
 
 pub use crate::panel::Path;
-pub use factors::{FACTOR_LEVELS, Factors};
+pub use factors::Factors;
 
 use crate::difference::Element;
 use crate::vector::vectorised;

@@ -61,7 +61,7 @@ pub struct CheckpointConfig {
     /// A run that is resumed from one goes on from those, and not bit for bit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lossy: Option<Method>,
-    /// With `lossy`: the optimizer's moments, too.
+    /// With `lossy`: Adam's and AdamW's moments, too.
     pub lossy_moments: bool,
 }
 
