@@ -17,6 +17,10 @@ use firebrick_kernels::difference::{Element, order_0_bits};
 use half::bf16;
 use safetensors::{Dtype, SafeTensors};
 
+/// The runner's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const ROUNDS: usize = 7;
 
 fn main() {

@@ -1,5 +1,7 @@
 //! One chunk of a tensor, coded in the way that takes the fewest bytes.
 
+use std::cell::Cell;
+
 use firebrick_kernels::difference::{self, DifferenceError, Element, MOST, Path, Scale};
 use firebrick_kernels::lossy::Loss;
 use safetensors::Dtype;
@@ -140,6 +142,19 @@ pub(super) struct Scratch {
     other: Vec<u8>,
 }
 
+impl Scratch {
+    /// Work with this thread's, which stays for the next time. What is done meanwhile on the same thread has another.
+    pub(super) fn with<T>(work: impl FnOnce(&mut Self) -> T) -> T {
+        thread_local! {
+            static OF_THREAD: Cell<Option<Box<Scratch>>> = const { Cell::new(None) };
+        }
+        let mut scratch = OF_THREAD.take().unwrap_or_default();
+        let result = work(&mut scratch);
+        OF_THREAD.set(Some(scratch));
+        result
+    }
+}
+
 /// One changed element in so many makes a list of them worth trying.
 const SPARSE: usize = 32;
 
@@ -203,7 +218,7 @@ pub(super) fn encode_lossy(
         return exact(scratch, out);
     };
     let length = out.len() - start;
-    let foreseen = difference::estimate(element, scale(known), (parent, child));
+    let foreseen = difference::estimate(Path::detect(), element, scale(known), (parent, child));
     if length >= child.len() || foreseen.is_ok_and(|foreseen| foreseen <= length) {
         let mut plain = Vec::new();
         let (codec, none) = exact(scratch, &mut plain);
@@ -264,15 +279,11 @@ pub(super) fn encode(
             }
         }
     }
+    // Into room that stays: it is more than what comes out takes.
     let mut other = std::mem::take(&mut scratch.other);
     other.clear();
-    let rival = if codec != Codec::Intdiff {
-        &mut other
-    } else {
-        &mut *out
-    };
-    differences(known, child, scratch, rival);
-    if codec != Codec::Intdiff && other.len() < out.len() - start {
+    differences(known, child, scratch, &mut other);
+    if codec == Codec::Intdiff || other.len() < out.len() - start {
         out.truncate(start);
         out.extend_from_slice(&other);
         codec = Codec::Intdiff;

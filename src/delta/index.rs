@@ -12,7 +12,7 @@ use super::lossy::{self, LossRecord};
 use super::{Codec, DeltaError};
 
 /// The version of the format that this build writes and reads.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
 /// Name, type and shape of a tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]

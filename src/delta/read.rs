@@ -222,7 +222,6 @@ impl Delta<'_> {
         let step = described.step.map(|step| &index.steps[step]);
         let prediction = Prediction::new(described.rule, step);
         let before: Vec<Option<&[u8]>> = parents.iter().map(Option::as_deref).collect();
-        let mut scratch = Scratch::default();
         let mut children: Vec<Vec<u8>> = Vec::with_capacity(entries.len());
         for (i, (entry, parent)) in entries.iter().zip(&parents).enumerate() {
             let is_product = described.rule == Rule::LowRank;
@@ -247,8 +246,9 @@ impl Delta<'_> {
             let length = chunk_bytes(entry.dtype);
             let total = entry.info().bytes().unwrap_or(0);
             let mut child = vec![0; length.min(total - chunk * length)];
-            let decoded =
-                chunk::decode_beside(codec, known, predict, &bytes, &mut scratch, &mut child);
+            let decoded = Scratch::with(|scratch| {
+                chunk::decode_beside(codec, known, predict, &bytes, scratch, &mut child)
+            });
             decoded.map_err(|error| match (&self.parent, &entry.parent) {
                 // These are the bytes that were written: their CRC says so.
                 (Some(parent), Some(_)) => DeltaError::OtherParent {

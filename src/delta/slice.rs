@@ -42,10 +42,12 @@ pub fn encode_slice(
     let coded: Vec<_> = child
         .par_chunks(length)
         .enumerate()
-        .map_init(Scratch::default, |scratch, (i, child_part)| {
+        .map(|(i, child_part)| {
             let known = known(dtype, parent, i, child_part.len());
             let mut bytes = Vec::new();
-            let codec = chunk::encode_beside(known, None, child_part, scratch, &mut bytes);
+            let codec = Scratch::with(|scratch| {
+                chunk::encode_beside(known, None, child_part, scratch, &mut bytes)
+            });
             let hash = of_chunk(child_part, i * length, child.len());
             (codec, bytes, hash)
         })
@@ -107,9 +109,11 @@ pub fn decode_slice(
         .par_chunks_mut(length)
         .zip(parts)
         .enumerate()
-        .map_init(Scratch::default, |scratch, (i, (child, (codec, bytes)))| {
+        .map(|(i, (child, (codec, bytes)))| {
             let known = known(dtype, parent, i, child.len());
-            chunk::decode_beside(codec, known, || None, bytes, scratch, child)?;
+            Scratch::with(|scratch| {
+                chunk::decode_beside(codec, known, || None, bytes, scratch, child)
+            })?;
             Ok(of_chunk(child, i * length, total))
         })
         .collect::<Result<Vec<_>, ChunkError>>();

@@ -26,6 +26,9 @@ pub(super) struct Changes {
 pub(super) fn changes(width: usize, parent: &[u8], child: &[u8], most: usize) -> Option<Changes> {
     /// Bytes that are compared at once.
     const RUN: usize = 32;
+    if are_many(width, parent, child, most) {
+        return None;
+    }
     let mut found = Changes::default();
     let mut next = 0;
     let (runs, rest) = child.as_chunks::<RUN>();
@@ -47,6 +50,26 @@ pub(super) fn changes(width: usize, parent: &[u8], child: &[u8], most: usize) ->
         }
     }
     look(runs.len() * (RUN / width), parents_rest, rest).then_some(found)
+}
+
+/// Whether far more than `most` elements differ, judged by a sample of large chunks.
+fn are_many(width: usize, parent: &[u8], child: &[u8], most: usize) -> bool {
+    const RUNS: usize = 64;
+    /// Bytes.
+    const RUN: usize = 64;
+    let elements = child.len() / width;
+    if child.len() < 16 * RUNS * RUN || most >= elements {
+        return false;
+    }
+    let differ = |run: usize| {
+        let start = run * (child.len() / RUNS) / width * width;
+        let pair = parent[start..start + RUN]
+            .chunks(width)
+            .zip(child[start..].chunks(width));
+        pair.filter(|(before, after)| before != after).count()
+    };
+    let found: usize = (0..RUNS).map(differ).sum();
+    found * elements > 2 * most * (RUNS * RUN / width)
 }
 
 /// Appends elements that differ to `out`, in the smaller way. `element` is what the coder makes of them, if it knows them.

@@ -373,7 +373,7 @@ fn d1_hostile_indices_are_errors() {
     try_with(&|_| ()).unwrap();
     type Change = dyn Fn(&mut serde_json::Value);
     let hostile: [(&str, &Change); 16] = [
-        ("a version to come", &|index| index["version"] = json!(2)),
+        ("a version to come", &|index| index["version"] = json!(3)),
         ("a huge shape", &|index| {
             index["tensors"][0]["shape"] = json!([u64::MAX, 8])
         }),
@@ -655,6 +655,11 @@ fn d3_what_is_lost_is_within_what_the_file_says() {
             )
             .unwrap();
             let opened = open(&path).unwrap();
+            if (dtype, method) == (Dtype::BF16, Method::Int8) {
+                // Eight bits and scales are more than bf16 takes without loss.
+                assert!(opened.lossy().is_empty());
+                continue;
+            }
             let record = opened.lossy()["w"];
             assert_eq!(record.method, method);
             let delta = opened.beside(Some(Box::new(&parent))).unwrap();

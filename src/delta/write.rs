@@ -161,7 +161,7 @@ pub(super) fn write_files(
             }
         }
         let encode = || -> Result<Vec<Coded>, DeltaError> {
-            let of = |scratch: &mut Scratch, &(place, chunk): &(usize, usize)| {
+            let of = |&(place, chunk): &(usize, usize)| {
                 let job = Job {
                     group: &groups[place],
                     tensors: &tensors,
@@ -169,9 +169,9 @@ pub(super) fn write_files(
                     child,
                     factors: factors.get(&place),
                 };
-                job.encode(chunk, scratch)
+                Scratch::with(|scratch| job.encode(chunk, scratch))
             };
-            jobs.par_iter().map_init(Scratch::default, of).collect()
+            jobs.par_iter().map(of).collect()
         };
         // What was coded before is written meanwhile.
         let (put, coded) = rayon::join(|| assembly.put(before), encode);
@@ -418,7 +418,7 @@ impl Job<'_> {
                     start: offset / width(info.dtype),
                 }),
             };
-            let mut bytes = Vec::with_capacity(child.len() / 2);
+            let mut bytes = Vec::new();
             let (codec, loss) = if !is_whole(info) {
                 bytes.extend_from_slice(child);
                 (Codec::Raw, Loss::default())

@@ -25,6 +25,7 @@ pub mod adam;
 mod frequencies;
 mod rans;
 mod reference;
+mod sample;
 mod tokens;
 
 #[cfg(target_arch = "x86_64")]
@@ -33,9 +34,9 @@ mod avx512;
 mod tests;
 
 pub use crate::panel::Path;
-use frequencies::Frequencies;
+use frequencies::{Counts, Frequencies};
 pub use reference::order_0_bits;
-use tokens::{BLOCK, CONTEXTS, ESCAPE, Known, Read, Spec, TOKENS, Tokens};
+use tokens::{Known, Read, Spec, Tokens};
 
 /// Most elements of a chunk.
 pub const MOST: usize = 1 << 17;
@@ -126,19 +127,13 @@ const HEADER: usize = 10;
 /// What [`encode`] needs room for; one of it serves for many chunks.
 #[derive(Debug, Default)]
 pub struct Scratch {
-    symbols: Vec<u16>,
-    raws: Vec<u16>,
-    words: Vec<u16>,
-    lows: Vec<u8>,
+    symbols: Vec<u32>,
     escaped: Vec<u8>,
 }
 
 impl Scratch {
-    fn prepare(&mut self, elements: usize, low_bytes: usize) {
+    fn prepare(&mut self, elements: usize) {
         self.symbols.resize(elements, 0);
-        self.raws.resize(elements, 0);
-        self.lows.resize(elements * low_bytes, 0);
-        self.words.clear();
         self.escaped.clear();
     }
 }
@@ -158,52 +153,54 @@ pub fn encode(
     out: &mut Vec<u8>,
 ) -> Result<(), DifferenceError> {
     let roots = check(element, scale, parent, child.len())?;
-    let (mut spec, _) = choose(element, scale, parent, child);
-    let elements = child.len() / element.width();
-    scratch.prepare(elements, spec.low as usize / 8);
-    let Scratch {
-        symbols,
-        raws,
-        words,
-        lows,
-        escaped,
-    } = scratch;
     let known = Known { parent, roots };
+    let (mut spec, _) = sample::choose(path, element, known, child);
+    let elements = child.len() / element.width();
+    scratch.prepare(elements);
+    let Scratch { symbols, escaped } = scratch;
+    let start = out.len();
+    let header_end = start + HEADER;
+    // At once, or it is copied as it grows.
+    out.reserve(HEADER + child.len() + 4 * (elements + rans::CODERS) + 4096);
+    out.resize(header_end + elements * spec.low as usize / 8, 0);
     let mut tokens = Tokens {
+        seen: 0,
         symbols,
-        raws,
-        lows,
+        lows: &mut out[header_end..],
         escaped,
     };
     spec.tokenise(path, known, child, &mut tokens);
 
-    let counts = count(symbols);
-    let frequencies = best_contexts(&counts);
+    let seen = tokens.seen;
+    let mut counts = Counts::default();
+    // Of wide elements most bits are raw: what frequencies are off by is little beside them, and counting is slow.
+    if element.width() < 4 || elements <= 1 << 15 {
+        counts.add(symbols);
+    } else {
+        counts.add_some(symbols, seen);
+    }
+    let frequencies = Frequencies::best(&counts.sums());
     spec.last_context = frequencies.of.len() as u32 - 1;
     let encoder = rans::Encoder::new(&frequencies, &spec);
     let registers = rans::registers(elements);
     let coders = registers * rans::REGISTER;
-    let states = rans::encode(path, &encoder, (symbols, raws), coders, words);
 
-    out.push(
-        (spec.low / 8) as u8 | (registers.ilog2() as u8) << 2 | (spec.last_context as u8) << 4,
-    );
-    out.push(spec.top as u8);
-    out.extend((words.len() as u32).to_le_bytes());
-    out.extend(((escaped.len() / element.width()) as u32).to_le_bytes());
     frequencies.write(out);
-    out.extend(
-        states[..coders]
-            .iter()
-            .flat_map(|state| state.to_le_bytes()),
-    );
     let at = out.len();
-    out.resize(at + 2 * words.len(), 0);
-    for (bytes, word) in out[at..].as_chunks_mut().0.iter_mut().zip(words.iter()) {
-        *bytes = word.to_le_bytes();
-    }
+    let states = rans::encode(path, &encoder, symbols, coders, out);
+    let words = (out.len() - at) / 2;
+    let states = states[..coders].iter();
+    out.extend(states.flat_map(|state| state.to_le_bytes()));
     out.extend_from_slice(escaped);
-    out.extend_from_slice(lows);
+
+    let [shape, top, counts @ ..] = &mut out[start..][..HEADER] else {
+        unreachable!("a header is that long");
+    };
+    *shape = (spec.low / 8) as u8 | (registers.ilog2() as u8) << 2 | (spec.last_context as u8) << 4;
+    *top = spec.top as u8;
+    let escaped = escaped.len() / element.width();
+    counts[..4].copy_from_slice(&(words as u32).to_le_bytes());
+    counts[4..].copy_from_slice(&(escaped as u32).to_le_bytes());
     Ok(())
 }
 
@@ -213,13 +210,14 @@ pub fn encode(
 ///
 /// If lengths do not fit.
 pub fn estimate(
+    path: Path,
     element: Element,
     scale: Scale,
     (parent, child): (&[u8], &[u8]),
 ) -> Result<usize, DifferenceError> {
-    check(element, scale, parent, child.len())?;
-    let (_, bits) = choose(element, scale, parent, child);
-    Ok((bits / 8.0 * (child.len() / element.width()) as f64) as usize)
+    let roots = check(element, scale, parent, child.len())?;
+    let (_, bits) = sample::choose(path, element, Known { parent, roots }, child);
+    Ok((bits / 8.0 * (child.len() / element.width()) as f32) as usize)
 }
 
 /// Puts into `child` what [`encode`] was given, with the same parent and scale.
@@ -256,25 +254,27 @@ pub fn decode(
         return Err(DifferenceError::Corrupt("shape"));
     }
     let contexts = spec.last_context as usize + 1;
-    let (frequencies, read) = Frequencies::read(contexts, rest)?;
-    let decoder = rans::Decoder::new(&frequencies, &spec);
     let width = element.width();
     let elements = child.len() / width;
+    let low_width = spec.low as usize / 8;
+    let mut rest = rest;
+    let lows = take(&mut rest, elements * low_width)?;
+    let (frequencies, read) = Frequencies::read(contexts, rest)?;
+    let decoder = rans::Decoder::new(&frequencies, &spec);
     let coders = registers * rans::REGISTER;
 
     let mut rest = &rest[read..];
-    let states = take(&mut rest, 4 * coders)?;
+    let stream = rest;
     let words = take(&mut rest, (words as usize).saturating_mul(2))?;
-    let mut escaped = take(&mut rest, (escaped as usize).saturating_mul(width))?;
-    let low_width = spec.low as usize / 8;
-    let lows = take(&mut rest, elements * low_width)?;
+    let states = take(&mut rest, 4 * coders)?;
+    let mut list = take(&mut rest, (escaped as usize).saturating_mul(width))?;
     if !rest.is_empty() {
         return Err(DifferenceError::Corrupt("length"));
     }
 
     let mut decoding = rans::Decoding {
         states: [rans::LEAST; rans::CODERS],
-        words: words.as_chunks().0,
+        words: stream.as_chunks().0,
         left: words.len() / 2,
         coders,
     };
@@ -284,42 +284,50 @@ pub fn decode(
             return Err(DifferenceError::Corrupt("state"));
         }
     }
+    let known = Known { parent, roots };
+    let mut escaped = Vec::new();
+    let mut done = match path {
+        #[cfg(target_arch = "x86_64")]
+        Path::Avx512 => {
+            let shape = spec.shape(known);
+            let read = (known, lows);
+            avx512::decode(&mut decoding, &decoder, shape, read, child, &mut escaped)?
+        }
+        _ => 0,
+    };
     let (mut contexts, mut tokens) = ([0; BLOCK], [0; BLOCK]);
     let mut raws = [0; BLOCK];
-    let pieces = parent
-        .chunks(BLOCK * width)
-        .zip(child.chunks_mut(BLOCK * width));
-    for (i, (parent, child)) in pieces.enumerate() {
-        let count = parent.len() / width;
+    while done < elements {
+        let count = BLOCK.min(elements - done);
+        let range = done..done + count;
         let (contexts, tokens, raws) = (
             &mut contexts[..count],
             &mut tokens[..count],
             &mut raws[..count],
         );
-        let roots = if roots.is_empty() {
-            roots
-        } else {
-            &roots[4 * i * BLOCK..][..4 * count]
-        };
-        let known = Known { parent, roots };
-        spec.contextualise(path, known, contexts);
-        decoding.decode(path, &decoder, contexts, tokens, raws)?;
-        let lows = &lows[i * BLOCK * low_width..][..count * low_width];
+        let known = known.slice(width, range.clone());
+        spec.contextualise(known, contexts);
+        decoding.decode(&decoder, contexts, tokens, raws)?;
+        let lows = &lows[range.start * low_width..range.end * low_width];
         let read = Read { tokens, raws, lows };
-        if spec.restore(path, known, read, child) > 0 {
-            let away = child.chunks_mut(width).zip(read.tokens);
-            for (child, _) in away.filter(|(_, token)| u32::from(**token) == ESCAPE) {
-                child.copy_from_slice(take(&mut escaped, width)?);
-            }
-        }
+        let child = &mut child[range.start * width..range.end * width];
+        spec.restore(known, read, child, |place| escaped.push(done + place));
+        done += count;
     }
     decoding.check_end()?;
-    if escaped.is_empty() {
+    for place in escaped {
+        child[place * width..][..width].copy_from_slice(take(&mut list, width)?);
+    }
+    if list.is_empty() {
         Ok(())
     } else {
         Err(DifferenceError::Corrupt("list of escaped elements"))
     }
 }
+
+/// Elements that are decoded at a time: what the first-level cache holds with ease, and whole turns of the coders.
+const BLOCK: usize = 1024;
+const _: () = assert!(BLOCK.is_multiple_of(rans::CODERS));
 
 /// Splits so many bytes off.
 fn take<'a>(rest: &mut &'a [u8], length: usize) -> Result<&'a [u8], DifferenceError> {
@@ -354,99 +362,4 @@ fn check<'a>(
             Ok(roots)
         }
     }
-}
-
-/// How often each token comes in each context.
-fn count(symbols: &[u16]) -> [[u32; TOKENS]; CONTEXTS] {
-    // Equal symbols in a row would wait for each other.
-    let mut counts = [const { [0u32; CONTEXTS * TOKENS] }; 4];
-    let (fours, rest) = symbols.as_chunks::<4>();
-    for four in fours {
-        for (counts, &symbol) in counts.iter_mut().zip(four) {
-            counts[usize::from(symbol) % (CONTEXTS * TOKENS)] += 1;
-        }
-    }
-    for &symbol in rest {
-        counts[0][usize::from(symbol) % (CONTEXTS * TOKENS)] += 1;
-    }
-    std::array::from_fn(|context| {
-        std::array::from_fn(|token| {
-            counts
-                .iter()
-                .map(|counts| counts[context * TOKENS + token])
-                .sum()
-        })
-    })
-}
-
-/// Frequencies with as many contexts as pay for themselves.
-fn best_contexts(counts: &[[u32; TOKENS]; CONTEXTS]) -> Frequencies {
-    let merged = |contexts: usize| {
-        let mut merged = counts[..contexts].to_vec();
-        for later in &counts[contexts..] {
-            for (sum, count) in merged[contexts - 1].iter_mut().zip(later) {
-                *sum += count;
-            }
-        }
-        merged
-    };
-    let candidates = [1, 4, 8, CONTEXTS].map(|contexts| {
-        let counts = merged(contexts);
-        let frequencies = Frequencies::of_counts(&counts);
-        let bits = frequencies.cost(&counts);
-        (bits, frequencies)
-    });
-    let best = candidates.into_iter().min_by(|a, b| a.0.total_cmp(&b.0));
-    best.map_or_else(
-        || Frequencies::of_counts(&[[0; TOKENS]]),
-        |(_, frequencies)| frequencies,
-    )
-}
-
-/// Elements that [`choose`] looks at.
-const SAMPLE: usize = 256;
-
-/// The exponent and the number of low bits that suit a chunk, judged by a sample of it, and bits an element with them.
-fn choose(element: Element, scale: Scale, parent: &[u8], child: &[u8]) -> (Spec, f64) {
-    let mut spec = Spec {
-        element,
-        low: 0,
-        top: 0,
-        last_context: CONTEXTS as u32 - 1,
-    };
-    let width = element.width();
-    let elements = child.len() / width;
-    let places = SAMPLE.min(elements);
-    let at = |i: usize| i * elements / places * width;
-    let bits = |bytes: &[u8], at: usize| {
-        let bytes = bytes[at..at + width].iter().rev();
-        bytes.fold(0u32, |bits, &byte| bits << 8 | u32::from(byte))
-    };
-    let sample: Vec<_> = (0..places)
-        .map(|i| (bits(parent, at(i)), bits(child, at(i))))
-        .collect();
-    spec.top = spec.top_of(&sample);
-    let roots: Vec<u32> = match scale {
-        Scale::Chunk => Vec::new(),
-        Scale::Root(roots) => {
-            let of = |i: usize| u32::from_le_bytes(roots.as_chunks().0[at(i) / width]);
-            (0..places).map(of).collect()
-        }
-    };
-    let lows: &[u32] = match element.width() {
-        1 => &[0],
-        2 => &[0, 8],
-        _ => &[0, 8, 16],
-    };
-    let cost = |low: u32| Spec { low, ..spec }.sample_cost(&sample, &roots);
-    // Bits stored as they are cost no time, and are preferred where they hardly cost room.
-    let mut least = f64::INFINITY;
-    for &low in lows {
-        let cost = cost(low);
-        if cost <= least * 1.002 {
-            spec.low = low;
-        }
-        least = least.min(cost);
-    }
-    (spec, least / places.max(1) as f64)
 }

@@ -5,6 +5,8 @@
 //! would be too large. The decoder goes the other way, from the last word to the first, so that coding goes from the last
 //! element to the first. Element i belongs to coder i modulo their number.
 
+use std::sync::LazyLock;
+
 use super::frequencies::{Frequencies, PRECISION, WHOLE};
 use super::tokens::{CONTEXTS, MOST_RAW, Spec, TOKENS};
 use super::{DifferenceError, Path};
@@ -19,7 +21,7 @@ pub(super) const CODERS: usize = REGISTERS * REGISTER;
 /// Least state, where every coder starts and every decoder ends.
 pub(super) const LEAST: u32 = 1 << 15;
 /// States are below 2^this.
-const STATE_BITS: u32 = 31;
+pub(super) const STATE_BITS: u32 = 31;
 
 /// Coders that take turns for so many elements: with more of them a processor waits less for each, with fewer there are
 /// fewer states to store.
@@ -33,10 +35,8 @@ pub(super) fn registers(elements: usize) -> usize {
 
 /// What coding a symbol takes: `[context * TOKENS + token]`.
 pub(super) struct Encoder {
-    /// 1 / frequency, as a fraction of 2^(32 + shift), rounded up.
-    pub(super) reciprocal: Vec<u32>,
-    /// Bias | [`WHOLE`] less the frequency | shift | raw bits.
-    pub(super) packed: Vec<u32>,
+    /// 1 / frequency, as a fraction of 2^(32 + shift), rounded up; bias | [`WHOLE`] less the frequency | shift | raw bits.
+    pub(super) pairs: Vec<[u32; 2]>,
 }
 
 /// Bits of what is added to the state after division.
@@ -45,67 +45,70 @@ pub(super) const BIAS_BITS: u32 = 11;
 pub(super) const REST_AT: u32 = BIAS_BITS;
 /// Where the shift after the reciprocal's product begins.
 pub(super) const SHIFT_AT: u32 = REST_AT + PRECISION;
-/// Where the number of raw bits begins.
-pub(super) const RAW_AT: u32 = SHIFT_AT + 4;
+/// Where the number of raw bits begins: nothing is above it.
+pub(super) const RAW_AT: u32 = 28;
 
 impl Encoder {
     /// Contexts after the last with frequencies of its own share its.
     pub(super) fn new(frequencies: &Frequencies, spec: &Spec) -> Self {
-        let mut reciprocal = vec![0; CONTEXTS * TOKENS];
-        let mut packed = vec![0; CONTEXTS * TOKENS];
+        let dividers = &*DIVIDERS;
+        let mut pairs = vec![[0; 2]; CONTEXTS * TOKENS];
         for context in 0..CONTEXTS {
             let of = &frequencies.of[context.min(frequencies.of.len() - 1)];
             let mut start = 0;
             for (token, &frequency) in of.iter().enumerate().filter(|(_, f)| **f > 0) {
                 let frequency = u32::from(frequency);
                 let at = context * TOKENS + token;
-                let (inverse, shift, bias) = divider(frequency, start);
-                reciprocal[at] = inverse;
-                packed[at] = bias
+                let (inverse, shift, bias) = dividers[frequency as usize];
+                let packed = (start + bias)
                     | (WHOLE - frequency) << REST_AT
                     | shift << SHIFT_AT
                     | spec.raw_bits(token as u32) << RAW_AT;
+                pairs[at] = [inverse, packed];
                 start += frequency;
             }
         }
-        Self { reciprocal, packed }
+        Self { pairs }
+    }
+
+    fn of(&self, symbol: u32) -> (u32, u32) {
+        let [reciprocal, packed] = self.pairs[symbol as usize % (CONTEXTS * TOKENS)];
+        (reciprocal, packed)
     }
 }
 
-/// Division of a state by a frequency as a product: 2^(32 + shift) / frequency, the shift, and what is added afterwards
-/// (the method is Fabian Giesen's, after Alverson, 1991, "Integer division using reciprocals").
-fn divider(frequency: u32, start: u32) -> (u32, u32, u32) {
-    if frequency == 1 {
+/// For each frequency, what division of a state by it is as a product: 2^(32 + shift) / frequency, the shift, and what is
+/// added afterwards besides the first slot (the method is Fabian Giesen's, after Alverson, 1991, "Integer division using
+/// reciprocals").
+static DIVIDERS: LazyLock<Vec<(u32, u32, u32)>> =
+    LazyLock::new(|| (0..=WHOLE).map(divider).collect());
+
+fn divider(frequency: u32) -> (u32, u32, u32) {
+    if frequency <= 1 {
         // The product comes out as x - 1, which the sum makes good.
-        return (u32::MAX, 0, start + WHOLE - 1);
+        return (u32::MAX, 0, WHOLE - 1);
     }
     let shift = (frequency - 1).ilog2() + 1;
     let inverse = (1u64 << (shift + 31)).div_ceil(u64::from(frequency));
-    (inverse as u32, shift - 1, start)
+    (inverse as u32, shift - 1, 0)
 }
 
 /// Takes symbols and raw bits in, the last first; `words` grows by up to two an element.
 pub(super) fn encode(
     path: Path,
     encoder: &Encoder,
-    (symbols, raws): (&[u16], &[u16]),
+    symbols: &[u32],
     coders: usize,
-    words: &mut Vec<u16>,
+    words: &mut Vec<u8>,
 ) -> [u32; CODERS] {
     let mut states = [LEAST; CODERS];
     let whole = symbols.len() / coders * coders;
-    encode_plainly(
-        encoder,
-        (&symbols[whole..], &raws[whole..]),
-        coders,
-        &mut states,
-        words,
-    );
-    let (symbols, raws) = (&symbols[..whole], &raws[..whole]);
+    encode_plainly(encoder, &symbols[whole..], coders, &mut states, words);
+    let symbols = &symbols[..whole];
     match path {
         #[cfg(target_arch = "x86_64")]
-        Path::Avx512 => super::avx512::encode(encoder, (symbols, raws), coders, &mut states, words),
-        _ => encode_plainly(encoder, (symbols, raws), coders, &mut states, words),
+        Path::Avx512 => super::avx512::encode(encoder, symbols, coders, &mut states, words),
+        _ => encode_plainly(encoder, symbols, coders, &mut states, words),
     }
     states
 }
@@ -113,10 +116,10 @@ pub(super) fn encode(
 /// The first symbol is the first coder's.
 fn encode_plainly(
     encoder: &Encoder,
-    (symbols, raws): (&[u16], &[u16]),
+    symbols: &[u32],
     coders: usize,
     states: &mut [u32; CODERS],
-    words: &mut Vec<u16>,
+    words: &mut Vec<u8>,
 ) {
     // Turn by turn, register by register. Of a register the words of raw bits come before those of tokens, each in the
     // order of its coders: a decoder that is a register wide takes either at once.
@@ -124,32 +127,32 @@ fn encode_plainly(
     let registers = coders / REGISTER;
     for piece in (0..pieces).rev() {
         let range = piece * REGISTER..symbols.len().min((piece + 1) * REGISTER);
-        let (symbols, raws) = (&symbols[range.clone()], &raws[range]);
+        let symbols = &symbols[range];
         let states = &mut states[piece % registers * REGISTER..][..REGISTER];
-        let (mut out, mut written) = ([0; 2 * REGISTER + 1], 0);
-        for ((&symbol, &raw), state) in symbols.iter().zip(raws).zip(states.iter_mut()) {
-            let bits = encoder.packed[usize::from(symbol)] >> RAW_AT;
+        let (mut out, mut written) = ([[0; 2]; 2 * REGISTER + 1], 0);
+        for (&symbol, state) in symbols.iter().zip(states.iter_mut()) {
+            let bits = encoder.of(symbol).1 >> RAW_AT;
             let full = *state >> (STATE_BITS - bits) != 0;
             spill(state, full, &mut out, &mut written);
-            *state = *state << bits | u32::from(raw);
+            *state = *state << bits | (symbol >> 16) & ((1 << bits) - 1);
         }
         for (&symbol, state) in symbols.iter().zip(states.iter_mut()) {
-            let packed = encoder.packed[usize::from(symbol)];
+            let (reciprocal, packed) = encoder.of(symbol);
             let rest = (packed >> REST_AT) & (WHOLE - 1);
             let full = *state >= (WHOLE - rest) << (STATE_BITS - PRECISION);
             spill(state, full, &mut out, &mut written);
-            let product = u64::from(*state) * u64::from(encoder.reciprocal[usize::from(symbol)]);
+            let product = u64::from(*state) * u64::from(reciprocal);
             let quotient = (product >> 32) as u32 >> ((packed >> SHIFT_AT) & 15);
             *state += (packed & ((1 << BIAS_BITS) - 1)) + quotient * rest;
         }
-        words.extend_from_slice(&out[..written]);
+        words.extend_from_slice(out[..written].as_flattened());
     }
 }
 
 /// Moves 16 bits of a full state to the stream. No branch: whether a state is full is as good as random.
 #[inline(always)]
-fn spill(state: &mut u32, full: bool, out: &mut [u16; 2 * REGISTER + 1], written: &mut usize) {
-    out[*written] = *state as u16;
+fn spill(state: &mut u32, full: bool, out: &mut [[u8; 2]; 2 * REGISTER + 1], written: &mut usize) {
+    out[*written] = (*state as u16).to_le_bytes();
     *written += usize::from(full);
     *state >>= 16 * u32::from(full);
 }
@@ -169,31 +172,42 @@ pub(super) const BITS_AT: u32 = TOKEN_AT + 6;
 
 impl Decoder {
     pub(super) fn new(frequencies: &Frequencies, spec: &Spec) -> Self {
-        // A context that never comes decodes to something, whatever it is.
-        let contexts = frequencies.of.len().next_power_of_two();
-        let mut slots = vec![WHOLE << FREQUENCY_AT; contexts * WHOLE as usize];
-        for (frequencies, slots) in frequencies.of.iter().zip(slots.chunks_mut(WHOLE as usize)) {
-            let mut slots = slots.iter_mut();
+        let whole = WHOLE as usize;
+        // Slots are filled some at a time, the last ones past their end.
+        let mut slots = vec![0; frequencies.of.len() * whole + FILLED];
+        for (context, frequencies) in frequencies.of.iter().enumerate() {
+            let mut at = context * whole;
             for (token, &frequency) in frequencies.iter().enumerate() {
-                let (token, frequency) = (token as u32, u32::from(frequency));
-                for (offset, slot) in (0..frequency).zip(&mut slots) {
-                    *slot = offset
-                        | frequency << FREQUENCY_AT
-                        | token << TOKEN_AT
-                        | spec.raw_bits(token) << BITS_AT;
+                let token = token as u32;
+                let first = u32::from(frequency) << FREQUENCY_AT
+                    | token << TOKEN_AT
+                    | spec.raw_bits(token) << BITS_AT;
+                for offset in (0..usize::from(frequency)).step_by(FILLED) {
+                    for (i, slot) in slots[at + offset..][..FILLED].iter_mut().enumerate() {
+                        *slot = first + (offset + i) as u32;
+                    }
                 }
+                at += usize::from(frequency);
+            }
+            if at == context * whole {
+                // It never comes, and decodes to something, whatever it is.
+                slots[at..][..whole].fill(WHOLE << FREQUENCY_AT);
             }
         }
+        slots.truncate(frequencies.of.len() * whole);
         Self { slots }
     }
 }
 
+/// Slots that are filled at a time.
+const FILLED: usize = 16;
+
 /// A decoder on its way.
 pub(super) struct Decoding<'a> {
     pub states: [u32; CODERS],
-    /// The stream.
+    /// The stream, and what comes after it: enough that a register can be read from its last word on.
     pub words: &'a [[u8; 2]],
-    /// Words of it that are left, of which the last comes next.
+    /// Words that are left, of which the last comes next.
     pub left: usize,
     pub coders: usize,
 }
@@ -202,36 +216,6 @@ impl Decoding<'_> {
     /// Tokens and raw bits of the next elements, whose contexts are known; all but the last call are for whole turns of
     /// the coders.
     pub(super) fn decode(
-        &mut self,
-        path: Path,
-        decoder: &Decoder,
-        contexts: &[u8],
-        tokens: &mut [u8],
-        raws: &mut [u16],
-    ) -> Result<(), DifferenceError> {
-        let mut done = 0;
-        #[cfg(target_arch = "x86_64")]
-        if path == Path::Avx512 {
-            // A register of words is read from the first that is taken: there must be so many after it.
-            while self.words.len() - self.left < REGISTER && contexts.len() - done >= self.coders {
-                let turn = done..done + self.coders;
-                let (tokens, raws) = (&mut tokens[turn.clone()], &mut raws[turn.clone()]);
-                self.decode_plainly(decoder, &contexts[turn], tokens, raws)?;
-                done += self.coders;
-            }
-            let (tokens, raws) = (&mut tokens[done..], &mut raws[done..]);
-            done += super::avx512::decode(self, decoder, &contexts[done..], tokens, raws);
-        }
-        let _ = path;
-        self.decode_plainly(
-            decoder,
-            &contexts[done..],
-            &mut tokens[done..],
-            &mut raws[done..],
-        )
-    }
-
-    fn decode_plainly(
         &mut self,
         decoder: &Decoder,
         contexts: &[u8],
@@ -287,16 +271,18 @@ impl Decoding<'_> {
 #[inline(always)]
 fn refill(state: &mut u32, words: &[[u8; 2]], left: &mut usize) -> Result<(), DifferenceError> {
     let low = *state < LEAST;
-    let next = left.wrapping_sub(usize::from(low));
+    let next = left.checked_sub(usize::from(low));
+    let next = next.ok_or(DifferenceError::Truncated)?;
     // Where nothing is taken it does not matter what is read.
-    let word = match words.get(next.min(words.len().wrapping_sub(1))) {
-        Some(&word) if next <= *left => u32::from(u16::from_le_bytes(word)),
-        _ if low => return Err(DifferenceError::Truncated),
-        _ => 0,
-    };
+    let word = words.get(next).copied().unwrap_or_default();
     *left = next;
-    *state = if low { *state << 16 | word } else { *state };
+    *state = if low {
+        *state << 16 | u32::from(u16::from_le_bytes(word))
+    } else {
+        *state
+    };
     Ok(())
 }
 
-const _: () = assert!(RAW_AT + 4 <= 32 && BITS_AT + 4 <= 32 && MOST_RAW < 16);
+const _: () =
+    assert!(SHIFT_AT + 4 <= RAW_AT && RAW_AT + 4 <= 32 && BITS_AT + 4 <= 32 && MOST_RAW < 16);

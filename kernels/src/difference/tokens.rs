@@ -95,43 +95,23 @@ impl Spec {
     }
 }
 
-impl Spec {
-    /// The largest exponent of a sample of parents and children that is one of a number.
-    pub(super) fn top_of(&self, sample: &[(u32, u32)]) -> u32 {
-        let shape = self.of_loop();
-        let both = sample.iter().flat_map(|&(parent, child)| [parent, child]);
-        let exponents = both.map(|bits| shape.exponent(bits));
-        exponents
-            .filter(|&exponent| exponent < shape.exponents)
-            .max()
-            .unwrap_or(0)
-    }
-
-    /// Bits that a sample of parents and children would take, contexts apart.
-    pub(super) fn sample_cost(&self, sample: &[(u32, u32)], roots: &[u32]) -> f64 {
-        let plain = self.of_loop();
-        let shape = if roots.is_empty() {
-            plain
-        } else {
-            plain.beside_roots()
-        };
-        let mut counts = [0u32; TOKENS];
-        for (i, &(parent, child)) in sample.iter().enumerate() {
-            let scale = roots.get(i).map_or(self.top, |&root| root_exponent(root));
-            counts[shape.token(parent, child, scale).0 as usize] += 1;
+/// Calls a function that is generic in the elements' type with that of a spec.
+macro_rules! by_width {
+    ($spec:expr, $function:ident($($argument:expr),*)) => {
+        match $spec.element.width() {
+            1 => $function::<u8>($($argument),*),
+            2 => $function::<u16>($($argument),*),
+            _ => $function::<u32>($($argument),*),
         }
-        let total = f64::from(sample.len() as u32);
-        let of_tokens = counts.iter().enumerate().filter(|(_, count)| **count > 0);
-        let bits = of_tokens.map(|(token, &count)| {
-            let token = token as u32;
-            let stored = if token == ESCAPE {
-                self.element.bits()
-            } else {
-                self.raw_bits(token)
-            };
-            f64::from(count) * ((total / f64::from(count)).log2() + f64::from(stored + self.low))
-        });
-        bits.sum()
+    };
+}
+
+impl Spec {
+    /// The largest exponent of parents and children that is one of a number.
+    pub(super) fn top_of(&self, parent: &[u8], child: &[u8]) -> u32 {
+        let shape = self.of_loop();
+        by_width!(self, top_exponent(shape, parent))
+            .max(by_width!(self, top_exponent(shape, child)))
     }
 }
 
@@ -173,7 +153,7 @@ impl Loop {
         below.clamp(0, self.last_context as i32) as u32
     }
 
-    /// Token, raw bits and low bits.
+    /// Token, raw bits below whatever is above them, and low bits.
     #[inline(always)]
     fn token(&self, parent: u32, child: u32, scale: u32) -> (u32, u32, u32) {
         let unused = 32 - self.bits;
@@ -190,8 +170,6 @@ impl Loop {
         } else {
             (as_float >> 22).wrapping_sub(254)
         };
-        let raw_bits = (near >> 1).max(1) - 1;
-        let near_raw = value & ((1u32 << (raw_bits & 15)) - 1);
 
         let octave = (scale + ABOVE).wrapping_sub(self.exponent(child));
         let flipped = ((parent ^ child) >> (self.bits - 1)) & 1;
@@ -207,7 +185,7 @@ impl Loop {
         let far_raw = if is_far { mantissa >> self.low } else { 0 };
         (
             if is_near { near } else { far },
-            if is_near { near_raw } else { far_raw },
+            if is_near { value } else { far_raw },
             if is_near { folded } else { mantissa } & low_bits,
         )
     }
@@ -274,9 +252,6 @@ fn root_exponent(bits: u32) -> u32 {
     (((bits >> 23) & 0xff) + 127) >> 1
 }
 
-/// Elements whose tokens are decoded at a time: what the first-level cache holds with ease.
-pub(super) const BLOCK: usize = 1024;
-
 /// What both sides know of some elements.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Known<'a> {
@@ -285,12 +260,30 @@ pub(super) struct Known<'a> {
     pub roots: &'a [u8],
 }
 
+impl<'a> Known<'a> {
+    /// Of some elements of them.
+    pub(super) fn slice(self, width: usize, elements: std::ops::Range<usize>) -> Self {
+        let of =
+            |bytes: &'a [u8], width: usize| &bytes[width * elements.start..width * elements.end];
+        Self {
+            parent: of(self.parent, width),
+            roots: if self.roots.is_empty() {
+                self.roots
+            } else {
+                of(self.roots, 4)
+            },
+        }
+    }
+}
+
 /// What is written of some elements, one by one.
 #[derive(Debug)]
 pub(super) struct Tokens<'a> {
-    /// Context and token: `context * TOKENS + token`.
-    pub symbols: &'a mut [u16],
-    pub raws: &'a mut [u16],
+    /// A bit for each token that comes.
+    pub seen: u64,
+    /// Context and token, `context * TOKENS + token`, in the lower half, raw bits in the upper one: below whatever is
+    /// above them.
+    pub symbols: &'a mut [u32],
     /// `low / 8` bytes an element.
     pub lows: &'a mut [u8],
     /// The bytes of those that are escaped.
@@ -302,22 +295,12 @@ pub(super) struct Tokens<'a> {
 pub(super) struct Read<'a> {
     pub tokens: &'a [u8],
     pub raws: &'a [u16],
+    /// `low / 8` bytes an element.
     pub lows: &'a [u8],
 }
 
-/// Calls a function that is generic in the elements' type with that of a spec.
-macro_rules! by_width {
-    ($spec:expr, $function:ident($($argument:expr),*)) => {
-        match $spec.element.width() {
-            1 => $function::<u8>($($argument),*),
-            2 => $function::<u16>($($argument),*),
-            _ => $function::<u32>($($argument),*),
-        }
-    };
-}
-
 impl Spec {
-    fn shape(&self, known: Known) -> Loop {
+    pub(super) fn shape(&self, known: Known) -> Loop {
         let plain = self.of_loop();
         if known.roots.is_empty() {
             plain
@@ -337,26 +320,36 @@ impl Spec {
         by_width!(self, tokenise(shape, known, child, out, done));
     }
 
-    pub(super) fn contextualise(&self, path: Path, known: Known, contexts: &mut [u8]) {
-        let shape = self.shape(known);
-        let done = match path {
-            #[cfg(target_arch = "x86_64")]
-            Path::Avx512 => super::avx512::contextualise(shape, known, contexts),
-            _ => 0,
-        };
-        by_width!(self, contextualise(shape, known, contexts, done));
+    pub(super) fn contextualise(&self, known: Known, contexts: &mut [u8]) {
+        by_width!(self, contextualise(self.shape(known), known, contexts));
     }
 
-    /// The children. Returns how many of them are escaped, and not restored.
-    pub(super) fn restore(&self, path: Path, known: Known, read: Read, child: &mut [u8]) -> u32 {
-        let shape = self.shape(known);
-        let (done, escaped) = match path {
-            #[cfg(target_arch = "x86_64")]
-            Path::Avx512 => super::avx512::restore(shape, known, read, child),
-            _ => (0, 0),
-        };
-        escaped + by_width!(self, restore(shape, known, read, child, done))
+    /// The children, and the places of those that are escaped: they are not restored.
+    pub(super) fn restore(
+        &self,
+        known: Known,
+        read: Read,
+        child: &mut [u8],
+        escaped: impl FnMut(usize),
+    ) {
+        by_width!(
+            self,
+            restore(self.shape(known), known, read, child, escaped)
+        );
     }
+}
+
+fn top_exponent<B: Bits>(shape: Loop, bytes: &[u8]) -> u32 {
+    let mut most = 0;
+    for bytes in B::chunks(bytes) {
+        let exponent = shape.exponent(B::read(bytes));
+        most = most.max(if exponent < shape.exponents {
+            exponent
+        } else {
+            0
+        });
+    }
+    most
 }
 
 /// The exponents that elements are relative to.
@@ -375,8 +368,9 @@ fn tokenise<B: Bits>(shape: Loop, known: Known, child: &[u8], out: &mut Tokens, 
         let (before, after) = (B::read(&parent[i]), B::read(&children[i]));
         let (token, raw, low) = shape.token(before, after, scale(i));
         let context = shape.context(before, scale(i));
-        out.symbols[i] = (context * TOKENS as u32 + token) as u16;
-        out.raws[i] = raw as u16;
+        let symbol = context * TOKENS as u32 + token;
+        out.symbols[i] = raw << 16 | symbol;
+        out.seen |= 1 << (token % TOKENS as u32);
         match shape.low {
             0 => {}
             8 => out.lows[i] = low as u8,
@@ -389,27 +383,33 @@ fn tokenise<B: Bits>(shape: Loop, known: Known, child: &[u8], out: &mut Tokens, 
     }
 }
 
-fn contextualise<B: Bits>(shape: Loop, known: Known, contexts: &mut [u8], from: usize) {
+fn contextualise<B: Bits>(shape: Loop, known: Known, contexts: &mut [u8]) {
     let parent = B::chunks(known.parent);
     let scale = scales(shape, known.roots);
-    for i in from..parent.len() {
-        contexts[i] = shape.context(B::read(&parent[i]), scale(i)) as u8;
+    for (i, (context, parent)) in contexts.iter_mut().zip(parent).enumerate() {
+        *context = shape.context(B::read(parent), scale(i)) as u8;
     }
 }
 
-fn restore<B: Bits>(shape: Loop, known: Known, read: Read, child: &mut [u8], from: usize) -> u32 {
+fn restore<B: Bits>(
+    shape: Loop,
+    known: Known,
+    read: Read,
+    child: &mut [u8],
+    mut escaped: impl FnMut(usize),
+) {
     let (parent, child) = (B::chunks(known.parent), B::chunks_mut(child));
     let scale = scales(shape, known.roots);
-    let mut escaped = 0;
-    for i in from..child.len() {
+    for (i, child) in child.iter_mut().enumerate() {
         let (token, raw) = (u32::from(read.tokens[i]), u32::from(read.raws[i]));
         let low = match shape.low {
             0 => 0,
             8 => u32::from(read.lows[i]),
             _ => u32::from(u16::from_le_bytes(read.lows.as_chunks().0[i])),
         };
-        child[i] = B::write(shape.child(B::read(&parent[i]), token, raw, low, scale(i)));
-        escaped += u32::from(token == ESCAPE);
+        *child = B::write(shape.child(B::read(&parent[i]), token, raw, low, scale(i)));
+        if token == ESCAPE {
+            escaped(i);
+        }
     }
-    escaped
 }

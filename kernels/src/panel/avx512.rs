@@ -21,7 +21,8 @@ pub(crate) static KERNEL: Kernel = Kernel {
 
 pub(super) fn available() -> bool {
     // Asked for once a tile.
-    static AVAILABLE: LazyLock<bool> = LazyLock::new(|| is_x86_feature_detected!("avx512f"));
+    static AVAILABLE: LazyLock<bool> =
+        LazyLock::new(|| is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("popcnt"));
     *AVAILABLE
 }
 
