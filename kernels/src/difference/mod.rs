@@ -182,7 +182,7 @@ pub fn encode(
     let frequencies = Frequencies::best(&counts.sums());
     spec.last_context = frequencies.of.len() as u32 - 1;
     let encoder = rans::Encoder::new(&frequencies, &spec);
-    let registers = rans::registers(elements);
+    let registers = rans::registers_for(elements);
     let coders = registers * rans::REGISTER;
 
     frequencies.write(out);

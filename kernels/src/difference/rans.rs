@@ -25,7 +25,7 @@ pub(super) const STATE_BITS: u32 = 31;
 
 /// Coders that take turns for so many elements: with more of them a processor waits less for each, with fewer there are
 /// fewer states to store.
-pub(super) fn registers(elements: usize) -> usize {
+pub(super) fn registers_for(elements: usize) -> usize {
     match elements {
         0..=16_384 => 1,
         16_385..=65_536 => 2,
@@ -121,40 +121,65 @@ fn encode_plainly(
     states: &mut [u32; CODERS],
     words: &mut Vec<u8>,
 ) {
-    // Turn by turn, register by register. Of a register the words of raw bits come before those of tokens, each in the
-    // order of its coders: a decoder that is a register wide takes either at once.
-    let pieces = symbols.len().div_ceil(REGISTER);
-    let registers = coders / REGISTER;
-    for piece in (0..pieces).rev() {
-        let range = piece * REGISTER..symbols.len().min((piece + 1) * REGISTER);
-        let symbols = &symbols[range];
-        let states = &mut states[piece % registers * REGISTER..][..REGISTER];
-        let (mut out, mut written) = ([[0; 2]; 2 * REGISTER + 1], 0);
-        for (&symbol, state) in symbols.iter().zip(states.iter_mut()) {
-            let bits = encoder.of(symbol).1 >> RAW_AT;
-            let full = *state >> (STATE_BITS - bits) != 0;
-            spill(state, full, &mut out, &mut written);
-            *state = *state << bits | (symbol >> 16) & ((1 << bits) - 1);
+    // Of a turn the words of raw bits come before those of tokens, so that a decoder need not wait for the raw bits of one
+    // register to find the words of the next; register by register, each in the order of its coders, so that a decoder
+    // that is a register wide takes them at once.
+    let mut out = Turn::default();
+    for symbols in symbols.chunks(coders).rev() {
+        for (symbols, states) in registers(symbols, states) {
+            for (&symbol, state) in symbols.iter().zip(states) {
+                let bits = encoder.of(symbol).1 >> RAW_AT;
+                out.spill(state, *state >> (STATE_BITS - bits) != 0);
+                *state = *state << bits | (symbol >> 16) & ((1 << bits) - 1);
+            }
         }
-        for (&symbol, state) in symbols.iter().zip(states.iter_mut()) {
-            let (reciprocal, packed) = encoder.of(symbol);
-            let rest = (packed >> REST_AT) & (WHOLE - 1);
-            let full = *state >= (WHOLE - rest) << (STATE_BITS - PRECISION);
-            spill(state, full, &mut out, &mut written);
-            let product = u64::from(*state) * u64::from(reciprocal);
-            let quotient = (product >> 32) as u32 >> ((packed >> SHIFT_AT) & 15);
-            *state += (packed & ((1 << BIAS_BITS) - 1)) + quotient * rest;
+        for (symbols, states) in registers(symbols, states) {
+            for (&symbol, state) in symbols.iter().zip(states) {
+                let (reciprocal, packed) = encoder.of(symbol);
+                let rest = (packed >> REST_AT) & (WHOLE - 1);
+                out.spill(state, *state >= (WHOLE - rest) << (STATE_BITS - PRECISION));
+                let product = u64::from(*state) * u64::from(reciprocal);
+                let quotient = (product >> 32) as u32 >> ((packed >> SHIFT_AT) & 15);
+                *state += (packed & ((1 << BIAS_BITS) - 1)) + quotient * rest;
+            }
         }
-        words.extend_from_slice(out[..written].as_flattened());
+        words.extend_from_slice(out.words[..out.count].as_flattened());
+        out.count = 0;
     }
 }
 
-/// Moves 16 bits of a full state to the stream. No branch: whether a state is full is as good as random.
-#[inline(always)]
-fn spill(state: &mut u32, full: bool, out: &mut [[u8; 2]; 2 * REGISTER + 1], written: &mut usize) {
-    out[*written] = (*state as u16).to_le_bytes();
-    *written += usize::from(full);
-    *state >>= 16 * u32::from(full);
+/// The symbols of each register and its states, the last first.
+fn registers<'a>(
+    symbols: &'a [u32],
+    states: &'a mut [u32; CODERS],
+) -> impl Iterator<Item = (&'a [u32], &'a mut [u32; REGISTER])> {
+    let states = states.as_chunks_mut().0.iter_mut();
+    symbols.chunks(REGISTER).zip(states).rev()
+}
+
+/// What one turn of the coders moves to the stream.
+struct Turn {
+    words: [[u8; 2]; 2 * CODERS + 1],
+    count: usize,
+}
+
+impl Default for Turn {
+    fn default() -> Self {
+        Self {
+            words: [[0; 2]; 2 * CODERS + 1],
+            count: 0,
+        }
+    }
+}
+
+impl Turn {
+    /// Moves 16 bits of a full state. No branch: whether a state is full is as good as random.
+    #[inline(always)]
+    fn spill(&mut self, state: &mut u32, full: bool) {
+        self.words[self.count] = (*state as u16).to_le_bytes();
+        self.count += usize::from(full);
+        *state >>= 16 * u32::from(full);
+    }
 }
 
 /// What a slot stands for: `[context * WHOLE + slot]`.
@@ -227,27 +252,27 @@ impl Decoding<'_> {
             .chunks_mut(self.coders)
             .zip(raws.chunks_mut(self.coders));
         for (contexts, (tokens, raws)) in turns.zip(out) {
-            let registers = contexts
-                .chunks(REGISTER)
-                .zip(self.states.chunks_mut(REGISTER));
-            let out = tokens.chunks_mut(REGISTER).zip(raws.chunks_mut(REGISTER));
-            for ((contexts, states), (tokens, raws)) in registers.zip(out) {
-                let mut bits = [0; REGISTER];
-                // The last coder's word was written last.
-                for i in (0..contexts.len()).rev() {
+            let mut bits = [0; CODERS];
+            // A register after the other; in each the last coder's word was written last.
+            for start in (0..contexts.len()).step_by(REGISTER) {
+                for i in (start..contexts.len().min(start + REGISTER)).rev() {
+                    let state = &mut self.states[i];
                     let slot =
-                        usize::from(contexts[i]) * WHOLE as usize + (states[i] % WHOLE) as usize;
+                        usize::from(contexts[i]) * WHOLE as usize + (*state % WHOLE) as usize;
                     let slot = decoder.slots[slot];
                     let frequency = (slot >> FREQUENCY_AT) & (2 * WHOLE - 1);
-                    states[i] = frequency * (states[i] >> PRECISION) + slot % WHOLE;
+                    *state = frequency * (*state >> PRECISION) + slot % WHOLE;
                     tokens[i] = (slot >> TOKEN_AT) as u8 & (TOKENS as u8 - 1);
                     bits[i] = slot >> BITS_AT;
-                    refill(&mut states[i], self.words, &mut self.left)?;
+                    refill(state, self.words, &mut self.left)?;
                 }
-                for i in (0..contexts.len()).rev() {
-                    raws[i] = (states[i] & ((1 << bits[i]) - 1)) as u16;
-                    states[i] >>= bits[i];
-                    refill(&mut states[i], self.words, &mut self.left)?;
+            }
+            for start in (0..contexts.len()).step_by(REGISTER) {
+                for i in (start..contexts.len().min(start + REGISTER)).rev() {
+                    let state = &mut self.states[i];
+                    raws[i] = (*state & ((1 << bits[i]) - 1)) as u16;
+                    *state >>= bits[i];
+                    refill(state, self.words, &mut self.left)?;
                 }
             }
         }

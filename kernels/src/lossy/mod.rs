@@ -3,8 +3,8 @@
 //! d = child - parent in f32 is cut into blocks, each with a scale s in bf16 and for each element a code q:
 //!
 //! ```text
-//! int8      64 elements    s = max |d| / 127, rounded up     q = round(d / s)         in -127..=127
-//! int4      32 elements    s = max |d| / 7, rounded up       q = round(d / s)         in -7..=7
+//! int8      64 elements    s = max |d| / 127, rounded up     q = round(d (1 / s))     in -127..=127
+//! int4      32 elements    s = max |d| / 7, rounded up       q = round(d (1 / s))     in -7..=7
 //! sign     128 elements    s = mean |d|                      q = 1 or -1, d's sign
 //! ```
 //!
@@ -450,13 +450,20 @@ vectorised! {
                 if scale == 0.0 {
                     continue;
                 }
-                if up {
+                // A product takes a fraction of the time of a quotient.
+                let inverse = 1.0 / scale;
+                if !inverse.is_finite() {
                     for (code, d) in codes.iter_mut().zip(d) {
-                        *code = integer((d / scale).ceil(), most);
+                        let q = d / scale;
+                        *code = integer(if up { q.ceil() } else { q }, most);
+                    }
+                } else if up {
+                    for (code, d) in codes.iter_mut().zip(d) {
+                        *code = integer((d * inverse).ceil(), most);
                     }
                 } else {
                     for (code, d) in codes.iter_mut().zip(d) {
-                        *code = integer(d / scale, most);
+                        *code = integer(d * inverse, most);
                     }
                 }
             }

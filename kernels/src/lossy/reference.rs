@@ -80,7 +80,13 @@ pub(super) fn quantise(
             if scale.to_f32() == 0.0 {
                 return 0;
             }
-            let q = d / scale.to_f32();
+            let inverse = 1.0 / scale.to_f32();
+            // Of the smallest scales the inverse is infinite.
+            let q = if inverse.is_finite() {
+                d * inverse
+            } else {
+                d / scale.to_f32()
+            };
             let q = if rounding == Rounding::Up {
                 q.ceil()
             } else {

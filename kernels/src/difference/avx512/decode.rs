@@ -88,53 +88,73 @@ unsafe fn decode_turns<const WIDTH: usize, const LOW: usize, const R: usize>(
         left: decoding.left,
     };
     for turn in 0..turns {
-        for (r, x) in x.iter_mut().enumerate() {
-            let at = (turn * R + r) * REGISTER;
-            // SAFETY: `at` is within the slices; contexts and so indices are below the table's length; of the words no more are taken
-            // than are left.
+        let start = turn * R * REGISTER;
+        // All registers at each stage, so that none has to wait for another.
+        let mut slots_of = [_mm512_setzero_si512(); R];
+        let mut raws = slots_of;
+        for r in 0..R {
+            let at = start + r * REGISTER;
+            // SAFETY: `at` is within the slices; contexts and so indices are below the table's length.
             unsafe {
                 let parent = load::<WIDTH>(known.parent.as_ptr(), at);
-                let scale = shape.scales(known, at);
-                let context = shape.contexts(parent, scale);
-                let slot = _mm512_or_si512(context, _mm512_and_si512(*x, slot_of));
-                let slot = _mm512_i32gather_epi32::<4>(slot, slots);
-                let frequency =
-                    _mm512_and_si512(_mm512_srli_epi32::<FREQUENCY_AT>(slot), frequency_of);
-                let product = _mm512_mullo_epi32(_mm512_srli_epi32::<PRECISION>(*x), frequency);
-                *x = _mm512_add_epi32(product, _mm512_and_si512(slot, slot_of));
-                let bits = _mm512_srli_epi32::<BITS_AT>(slot);
-                *x = words.take(*x).ok_or(DifferenceError::Truncated)?;
-                let raw = _mm512_andnot_si512(_mm512_sllv_epi32(ones, bits), *x);
-                let without = _mm512_srlv_epi32(*x, bits);
-                *x = words.take(without).ok_or(DifferenceError::Truncated)?;
-
-                let token = _mm512_and_si512(_mm512_srli_epi32::<TOKEN_AT>(slot), token_of);
+                let context = shape.contexts(parent, shape.scales(known, at));
+                let slot = _mm512_or_si512(context, _mm512_and_si512(x[r], slot_of));
+                slots_of[r] = _mm512_i32gather_epi32::<4>(slot, slots);
+            }
+        }
+        for (x, slot) in x.iter_mut().zip(slots_of) {
+            let frequency = _mm512_and_si512(_mm512_srli_epi32::<FREQUENCY_AT>(slot), frequency_of);
+            let product = _mm512_mullo_epi32(_mm512_srli_epi32::<PRECISION>(*x), frequency);
+            *x = _mm512_add_epi32(product, _mm512_and_si512(slot, slot_of));
+        }
+        for x in &mut x {
+            // SAFETY: a register can be read from the last word that is left on.
+            *x = unsafe { words.take(*x) }.ok_or(DifferenceError::Truncated)?;
+        }
+        for r in 0..R {
+            let bits = _mm512_srli_epi32::<BITS_AT>(slots_of[r]);
+            raws[r] = _mm512_andnot_si512(_mm512_sllv_epi32(ones, bits), x[r]);
+            x[r] = _mm512_srlv_epi32(x[r], bits);
+        }
+        for x in &mut x {
+            // SAFETY: as above.
+            *x = unsafe { words.take(*x) }.ok_or(DifferenceError::Truncated)?;
+        }
+        for r in 0..R {
+            let (slot, raw) = (slots_of[r], raws[r]);
+            let at = start + r * REGISTER;
+            // SAFETY: `at` is within the slices.
+            unsafe {
+                let parent = load::<WIDTH>(known.parent.as_ptr(), at);
                 let low = match LOW {
                     0 => _mm512_setzero_si512(),
                     1 => load::<1>(work.lows.as_ptr(), at),
                     _ => load::<2>(work.lows.as_ptr(), at),
                 };
+                let token = _mm512_and_si512(_mm512_srli_epi32::<TOKEN_AT>(slot), token_of);
                 // Of tokens below 2 the token itself.
                 let highest = _mm512_or_si512(_mm512_and_si512(token, one), two);
                 let highest = _mm512_min_epu32(highest, token);
+                let bits = _mm512_srli_epi32::<BITS_AT>(slot);
                 let value = _mm512_or_si512(_mm512_sllv_epi32(highest, bits), raw);
                 let folded = above_low::<LOW>(value, low);
                 let odd = _mm512_test_epi32_mask(folded, one);
                 let half = _mm512_srli_epi32::<1>(folded);
                 let difference = _mm512_mask_xor_epi32(half, odd, half, ones);
-                let mut bits_of = shape.moved(parent, difference);
+                let mut restored = shape.moved(parent, difference);
 
                 let away = _mm512_cmpge_epu32_mask(token, escape);
                 if away != 0 {
+                    let scale = shape.scales(known, at);
                     let far = shape.far::<LOW>(parent, scale, token, raw, low);
-                    bits_of = _mm512_mask_mov_epi32(bits_of, away, far);
+                    restored = _mm512_mask_mov_epi32(restored, away, far);
                     let mut left = _mm512_mask_cmpeq_epi32_mask(away, token, escape);
                     while left != 0 {
                         escaped.push(at + left.trailing_zeros() as usize);
                         left &= left - 1;
                     }
                 }
-                store::<WIDTH>(child.as_mut_ptr(), at, bits_of);
+                store::<WIDTH>(child.as_mut_ptr(), at, restored);
             }
         }
     }

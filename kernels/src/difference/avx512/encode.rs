@@ -61,42 +61,48 @@ unsafe fn encode_turns<const R: usize>(
     let most = _mm512_set1_epi32(1 << STATE_BITS);
     let limit_of_whole = _mm512_set1_epi32((WHOLE << (STATE_BITS - PRECISION)) as i32);
     for turn in (0..turns).rev() {
-        for r in (0..R).rev() {
+        // All registers at each stage, so that none has to wait for another.
+        let mut raw = [_mm512_setzero_si512(); R];
+        let (mut packed, mut even, mut odd) = (raw, raw, raw);
+        for r in 0..R {
             let at = (turn * R + r) * REGISTER;
-            // SAFETY: `at` is within the slices, the table is as long as symbols are large, and of at most two words an
-            // element, and 16 more, no one is past the room there is.
+            // SAFETY: `at` is within the slice, and the table is as long as symbols are large.
             unsafe {
                 let symbol = _mm512_loadu_si512(symbols.as_ptr().add(at).cast());
-                let raw = _mm512_srli_epi32::<16>(symbol);
+                raw[r] = _mm512_srli_epi32::<16>(symbol);
                 // Of even lanes and of odd ones the pairs.
-                let even = _mm512_and_si512(symbol, symbol_of);
-                let odd = _mm512_and_si512(_mm512_srli_epi64::<32>(symbol), symbol_of);
-                let even = _mm512_i64gather_epi64::<8>(even, table);
-                let odd = _mm512_i64gather_epi64::<8>(odd, table);
-                let packed = _mm512_mask_blend_epi32(0xaaaa, _mm512_srli_epi64::<32>(even), odd);
-
-                let bits = _mm512_srli_epi32::<RAW_AT>(packed);
-                let full = _mm512_cmpge_epu32_mask(x[r], _mm512_srlv_epi32(most, bits));
-                written += put(start.add(written), full, x[r]);
-                x[r] = _mm512_mask_srli_epi32::<16>(x[r], full, x[r]);
-                let raw = _mm512_andnot_si512(_mm512_sllv_epi32(ones, bits), raw);
-                x[r] = _mm512_or_si512(_mm512_sllv_epi32(x[r], bits), raw);
-
-                let rest = _mm512_and_si512(_mm512_srli_epi32::<REST_AT>(packed), rest_of);
-                let limit = _mm512_slli_epi32::<{ STATE_BITS - PRECISION }>(rest);
-                let limit = _mm512_sub_epi32(limit_of_whole, limit);
-                let full = _mm512_cmpge_epu32_mask(x[r], limit);
-                written += put(start.add(written), full, x[r]);
-                x[r] = _mm512_mask_srli_epi32::<16>(x[r], full, x[r]);
-                let even = _mm512_srli_epi64::<32>(_mm512_mul_epu32(x[r], even));
-                let odd = _mm512_mul_epu32(_mm512_srli_epi64::<32>(x[r]), odd);
-                let high = _mm512_mask_blend_epi32(0xaaaa, even, odd);
-                let shift = _mm512_and_si512(_mm512_srli_epi32::<SHIFT_AT>(packed), four_bits);
-                let quotient = _mm512_srlv_epi32(high, shift);
-                let product = _mm512_mullo_epi32(quotient, rest);
-                let sum = _mm512_add_epi32(product, _mm512_and_si512(packed, bias));
-                x[r] = _mm512_add_epi32(x[r], sum);
+                let place = _mm512_and_si512(symbol, symbol_of);
+                even[r] = _mm512_i64gather_epi64::<8>(place, table);
+                let place = _mm512_and_si512(_mm512_srli_epi64::<32>(symbol), symbol_of);
+                odd[r] = _mm512_i64gather_epi64::<8>(place, table);
             }
+            packed[r] = _mm512_mask_blend_epi32(0xaaaa, _mm512_srli_epi64::<32>(even[r]), odd[r]);
+        }
+        for r in (0..R).rev() {
+            let bits = _mm512_srli_epi32::<RAW_AT>(packed[r]);
+            let full = _mm512_cmpge_epu32_mask(x[r], _mm512_srlv_epi32(most, bits));
+            // SAFETY: of at most two words an element, and 16 more, no one is past the room there is.
+            written += unsafe { put(start.add(written), full, x[r]) };
+            x[r] = _mm512_mask_srli_epi32::<16>(x[r], full, x[r]);
+            let raw = _mm512_andnot_si512(_mm512_sllv_epi32(ones, bits), raw[r]);
+            x[r] = _mm512_or_si512(_mm512_sllv_epi32(x[r], bits), raw);
+        }
+        for r in (0..R).rev() {
+            let rest = _mm512_and_si512(_mm512_srli_epi32::<REST_AT>(packed[r]), rest_of);
+            let limit = _mm512_slli_epi32::<{ STATE_BITS - PRECISION }>(rest);
+            let limit = _mm512_sub_epi32(limit_of_whole, limit);
+            let full = _mm512_cmpge_epu32_mask(x[r], limit);
+            // SAFETY: as above.
+            written += unsafe { put(start.add(written), full, x[r]) };
+            x[r] = _mm512_mask_srli_epi32::<16>(x[r], full, x[r]);
+            let even = _mm512_srli_epi64::<32>(_mm512_mul_epu32(x[r], even[r]));
+            let odd = _mm512_mul_epu32(_mm512_srli_epi64::<32>(x[r]), odd[r]);
+            let high = _mm512_mask_blend_epi32(0xaaaa, even, odd);
+            let shift = _mm512_and_si512(_mm512_srli_epi32::<SHIFT_AT>(packed[r]), four_bits);
+            let quotient = _mm512_srlv_epi32(high, shift);
+            let product = _mm512_mullo_epi32(quotient, rest);
+            let sum = _mm512_add_epi32(product, _mm512_and_si512(packed[r], bias));
+            x[r] = _mm512_add_epi32(x[r], sum);
         }
     }
     // SAFETY: so many bytes were written.

@@ -24,6 +24,10 @@ pub(in super::super) fn tokenise(
     count
 }
 
+/// Bytes between what is worked on and what is asked for of the memory: processors look ahead by themselves, but not
+/// beyond a page.
+const AHEAD: usize = 2048;
+
 /// # Safety
 ///
 /// All slices must hold `count` elements, a multiple of 16.
@@ -47,6 +51,9 @@ unsafe fn tokenise_all<const WIDTH: usize, const LOW: usize>(
     let half = _mm512_set1_epi32(32);
     let mut seen = [_mm512_setzero_si512(); 2];
     for at in (0..count).step_by(LANES) {
+        for from in [known.parent.as_ptr(), children.as_ptr()] {
+            _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(at * WIDTH + AHEAD).cast());
+        }
         // SAFETY: the caller's.
         let (parent, child, scale) = unsafe {
             (
