@@ -1,8 +1,9 @@
 //! The elements that differ: how many equal ones come before each, and what stands there.
 //!
-//! As a *list*, for few of them: gaps in the base-128 code of unsigned numbers (LEB128), the lowest bits first; after all
-//! gaps the elements' bytes in the same order ([`Codec::Sparse`]). *Coded*, for many ([`Codec::Scattered`]): gaps as 32-bit integers, and elements beside those of the
-//! parent that they replace, both under the entropy coder ([`firebrick_kernels::difference`]).
+//! As a *list*, for few of them ([`Codec::Sparse`]): gaps in the base-128 code of unsigned numbers (LEB128), the lowest
+//! bits first; after all gaps the elements' bytes in the same order. *Coded*, for many ([`Codec::Scattered`]): gaps as
+//! 32-bit integers, and elements beside those of the parent that they replace, both under the entropy coder
+//! ([`firebrick_kernels::difference`]).
 
 use firebrick_kernels::difference::{self, Element, Path, Scale, Scratch};
 

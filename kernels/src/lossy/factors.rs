@@ -1,6 +1,7 @@
 //! Differences as the product of two narrow matrices.
 
 use super::floats::{narrow, widen};
+use super::loops::PIECE;
 use super::{NoFloat, check, count};
 use crate::difference::Element;
 use crate::panel::Path;
@@ -160,10 +161,10 @@ vectorised! {
                 *sum += factor * f32::from(*right);
             }
         }
-        let mut before = [0.0; super::PIECE];
+        let mut before = [0.0; PIECE];
         let width = element.width();
-        let pieces = parent.chunks(super::PIECE * width).zip(out.chunks_mut(super::PIECE * width));
-        for (row, (parent, out)) in row.chunks_mut(super::PIECE).zip(pieces) {
+        let pieces = parent.chunks(PIECE * width).zip(out.chunks_mut(PIECE * width));
+        for (row, (parent, out)) in row.chunks_mut(PIECE).zip(pieces) {
             let before = &mut before[..row.len()];
             widen(element, parent, before);
             for (sum, before) in row.iter_mut().zip(before) {
