@@ -21,7 +21,7 @@ use safetensors::{Dtype, SafeTensors};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-const ROUNDS: usize = 7;
+const ROUNDS: usize = 25;
 
 fn main() {
     let runs = std::env::args()

@@ -24,5 +24,6 @@ for config in nanogpt-char quickstart; do
     done
   done
 done
-cargo bench --quiet --bench delta -- "$runs"
+# Memory that was freed is kept, as the runner keeps it.
+MIMALLOC_PURGE_DELAY=-1 cargo bench --quiet --bench delta -- "$runs"
 "${PYTHON:-python3}" benches/peers/delta.py "$runs"

@@ -25,18 +25,35 @@ pub(super) struct Changes {
 
 /// Finds what differs, unless more than `most` elements do.
 pub(super) fn changes(width: usize, parent: &[u8], child: &[u8], most: usize) -> Option<Changes> {
-    /// Bytes that are compared at once.
-    const RUN: usize = 32;
     if are_many(width, parent, child, most) {
         return None;
     }
+    match width {
+        1 => changes_of::<1>(parent, child, most),
+        2 => changes_of::<2>(parent, child, most),
+        4 => changes_of::<4>(parent, child, most),
+        _ => changes_of::<8>(parent, child, most),
+    }
+}
+
+/// [`changes`] of elements of `WIDTH` bytes.
+fn changes_of<const WIDTH: usize>(parent: &[u8], child: &[u8], most: usize) -> Option<Changes> {
+    /// Bytes that are compared at once.
+    const RUN: usize = 32;
     let mut found = Changes::default();
     let mut next = 0;
     let (runs, rest) = child.as_chunks::<RUN>();
     let (parents, parents_rest) = parent.as_chunks::<RUN>();
     let mut look = |start: usize, before: &[u8], after: &[u8]| {
-        let elements = before.chunks(width).zip(after.chunks(width)).enumerate();
-        for (i, (before, after)) in elements.filter(|(_, (before, after))| before != after) {
+        let pairs = before
+            .as_chunks::<WIDTH>()
+            .0
+            .iter()
+            .zip(after.as_chunks::<WIDTH>().0);
+        for (i, (before, after)) in pairs
+            .enumerate()
+            .filter(|(_, (before, after))| before != after)
+        {
             let place = start + i;
             found.gaps.push((place - next) as u32);
             found.before.extend_from_slice(before);
@@ -46,11 +63,15 @@ pub(super) fn changes(width: usize, parent: &[u8], child: &[u8], most: usize) ->
         found.gaps.len() <= most
     };
     for (i, (before, after)) in parents.iter().zip(runs).enumerate() {
-        if before != after && !look(i * (RUN / width), before, after) {
+        let words = before.as_chunks().0.iter().zip(after.as_chunks().0);
+        let differ = words.fold(0, |differ, (before, after)| {
+            differ | (u64::from_ne_bytes(*before) ^ u64::from_ne_bytes(*after))
+        });
+        if differ != 0 && !look(i * (RUN / WIDTH), before, after) {
             return None;
         }
     }
-    look(runs.len() * (RUN / width), parents_rest, rest).then_some(found)
+    look(runs.len() * (RUN / WIDTH), parents_rest, rest).then_some(found)
 }
 
 /// Whether far more than `most` elements differ, judged by a sample of large chunks.

@@ -59,13 +59,15 @@ pub(super) fn choose(path: Path, element: Element, known: Known, child: &[u8]) -
 }
 
 impl Spec {
-    /// Bits that the elements of a sample would take, contexts apart.
+    /// Bits that the elements of a sample would take. Of contexts four are one: of each there are too few elements.
     fn cost(&self, path: Path, known: Known, child: &[u8]) -> f32 {
         /// n log2 n.
         static LOGS: LazyLock<Vec<f32>> = LazyLock::new(|| {
             let of = |n: f32| n * n.max(1.0).log2();
             (0..=SAMPLE).map(|n| of(n as f32)).collect()
         });
+        /// Contexts.
+        const TOGETHER: usize = 4;
         let elements = child.len() / self.element.width();
         let (mut symbols, mut lows) = ([0; SAMPLE], [0; 2 * SAMPLE]);
         self.tokenise(
@@ -79,19 +81,23 @@ impl Spec {
                 escaped: &mut Vec::new(),
             },
         );
-        let mut counts = [0usize; TOKENS];
+        let mut counts = [[0usize; TOKENS]; CONTEXTS / TOGETHER];
         for symbol in &symbols[..elements] {
-            counts[*symbol as usize % TOKENS] += 1;
+            let (context, token) = (*symbol as u16 as usize / TOKENS, *symbol as usize % TOKENS);
+            counts[context / TOGETHER % counts.len()][token] += 1;
         }
-        let mut bits = LOGS[elements] + (elements as u32 * self.low) as f32;
-        for (token, &count) in counts.iter().enumerate() {
-            let token = token as u32;
-            let stored = if token == ESCAPE {
-                self.element.bits()
-            } else {
-                self.raw_bits(token)
-            };
-            bits += (count as u32 * stored) as f32 - LOGS[count];
+        let mut bits = (elements as u32 * self.low) as f32;
+        for counts in &counts {
+            bits += LOGS[counts.iter().sum::<usize>()];
+            for (token, &count) in counts.iter().enumerate() {
+                let token = token as u32;
+                let stored = if token == ESCAPE {
+                    self.element.bits()
+                } else {
+                    self.raw_bits(token)
+                };
+                bits += (count as u32 * stored) as f32 - LOGS[count];
+            }
         }
         bits
     }
