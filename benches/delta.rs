@@ -21,7 +21,7 @@ use safetensors::{Dtype, SafeTensors};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-const ROUNDS: usize = 25;
+const ROUNDS: usize = 100;
 
 fn main() {
     let runs = std::env::args()
