@@ -193,6 +193,17 @@ fn d2_equal_chunks_are_next_to_nothing() {
 }
 
 #[test]
+fn d2_what_comes_once_is_coded_though_only_some_are_counted() {
+    let (parent, _) = pair(Element::F32, 40_000, 0, 3);
+    for place in [0, 20, 63, 39_999] {
+        let mut child = parent.clone();
+        child[4 * place] ^= 0x55;
+        child[4 * place + 3] ^= 0x80;
+        there_and_back(Element::F32, Scale::Chunk, &parent, &child);
+    }
+}
+
+#[test]
 fn lengths_that_do_not_fit_are_errors() {
     let coded = |parent: usize, child: usize, roots: Option<usize>| {
         let (parent, child) = (vec![0; parent], vec![0; child]);
