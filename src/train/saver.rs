@@ -1,8 +1,9 @@
 //! Saving while training goes on.
 //!
-//! A save copies the run's state, which costs the training one pass over memory (the memory of the copy before), and hands the copy to a thread of its own,
-//! which codes it, writes it, flushes it and deletes what is no longer kept. The thread and its helpers have the lowest
-//! priority there is: they take what the training leaves of the cores. One save at a time: the next one waits for it.
+//! A save copies the run's state, about two passes over memory, into the memory of the copy before, and hands it to a
+//! thread of its own, which codes it, writes it, flushes it and deletes what is no longer kept. The thread and its helpers
+//! have the lowest priority there is: they take what the training leaves of the cores. One save at a time: the next one
+//! waits for it.
 
 use std::thread::JoinHandle;
 
