@@ -3,7 +3,8 @@
 //!
 //! One thread, no files: of each tensor the encoded bytes and back, BLAKE3 of the child included. Beside the ratio stands
 //! the order-0 bound: per tensor the sum, over byte planes, of their empirical entropies of the folded monotone-integer
-//! difference. Beside the speeds stand those of BLAKE3 and of a copy, on the same bytes in the same run.
+//! difference. Beside the speeds stand those of BLAKE3 and of a copy, on the same bytes in the same run. At the end, for
+//! one run, the speeds of the coder alone with each set of instructions that this processor has.
 #![allow(missing_docs, reason = "a program, not an interface")]
 
 use std::collections::BTreeMap;
@@ -13,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use firebrick::delta::{decode_slice, encode_slice};
-use firebrick_kernels::difference::{Element, order_0_bits};
+use firebrick_kernels::difference::{self, Element, MOST, Scale, Scratch, order_0_bits};
 use half::bf16;
 use safetensors::{Dtype, SafeTensors};
 
@@ -53,7 +54,7 @@ fn compare(runs: &Path) {
         .filter(|path| path.join("checkpoints").is_dir())
         .collect();
     names.sort();
-    for run in names {
+    for run in &names {
         for steps in [1, 10, 100] {
             let load = |step: u64, file: &str| {
                 tensors(&run.join(format!("checkpoints/step-{step:06}/{file}.safetensors")))
@@ -75,6 +76,64 @@ fn compare(runs: &Path) {
             );
             let (before, after) = (load(500, "optimizer"), load(500 + steps, "optimizer"));
             row(&name, steps, "moments f32", Dtype::F32, &before, &after);
+        }
+    }
+    if let Some(run) = names.last() {
+        by_instructions(run);
+    }
+}
+
+/// The coder alone, at the first step after the 500th.
+fn by_instructions(run: &Path) {
+    println!();
+    let name = run.file_name().unwrap_or_default().display();
+    println!("the coder alone: {name}, +1");
+    println!("{:<12}{:<14}{:>9}{:>8}", "with", "of", "encode", "decode");
+    let load = |step: &str, file: &str| {
+        tensors(&run.join(format!("checkpoints/step-{step}/{file}.safetensors")))
+    };
+    let weights = ["000500", "000501"].map(|step| load(step, "model"));
+    let halves = weights.each_ref().map(halved);
+    let moments = ["000500", "000501"].map(|step| load(step, "optimizer"));
+    for path in difference::Path::ALL {
+        if !path.available() {
+            continue;
+        }
+        for (of, element, [before, after]) in [
+            ("weights f32", Element::F32, &weights),
+            ("weights bf16", Element::Bf16, &halves),
+            ("moments f32", Element::F32, &moments),
+        ] {
+            let most = MOST * element.width();
+            let chunks: Vec<(&[u8], &[u8])> = after
+                .iter()
+                .flat_map(|(name, after)| before[name].chunks(most).zip(after.chunks(most)))
+                .collect();
+            let mut coded = vec![Vec::new(); chunks.len()];
+            let mut scratch = Scratch::default();
+            let encode = fastest(|| {
+                for (chunk, out) in chunks.iter().zip(&mut coded) {
+                    out.clear();
+                    difference::encode(path, element, Scale::Chunk, *chunk, &mut scratch, out)
+                        .expect("it fits");
+                }
+            });
+            let mut back = vec![0; most];
+            let decode = fastest(|| {
+                for ((parent, child), coded) in chunks.iter().zip(&coded) {
+                    let back = &mut back[..child.len()];
+                    difference::decode(path, element, Scale::Chunk, parent, coded, back)
+                        .expect("what was encoded");
+                }
+            });
+            let total: usize = chunks.iter().map(|(_, child)| child.len()).sum();
+            let speed = |seconds: f64| total as f64 / seconds / 1e9;
+            let name = path.name();
+            println!(
+                "{name:<12}{of:<14}{:>9.2}{:>8.2}",
+                speed(encode),
+                speed(decode)
+            );
         }
     }
 }

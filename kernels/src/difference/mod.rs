@@ -23,6 +23,7 @@
 
 pub mod adam;
 mod frequencies;
+mod loops;
 mod rans;
 mod reference;
 mod sample;
@@ -295,7 +296,7 @@ pub fn decode(
         }
         _ => 0,
     };
-    let (mut contexts, mut tokens) = ([0; BLOCK], [0; BLOCK]);
+    let (mut contexts, mut tokens) = ([0u16; BLOCK], [0u16; BLOCK]);
     let mut raws = [0; BLOCK];
     while done < elements {
         let count = BLOCK.min(elements - done);
@@ -306,12 +307,16 @@ pub fn decode(
             &mut raws[..count],
         );
         let known = known.slice(width, range.clone());
-        spec.contextualise(known, contexts);
-        decoding.decode(&decoder, contexts, tokens, raws)?;
+        spec.contextualise(path, known, contexts);
+        decoding.decode(path, &decoder, contexts, tokens, raws)?;
         let lows = &lows[range.start * low_width..range.end * low_width];
         let read = Read { tokens, raws, lows };
         let child = &mut child[range.start * width..range.end * width];
-        spec.restore(known, read, child, |place| escaped.push(done + place));
+        if spec.restore(path, known, read, child) {
+            let places = (done..).zip(read.tokens);
+            let places = places.filter(|(_, token)| u32::from(**token) == tokens::ESCAPE);
+            escaped.extend(places.map(|(place, _)| place));
+        }
         done += count;
     }
     decoding.check_end()?;

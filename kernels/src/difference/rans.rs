@@ -10,6 +10,7 @@ use std::sync::LazyLock;
 use super::frequencies::{Frequencies, PRECISION, WHOLE};
 use super::tokens::{CONTEXTS, MOST_RAW, Spec, TOKENS};
 use super::{DifferenceError, Path};
+use crate::vector::vectorised;
 
 /// Coders of one register.
 pub(super) const REGISTER: usize = 16;
@@ -71,9 +72,11 @@ impl Encoder {
         Self { pairs }
     }
 
-    fn of(&self, symbol: u32) -> (u32, u32) {
-        let [reciprocal, packed] = self.pairs[symbol as usize % (CONTEXTS * TOKENS)];
-        (reciprocal, packed)
+    /// Of a length that compilers know.
+    fn table(&self) -> &[[u32; 2]; CONTEXTS * TOKENS] {
+        self.pairs
+            .first_chunk()
+            .expect("a pair for each token of each context")
     }
 }
 
@@ -103,82 +106,113 @@ pub(super) fn encode(
 ) -> [u32; CODERS] {
     let mut states = [LEAST; CODERS];
     let whole = symbols.len() / coders * coders;
-    encode_plainly(encoder, &symbols[whole..], coders, &mut states, words);
-    let symbols = &symbols[..whole];
+    let (symbols, last) = symbols.split_at(whole);
+    encode_turns(path, encoder, last, coders, &mut states, words);
     match path {
         #[cfg(target_arch = "x86_64")]
         Path::Avx512 => super::avx512::encode(encoder, symbols, coders, &mut states, words),
-        _ => encode_plainly(encoder, symbols, coders, &mut states, words),
+        _ => encode_turns(path, encoder, symbols, coders, &mut states, words),
     }
     states
 }
 
-/// The first symbol is the first coder's.
-fn encode_plainly(
-    encoder: &Encoder,
-    symbols: &[u32],
-    coders: usize,
-    states: &mut [u32; CODERS],
-    words: &mut Vec<u8>,
-) {
-    // Of a turn the words of raw bits come before those of tokens, so that a decoder need not wait for the raw bits of one
-    // register to find the words of the next; register by register, each in the order of its coders, so that a decoder
-    // that is a register wide takes them at once.
-    let mut out = Turn::default();
-    for symbols in symbols.chunks(coders).rev() {
-        for (symbols, states) in registers(symbols, states) {
-            for (&symbol, state) in symbols.iter().zip(states) {
-                let bits = encoder.of(symbol).1 >> RAW_AT;
-                out.spill(state, *state >> (STATE_BITS - bits) != 0);
-                *state = *state << bits | (symbol >> 16) & ((1 << bits) - 1);
+vectorised! {
+    /// The first symbol is the first coder's.
+    fn encode_turns(
+        encoder: &Encoder,
+        symbols: &[u32],
+        coders: usize,
+        states: &mut [u32; CODERS],
+        words: &mut Vec<u8>,
+    ) {
+        // What is done with registers, and what is done number by number, is done in loops of their own; these end at a
+        // number that is not known beforehand, or they would be unrolled before they are vectorised.
+        let table = encoder.table();
+        let mut out = Spilled::default();
+        let (mut reciprocals, mut packed) = ([0; CODERS], [0; CODERS]);
+        let mut full = [false; CODERS];
+        for symbols in symbols.chunks(coders).rev() {
+            let count = symbols.len().min(CODERS);
+            let (states, full) = (&mut states[..count], &mut full[..count]);
+            let (reciprocals, packed) = (&mut reciprocals[..count], &mut packed[..count]);
+            for ((symbol, reciprocal), packed) in symbols.iter().zip(&mut *reciprocals).zip(&mut *packed) {
+                [*reciprocal, *packed] = table[*symbol as usize % table.len()];
             }
-        }
-        for (symbols, states) in registers(symbols, states) {
-            for (&symbol, state) in symbols.iter().zip(states) {
-                let (reciprocal, packed) = encoder.of(symbol);
-                let rest = (packed >> REST_AT) & (WHOLE - 1);
-                out.spill(state, *state >= (WHOLE - rest) << (STATE_BITS - PRECISION));
-                let product = u64::from(*state) * u64::from(reciprocal);
+
+            // Of a turn the words of raw bits come before those of tokens, so that a decoder need not wait for the raw
+            // bits of one register to find the words of the next.
+            for ((full, state), packed) in full.iter_mut().zip(&*states).zip(&*packed) {
+                *full = *state >= 1 << (STATE_BITS - (packed >> RAW_AT));
+            }
+            out.spill(states, full);
+            for (((state, full), packed), symbol) in states.iter_mut().zip(&*full).zip(&*packed).zip(symbols) {
+                let kept = if *full { *state >> 16 } else { *state };
+                let bits = packed >> RAW_AT;
+                *state = kept << bits | (symbol >> 16) & ((1 << bits) - 1);
+            }
+
+            for ((full, state), packed) in full.iter_mut().zip(&*states).zip(&*packed) {
+                let frequency = WHOLE - ((packed >> REST_AT) & (WHOLE - 1));
+                *full = *state >= frequency << (STATE_BITS - PRECISION);
+            }
+            out.spill(states, full);
+            let pairs = reciprocals.iter().zip(&*packed);
+            for ((state, full), (reciprocal, packed)) in states.iter_mut().zip(&*full).zip(pairs) {
+                let kept = if *full { *state >> 16 } else { *state };
+                let product = u64::from(kept) * u64::from(*reciprocal);
                 let quotient = (product >> 32) as u32 >> ((packed >> SHIFT_AT) & 15);
-                *state += (packed & ((1 << BIAS_BITS) - 1)) + quotient * rest;
+                let rest = (packed >> REST_AT) & (WHOLE - 1);
+                *state = kept + (packed & ((1 << BIAS_BITS) - 1)) + quotient * rest;
             }
+            out.move_if_full(words);
         }
-        words.extend_from_slice(out.words[..out.count].as_flattened());
-        out.count = 0;
+        out.move_to(words);
     }
 }
 
-/// The symbols of each register and its states, the last first.
-fn registers<'a>(
-    symbols: &'a [u32],
-    states: &'a mut [u32; CODERS],
-) -> impl Iterator<Item = (&'a [u32], &'a mut [u32; REGISTER])> {
-    let states = states.as_chunks_mut().0.iter_mut();
-    symbols.chunks(REGISTER).zip(states).rev()
-}
-
-/// What one turn of the coders moves to the stream.
-struct Turn {
-    words: [[u8; 2]; 2 * CODERS + 1],
+/// What turns move to the stream.
+struct Spilled {
+    words: [[u8; 2]; Self::ROOM],
     count: usize,
 }
 
-impl Default for Turn {
+impl Default for Spilled {
     fn default() -> Self {
         Self {
-            words: [[0; 2]; 2 * CODERS + 1],
+            words: [[0; 2]; Self::ROOM],
             count: 0,
         }
     }
 }
 
-impl Turn {
-    /// Moves 16 bits of a full state. No branch: whether a state is full is as good as random.
+impl Spilled {
+    /// A power of two, so that it takes no branch to see that a place is within bounds.
+    const ROOM: usize = 1024;
+
+    /// Moves 16 bits of full states: register by register, the last first, and each in the order of its coders, so that a
+    /// decoder that is a register wide takes them at once. No branches: whether a state is full is as good as random.
     #[inline(always)]
-    fn spill(&mut self, state: &mut u32, full: bool) {
-        self.words[self.count] = (*state as u16).to_le_bytes();
-        self.count += usize::from(full);
-        *state >>= 16 * u32::from(full);
+    fn spill(&mut self, states: &[u32], full: &[bool]) {
+        let registers = states.chunks(REGISTER).zip(full.chunks(REGISTER));
+        for (states, full) in registers.rev() {
+            for (state, full) in states.iter().zip(full) {
+                self.words[self.count % Self::ROOM] = (*state as u16).to_le_bytes();
+                self.count += usize::from(*full);
+            }
+        }
+    }
+
+    /// If another turn might not find room.
+    #[inline(always)]
+    fn move_if_full(&mut self, words: &mut Vec<u8>) {
+        if self.count > Self::ROOM - 2 * CODERS - 1 {
+            self.move_to(words);
+        }
+    }
+
+    fn move_to(&mut self, words: &mut Vec<u8>) {
+        words.extend_from_slice(self.words[..self.count].as_flattened());
+        self.count = 0;
     }
 }
 
@@ -242,41 +276,13 @@ impl Decoding<'_> {
     /// the coders.
     pub(super) fn decode(
         &mut self,
+        path: Path,
         decoder: &Decoder,
-        contexts: &[u8],
-        tokens: &mut [u8],
+        contexts: &[u16],
+        tokens: &mut [u16],
         raws: &mut [u16],
     ) -> Result<(), DifferenceError> {
-        let turns = contexts.chunks(self.coders);
-        let out = tokens
-            .chunks_mut(self.coders)
-            .zip(raws.chunks_mut(self.coders));
-        for (contexts, (tokens, raws)) in turns.zip(out) {
-            let mut bits = [0; CODERS];
-            // A register after the other; in each the last coder's word was written last.
-            for start in (0..contexts.len()).step_by(REGISTER) {
-                for i in (start..contexts.len().min(start + REGISTER)).rev() {
-                    let state = &mut self.states[i];
-                    let slot =
-                        usize::from(contexts[i]) * WHOLE as usize + (*state % WHOLE) as usize;
-                    let slot = decoder.slots[slot];
-                    let frequency = (slot >> FREQUENCY_AT) & (2 * WHOLE - 1);
-                    *state = frequency * (*state >> PRECISION) + slot % WHOLE;
-                    tokens[i] = (slot >> TOKEN_AT) as u8 & (TOKENS as u8 - 1);
-                    bits[i] = slot >> BITS_AT;
-                    refill(state, self.words, &mut self.left)?;
-                }
-            }
-            for start in (0..contexts.len()).step_by(REGISTER) {
-                for i in (start..contexts.len().min(start + REGISTER)).rev() {
-                    let state = &mut self.states[i];
-                    raws[i] = (*state & ((1 << bits[i]) - 1)) as u16;
-                    *state >>= bits[i];
-                    refill(state, self.words, &mut self.left)?;
-                }
-            }
-        }
-        Ok(())
+        decode_turns(path, self, decoder, contexts, (tokens, raws))
     }
 
     /// Whether everything was taken out that was put in.
@@ -292,21 +298,84 @@ impl Decoding<'_> {
     }
 }
 
-/// As [`spill`], the other way.
-#[inline(always)]
-fn refill(state: &mut u32, words: &[[u8; 2]], left: &mut usize) -> Result<(), DifferenceError> {
-    let low = *state < LEAST;
-    let next = left.checked_sub(usize::from(low));
-    let next = next.ok_or(DifferenceError::Truncated)?;
-    // Where nothing is taken it does not matter what is read.
-    let word = words.get(next).copied().unwrap_or_default();
-    *left = next;
-    *state = if low {
-        *state << 16 | u32::from(u16::from_le_bytes(word))
-    } else {
-        *state
-    };
-    Ok(())
+/// Most words of a turn.
+const TURN: usize = 2 * CODERS;
+
+vectorised! {
+    fn decode_turns(
+        decoding: &mut Decoding,
+        decoder: &Decoder,
+        contexts: &[u16],
+        out: (&mut [u16], &mut [u16]),
+    ) -> Result<(), DifferenceError> {
+        let coders = decoding.coders;
+        let out = out.0.chunks_mut(coders).zip(out.1.chunks_mut(coders));
+        let table = decoder.slots.as_slice();
+        let mut slots = [0; CODERS];
+        for (contexts, (tokens, raws)) in contexts.chunks(coders).zip(out) {
+            let count = contexts.len().min(CODERS);
+            let (states, slots) = (&mut decoding.states[..count], &mut slots[..count]);
+            let mut last = [[0; 2]; TURN];
+            let mut words = Words::new(&decoding.words[..decoding.left], &mut last);
+
+            for ((slot, context), state) in slots.iter_mut().zip(contexts).zip(&*states) {
+                *slot = table[usize::from(*context) * WHOLE as usize + (*state % WHOLE) as usize];
+            }
+            for ((state, token), slot) in states.iter_mut().zip(tokens).zip(&*slots) {
+                let frequency = (slot >> FREQUENCY_AT) & (2 * WHOLE - 1);
+                *state = frequency * (*state >> PRECISION) + slot % WHOLE;
+                *token = (slot >> TOKEN_AT) as u16 % TOKENS as u16;
+            }
+            words.refill(states);
+
+            for ((state, raw), slot) in states.iter_mut().zip(raws).zip(&*slots) {
+                let bits = slot >> BITS_AT;
+                *raw = (*state & ((1 << bits) - 1)) as u16;
+                *state >>= bits;
+            }
+            words.refill(states);
+            let taken = TURN - words.left;
+            let left = decoding.left.checked_sub(taken);
+            decoding.left = left.ok_or(DifferenceError::Truncated)?;
+        }
+        Ok(())
+    }
+}
+
+/// Words that a turn can take.
+struct Words<'a> {
+    words: &'a [[u8; 2]; TURN],
+    left: usize,
+}
+
+impl<'a> Words<'a> {
+    /// The last ones. Where there are fewer than a turn might take zeros come before them, in `room`.
+    #[inline(always)]
+    fn new(words: &'a [[u8; 2]], room: &'a mut [[u8; 2]; TURN]) -> Self {
+        let words = match words.last_chunk() {
+            Some(words) => words,
+            None => {
+                room[TURN - words.len()..].copy_from_slice(words);
+                room
+            }
+        };
+        Self { words, left: TURN }
+    }
+
+    /// As [`Spilled::spill`], the other way: the last coder's word was written last.
+    #[inline(always)]
+    fn refill(&mut self, states: &mut [u32]) {
+        for states in states.chunks_mut(REGISTER) {
+            for state in states.iter_mut().rev() {
+                let low = *state < LEAST;
+                self.left -= usize::from(low);
+                // Where nothing is taken it does not matter what is read.
+                let word = u16::from_le_bytes(self.words[self.left % TURN]);
+                let refilled = *state << 16 | u32::from(word);
+                *state = if low { refilled } else { *state };
+            }
+        }
+    }
 }
 
 const _: () =

@@ -40,7 +40,7 @@ pub(super) fn choose(path: Path, element: Element, known: Known, child: &[u8]) -
         top: 0,
         last_context: CONTEXTS as u32 - 1,
     };
-    spec.top = spec.top_of(&parent, &child);
+    spec.top = spec.top_of(path, &parent, &child);
     let lows: &[u32] = match width {
         1 => &[0],
         2 => &[0, 8],

@@ -1,6 +1,6 @@
 //! From child and parent to tokens and raw bits, and back.
 
-use super::{Element, Path};
+use super::{Element, Path, loops};
 
 /// Tokens there can be.
 pub(super) const TOKENS: usize = 64;
@@ -95,23 +95,23 @@ impl Spec {
     }
 }
 
-/// Calls a function that is generic in the elements' type with that of a spec.
+/// Calls a function that is generic in the bytes of an element.
 macro_rules! by_width {
-    ($spec:expr, $function:ident($($argument:expr),*)) => {
+    ($spec:expr, $module:ident::$function:ident($($argument:expr),*)) => {
         match $spec.element.width() {
-            1 => $function::<u8>($($argument),*),
-            2 => $function::<u16>($($argument),*),
-            _ => $function::<u32>($($argument),*),
+            1 => $module::$function::<1>($($argument),*),
+            2 => $module::$function::<2>($($argument),*),
+            _ => $module::$function::<4>($($argument),*),
         }
     };
 }
 
 impl Spec {
     /// The largest exponent of parents and children that is one of a number.
-    pub(super) fn top_of(&self, parent: &[u8], child: &[u8]) -> u32 {
+    pub(super) fn top_of(&self, path: Path, parent: &[u8], child: &[u8]) -> u32 {
         let shape = self.of_loop();
-        by_width!(self, top_exponent(shape, parent))
-            .max(by_width!(self, top_exponent(shape, child)))
+        let top = |bytes| by_width!(self, loops::top_exponent(path, shape, bytes));
+        top(parent).max(top(child))
     }
 }
 
@@ -143,24 +143,23 @@ impl Loop {
     }
 
     #[inline(always)]
-    fn exponent(&self, bits: u32) -> u32 {
+    pub(super) fn exponent(&self, bits: u32) -> u32 {
         (bits >> self.mantissa) & self.exponents
     }
 
     #[inline(always)]
-    fn context(&self, parent: u32, scale: u32) -> u32 {
+    pub(super) fn context(&self, parent: u32, scale: u32) -> u32 {
         let below = (scale + self.context_of_top) as i32 - self.exponent(parent) as i32;
         below.clamp(0, self.last_context as i32) as u32
     }
 
-    /// Token, raw bits below whatever is above them, and low bits.
+    /// Token, raw bits below whatever is above them, and low bits below whatever is above these.
     #[inline(always)]
-    fn token(&self, parent: u32, child: u32, scale: u32) -> (u32, u32, u32) {
+    pub(super) fn token(&self, parent: u32, child: u32, scale: u32) -> (u32, u32, u32) {
         let unused = 32 - self.bits;
         let difference = self.ordered(child).wrapping_sub(self.ordered(parent));
         let difference = ((difference << unused) as i32) >> unused;
         let folded = ((difference << 1) ^ (difference >> 31)) as u32;
-        let low_bits = (1u32 << self.low) - 1;
 
         let value = folded >> self.low;
         // A float's exponent and highest bit of mantissa say what the token says.
@@ -186,13 +185,13 @@ impl Loop {
         (
             if is_near { near } else { far },
             if is_near { value } else { far_raw },
-            if is_near { folded } else { mantissa } & low_bits,
+            if is_near { folded } else { mantissa },
         )
     }
 
     /// The child again; of an escaped one anything.
     #[inline(always)]
-    fn child(&self, parent: u32, token: u32, raw: u32, low: u32, scale: u32) -> u32 {
+    pub(super) fn child(&self, parent: u32, token: u32, raw: u32, low: u32, scale: u32) -> u32 {
         let raw_bits = (token >> 1).max(1) - 1;
         let value = if token < 2 {
             token
@@ -210,46 +209,6 @@ impl Loop {
         let far = (flipped & self.sign) | (exponent << self.mantissa) | mantissa;
         if token < ESCAPE { near } else { far }
     }
-}
-
-/// Numbers of one width, as their bits.
-pub(super) trait Bits: Copy + 'static {
-    fn read(bytes: &Self::Bytes) -> u32;
-    fn write(bits: u32) -> Self::Bytes;
-    type Bytes: Copy;
-    fn chunks(bytes: &[u8]) -> &[Self::Bytes];
-    fn chunks_mut(bytes: &mut [u8]) -> &mut [Self::Bytes];
-}
-
-macro_rules! bits {
-    ($($type:ty, $width:literal;)*) => {$(
-        impl Bits for $type {
-            type Bytes = [u8; $width];
-            #[inline(always)]
-            fn read(bytes: &[u8; $width]) -> u32 {
-                u32::from(<$type>::from_le_bytes(*bytes))
-            }
-            #[inline(always)]
-            fn write(bits: u32) -> [u8; $width] {
-                (bits as $type).to_le_bytes()
-            }
-            #[inline(always)]
-            fn chunks(bytes: &[u8]) -> &[[u8; $width]] {
-                bytes.as_chunks().0
-            }
-            #[inline(always)]
-            fn chunks_mut(bytes: &mut [u8]) -> &mut [[u8; $width]] {
-                bytes.as_chunks_mut().0
-            }
-        }
-    )*};
-}
-bits! { u8, 1; u16, 2; u32, 4; }
-
-/// An exponent of the root of a magnitude, biased as f32's.
-#[inline(always)]
-fn root_exponent(bits: u32) -> u32 {
-    (((bits >> 23) & 0xff) + 127) >> 1
 }
 
 /// What both sides know of some elements.
@@ -293,7 +252,7 @@ pub(super) struct Tokens<'a> {
 /// What was read of some elements.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Read<'a> {
-    pub tokens: &'a [u8],
+    pub tokens: &'a [u16],
     pub raws: &'a [u16],
     /// `low / 8` bytes an element.
     pub lows: &'a [u8],
@@ -317,99 +276,17 @@ impl Spec {
             Path::Avx512 => super::avx512::tokenise(shape, known, child, out),
             _ => 0,
         };
-        by_width!(self, tokenise(shape, known, child, out, done));
+        by_width!(self, loops::tokenise(path, shape, known, child, out, done));
     }
 
-    pub(super) fn contextualise(&self, known: Known, contexts: &mut [u8]) {
-        by_width!(self, contextualise(self.shape(known), known, contexts));
+    pub(super) fn contextualise(&self, path: Path, known: Known, contexts: &mut [u16]) {
+        let shape = self.shape(known);
+        by_width!(self, loops::contextualise(path, shape, known, contexts));
     }
 
-    /// The children, and the places of those that are escaped: they are not restored.
-    pub(super) fn restore(
-        &self,
-        known: Known,
-        read: Read,
-        child: &mut [u8],
-        escaped: impl FnMut(usize),
-    ) {
-        by_width!(
-            self,
-            restore(self.shape(known), known, read, child, escaped)
-        );
-    }
-}
-
-fn top_exponent<B: Bits>(shape: Loop, bytes: &[u8]) -> u32 {
-    let mut most = 0;
-    for bytes in B::chunks(bytes) {
-        let exponent = shape.exponent(B::read(bytes));
-        most = most.max(if exponent < shape.exponents {
-            exponent
-        } else {
-            0
-        });
-    }
-    most
-}
-
-/// The exponents that elements are relative to.
-fn scales(shape: Loop, roots: &[u8]) -> impl Fn(usize) -> u32 {
-    let roots = roots.as_chunks::<4>().0;
-    move |i| match roots.get(i) {
-        Some(root) => root_exponent(u32::from_le_bytes(*root)),
-        None => shape.top,
-    }
-}
-
-fn tokenise<B: Bits>(shape: Loop, known: Known, child: &[u8], out: &mut Tokens, from: usize) {
-    let (parent, children) = (B::chunks(known.parent), B::chunks(child));
-    let scale = scales(shape, known.roots);
-    for i in from..children.len() {
-        let (before, after) = (B::read(&parent[i]), B::read(&children[i]));
-        let (token, raw, low) = shape.token(before, after, scale(i));
-        let context = shape.context(before, scale(i));
-        let symbol = context * TOKENS as u32 + token;
-        out.symbols[i] = raw << 16 | symbol;
-        out.seen |= 1 << (token % TOKENS as u32);
-        match shape.low {
-            0 => {}
-            8 => out.lows[i] = low as u8,
-            _ => out.lows.as_chunks_mut().0[i] = (low as u16).to_le_bytes(),
-        }
-        if token == ESCAPE {
-            let width = child.len() / children.len();
-            out.escaped.extend_from_slice(&child[i * width..][..width]);
-        }
-    }
-}
-
-fn contextualise<B: Bits>(shape: Loop, known: Known, contexts: &mut [u8]) {
-    let parent = B::chunks(known.parent);
-    let scale = scales(shape, known.roots);
-    for (i, (context, parent)) in contexts.iter_mut().zip(parent).enumerate() {
-        *context = shape.context(B::read(parent), scale(i)) as u8;
-    }
-}
-
-fn restore<B: Bits>(
-    shape: Loop,
-    known: Known,
-    read: Read,
-    child: &mut [u8],
-    mut escaped: impl FnMut(usize),
-) {
-    let (parent, child) = (B::chunks(known.parent), B::chunks_mut(child));
-    let scale = scales(shape, known.roots);
-    for (i, child) in child.iter_mut().enumerate() {
-        let (token, raw) = (u32::from(read.tokens[i]), u32::from(read.raws[i]));
-        let low = match shape.low {
-            0 => 0,
-            8 => u32::from(read.lows[i]),
-            _ => u32::from(u16::from_le_bytes(read.lows.as_chunks().0[i])),
-        };
-        *child = B::write(shape.child(B::read(&parent[i]), token, raw, low, scale(i)));
-        if token == ESCAPE {
-            escaped(i);
-        }
+    /// The children. Returns whether some are escaped: these are not restored.
+    pub(super) fn restore(&self, path: Path, known: Known, read: Read, child: &mut [u8]) -> bool {
+        let shape = self.shape(known);
+        by_width!(self, loops::restore(path, shape, known, read, child))
     }
 }
