@@ -31,8 +31,12 @@ const OPTIMIZER: &str = "optimizer.";
 pub(super) const LONGEST: u64 = 1000;
 
 /// Weights and moments as one state.
-fn memory<'a>(model: &'a Tensors, optimizer: &'a Tensors) -> Memory<'a> {
-    let named = |prefix: &'static str, tensors: &'a Tensors| {
+fn memory(capture: &Capture) -> Memory<'_> {
+    let (model, optimizer) = (&capture.weights, &capture.optimizer.tensors);
+    fn named<'a>(
+        prefix: &'static str,
+        tensors: &'a Tensors,
+    ) -> impl Iterator<Item = (TensorInfo, &'a [u8])> {
         tensors.iter().map(move |(name, data)| {
             let info = TensorInfo {
                 name: format!("{prefix}{name}"),
@@ -41,7 +45,7 @@ fn memory<'a>(model: &'a Tensors, optimizer: &'a Tensors) -> Memory<'a> {
             };
             (info, data.as_bytes())
         })
-    };
+    }
     Memory::new(named(MODEL, model).chain(named(OPTIMIZER, optimizer)))
 }
 
@@ -112,21 +116,39 @@ fn record(applied: &AppliedStep) -> StepRecord {
     }
 }
 
+/// The checkpoint that another is written beside.
+pub(super) struct Before<'a> {
+    pub step: u64,
+    pub delta: &'a Delta<'static>,
+    /// Its state, where it is in memory, too.
+    pub capture: Option<&'a Capture>,
+}
+
 /// Writes the tensors of a checkpoint to a folder that is being made: beside a step's, or alone.
 pub(super) fn write(
     folder: &Path,
-    parent: Option<(u64, &Delta)>,
+    before: Option<Before>,
     capture: &Capture,
     options: &ChainOptions,
 ) -> Result<Written, CheckpointError> {
-    let parent = parent.map(|(step, delta)| Parent {
-        source: delta,
+    let in_memory = before.as_ref().and_then(|before| before.capture);
+    let in_memory = in_memory.map(memory);
+    let parent = before.map(|before| Parent {
+        source: match &in_memory {
+            Some(memory) => memory,
+            None => before.delta,
+        },
         names: Default::default(),
-        name: Some(step_name(step)),
-        known: Some(delta.state()),
+        name: Some(step_name(before.step)),
+        // What is in memory, too, is held against what was saved.
+        known: Some(before.delta.state()),
     });
-    let child = memory(&capture.weights, &capture.optimizer.tensors);
-    let moments = moments(capture);
+    let child = memory(capture);
+    // Alone, what tensors are can be told one by one, and read so: weights without moments.
+    let moments = match &parent {
+        Some(_) => moments(capture),
+        None => Vec::new(),
+    };
     let state = capture.optimizer.tensors.keys();
     let state = state.map(|name| format!("{OPTIMIZER}{name}"));
     // What else an optimizer keeps (Adafactor's rows and columns of squares, say) may not bear to be near what it was.
@@ -149,7 +171,12 @@ pub(super) fn write(
 pub(super) fn squash(delta: &Delta) -> Result<(), CheckpointError> {
     let path = delta.path();
     let alone = durable::replace_made(path, |temporary| {
-        let written = delta::write(temporary, None, delta, &Options::default())?;
+        // Read one by one, what is coded together would be decoded as often as there are tensors of it.
+        let options = Options {
+            moments: delta.moments(),
+            lossy: None,
+        };
+        let written = delta::write(temporary, None, delta, &options)?;
         // What was read was held against CRCs; this holds it against the tensors' hashes.
         if written.state == delta.state() {
             Ok(())

@@ -91,11 +91,13 @@ pub(super) fn groups(
             // What is lossy is no one's prediction.
             found.extend(Some(parameter).filter(|&parameter| treatment_of(parameter).is_none()));
         }
+        // Without parents they are no help to each other, but whoever reads them needs them together.
+        let beside = parent_of(found[0]).is_some();
         let alike = found.iter().all(|&tensor| {
             let info = &tensors[tensor];
             info.is_like(&tensors[found[0]])
                 && info.dtype == Dtype::F32
-                && parent_of(tensor).is_some()
+                && parent_of(tensor).is_some() == beside
                 && treatment_of(tensor).is_none()
         });
         if alike && found.iter().all(|&tensor| !grouped[tensor]) {

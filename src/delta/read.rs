@@ -14,7 +14,7 @@ use super::index::{Rule, state_id};
 use super::lossy::{Basis, LossRecord};
 use super::predict::Prediction;
 use super::product;
-use super::write::StateHashes;
+use super::write::{Moments, StateHashes};
 use super::{DeltaError, Source, TensorInfo};
 
 /// A state that a file tells, beside a parent or alone.
@@ -192,6 +192,25 @@ impl Delta<'_> {
     /// Where it lies.
     pub fn path(&self) -> &Path {
         &self.reader.path
+    }
+
+    /// What is coded together, and so takes least to read together.
+    pub fn moments(&self) -> Vec<Moments> {
+        let Reader { index, .. } = &self.reader;
+        let sections = index.sections.iter();
+        let together = sections.filter_map(|section| {
+            let mut names = section
+                .tensors
+                .iter()
+                .map(|&tensor| &index.tensors[tensor].name);
+            Some(Moments {
+                first: names.next()?.clone(),
+                second: names.next()?.clone(),
+                parameter: names.next().cloned(),
+                step: None,
+            })
+        });
+        together.collect()
     }
 
     fn parents(&self, names: &[&str], chunk: usize) -> Result<Vec<Cow<'_, [u8]>>, DeltaError> {

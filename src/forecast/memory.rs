@@ -156,8 +156,8 @@ enum Saves {
     Whole,
     /// From one copy of both.
     AtOnce,
-    /// From one copy of both, while training goes on.
-    Behind,
+    /// From so many copies of both, while training goes on.
+    Behind(u64),
 }
 
 /// Summands of all columns that the `gemm` crate packs at a time, at most; fewer columns where they are
@@ -206,7 +206,11 @@ impl Sizes {
             saves: match (config.checkpoint.format, config.checkpoint.background) {
                 (CheckpointFormat::Full, _) => Saves::Whole,
                 (CheckpointFormat::Delta, false) => Saves::AtOnce,
-                (CheckpointFormat::Delta, true) => Saves::Behind,
+                (CheckpointFormat::Delta, true) => {
+                    let one =
+                        config.checkpoint.lossy.is_some() || config.checkpoint.keyframe_every < 2;
+                    Saves::Behind(if one { 1 } else { 2 })
+                }
             },
             attention: attention_room(plan, shape, conditions),
         }
@@ -238,12 +242,20 @@ impl Sizes {
                 format!("4 bytes x {}, of the micro-batches before", grouped(p)),
             ),
             term(
-                "copy being saved",
+                "copies for saves",
                 match self.saves {
-                    Saves::Behind => product([4, p]).saturating_add(self.optimizer_state),
+                    Saves::Behind(copies) => {
+                        copies.saturating_mul(product([4, p]).saturating_add(self.optimizer_state))
+                    }
                     Saves::Whole | Saves::AtOnce => 0,
                 },
-                "weights and optimizer, while training goes on".to_string(),
+                match self.saves {
+                    Saves::Behind(2) => {
+                        "weights and optimizer, as they are saved and as they were saved before"
+                    }
+                    _ => "weights and optimizer, while training goes on",
+                }
+                .to_string(),
             ),
         ]
     }
@@ -326,7 +338,7 @@ impl Sizes {
             Saves::Whole => (weights.max(moments), "the larger of weights and optimizer"),
             Saves::AtOnce => (weights.saturating_add(moments), "weights and optimizer"),
             // It is there all the time.
-            Saves::Behind => (0, ""),
+            Saves::Behind(_) => (0, ""),
         };
         vec![term("copy to write", copied, what.to_string())]
     }
@@ -401,7 +413,7 @@ impl Sizes {
                 "chunks being saved",
                 match self.saves {
                     Saves::Whole => 0,
-                    Saves::AtOnce | Saves::Behind => SAVED_PER_LANE * self.lanes,
+                    Saves::AtOnce | Saves::Behind(_) => SAVED_PER_LANE * self.lanes,
                 },
                 "what a checkpoint is written from, for each thread".to_string(),
             ),

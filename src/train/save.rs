@@ -133,8 +133,7 @@ impl Trainer {
                         let folder = self.folder.path();
                         return self.saver.begin(job).map_err(TrainError::io(folder));
                     }
-                    let (saved, _) = job.run()?;
-                    return self.tell_of(saved);
+                    return self.tell_of(job.run()?.saved);
                 }
             }
         }
@@ -166,6 +165,7 @@ impl Trainer {
                 optimizer,
                 config: capture.1,
             },
+            before: self.saver.last(),
             best,
             options: ChainOptions {
                 keyframe_every: config.keyframe_every,

@@ -411,3 +411,52 @@ proptest! {
         }
     }
 }
+
+/// A source that keeps account of what is asked for together.
+struct Asked<'a>(&'a Delta<'a>, std::sync::Mutex<Vec<Vec<String>>>);
+
+impl Source for Asked<'_> {
+    fn tensors(&self) -> Vec<TensorInfo> {
+        self.0.tensors()
+    }
+
+    fn read(
+        &self,
+        names: &[&str],
+        chunk: usize,
+    ) -> Result<Vec<std::borrow::Cow<'_, [u8]>>, DeltaError> {
+        let asked = names.iter().map(ToString::to_string).collect();
+        self.1.lock().unwrap().push(asked);
+        self.0.read(names, chunk)
+    }
+
+    fn describe(&self) -> String {
+        self.0.describe()
+    }
+}
+
+#[test]
+fn d5_what_is_coded_together_is_read_together_to_stand_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let [path, alone] = ["delta", "alone"].map(|name| folder.path().join(name));
+    let (before, after) = (state(1), state(2));
+    let (before, child) = (memory(&before), memory(&after));
+    write(&path, Some(&beside(&before)), &child, &with_moments()).unwrap();
+    let delta = open(&path)
+        .unwrap()
+        .beside(Some(Box::new(&before)))
+        .unwrap();
+    assert_eq!(delta.moments(), moments());
+
+    let asked = Asked(&delta, Default::default());
+    let options = Options {
+        moments: delta.moments(),
+        ..Options::default()
+    };
+    write(&alone, None, &asked, &options).unwrap();
+    check(&open(&alone).unwrap().beside(None).unwrap(), &after);
+    let asked = asked.1.into_inner().unwrap();
+    let of_section = |names: &&Vec<String>| names.iter().any(|name| name.starts_with("a."));
+    let of_section: Vec<_> = asked.iter().filter(of_section).collect();
+    assert_eq!(of_section.len(), 2, "one for each chunk: {of_section:?}");
+}
