@@ -31,12 +31,8 @@ const OPTIMIZER: &str = "optimizer.";
 pub(super) const LONGEST: u64 = 1000;
 
 /// Weights and moments as one state.
-fn memory(capture: &Capture) -> Memory<'_> {
-    let (model, optimizer) = (&capture.weights, &capture.optimizer.tensors);
-    fn named<'a>(
-        prefix: &'static str,
-        tensors: &'a Tensors,
-    ) -> impl Iterator<Item = (TensorInfo, &'a [u8])> {
+fn memory<'a>(model: &'a Tensors, optimizer: &'a Tensors) -> Memory<'a> {
+    let named = |prefix: &'static str, tensors: &'a Tensors| {
         tensors.iter().map(move |(name, data)| {
             let info = TensorInfo {
                 name: format!("{prefix}{name}"),
@@ -45,7 +41,7 @@ fn memory(capture: &Capture) -> Memory<'_> {
             };
             (info, data.as_bytes())
         })
-    }
+    };
     Memory::new(named(MODEL, model).chain(named(OPTIMIZER, optimizer)))
 }
 
@@ -116,34 +112,20 @@ fn record(applied: &AppliedStep) -> StepRecord {
     }
 }
 
-/// The checkpoint that another is written beside.
-pub(super) struct Before<'a> {
-    pub step: u64,
-    pub delta: &'a Delta<'static>,
-    /// Its state, where it is in memory, too.
-    pub capture: Option<&'a Capture>,
-}
-
 /// Writes the tensors of a checkpoint to a folder that is being made: beside a step's, or alone.
 pub(super) fn write(
     folder: &Path,
-    before: Option<Before>,
+    parent: Option<(u64, &Delta)>,
     capture: &Capture,
     options: &ChainOptions,
 ) -> Result<Written, CheckpointError> {
-    let in_memory = before.as_ref().and_then(|before| before.capture);
-    let in_memory = in_memory.map(memory);
-    let parent = before.map(|before| Parent {
-        source: match &in_memory {
-            Some(memory) => memory,
-            None => before.delta,
-        },
+    let parent = parent.map(|(step, delta)| Parent {
+        source: delta,
         names: Default::default(),
-        name: Some(step_name(before.step)),
-        // What is in memory, too, is held against what was saved.
-        known: Some(before.delta.state()),
+        name: Some(step_name(step)),
+        known: Some(delta.state()),
     });
-    let child = memory(capture);
+    let child = memory(&capture.weights, &capture.optimizer.tensors);
     // Alone, what tensors are can be told one by one, and read so: weights without moments.
     let moments = match &parent {
         Some(_) => moments(capture),

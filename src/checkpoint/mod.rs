@@ -128,12 +128,6 @@ impl ChainOptions {
             lossy_moments: false,
         }
     }
-
-    /// Whether a checkpoint can be the difference from the last one's state as it was in memory: where something is lost,
-    /// what was saved is another.
-    pub(crate) fn are_exact_differences(&self) -> bool {
-        self.keyframe_every > 1 && self.lossy.is_none()
-    }
 }
 
 /// How far a run has come. The position in the data and in the schedule are functions of these

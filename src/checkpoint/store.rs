@@ -70,9 +70,6 @@ impl CheckpointStore {
     /// Saves the state of a run as the difference from the last checkpoint, or alone where that is no part of a chain,
     /// or its chain is as long as it may be; and makes it the last. Returns the step's folder.
     ///
-    /// `before` is the state that was saved last, by its step, where it is still in memory: it is not read from the disk
-    /// then, link by link of its chain. Where saving loses something it is not what was saved, and is not used.
-    ///
     /// # Errors
     /// [`CheckpointError::StepExists`]; a last checkpoint that is not what was saved; the file system's. What had been
     /// saved before is untouched.
@@ -80,17 +77,11 @@ impl CheckpointStore {
         &self,
         progress: &Progress,
         capture: &Capture,
-        before: Option<(u64, &Capture)>,
         options: &ChainOptions,
     ) -> Result<PathBuf, CheckpointError> {
         let parent = self.parent_for(options.keyframe_every)?;
-        let before = before.filter(|_| options.are_exact_differences());
         self.add(progress.step, |folder| {
-            let parent = parent.as_ref().map(|(step, open)| chain::Before {
-                step: *step,
-                delta: &open.delta,
-                capture: before.filter(|(of, _)| of == step).map(|(_, of)| of),
-            });
+            let parent = parent.as_ref().map(|(step, open)| (*step, &open.delta));
             let written = chain::write(folder, parent, capture, options)?;
             let form = Form::Delta(Link {
                 result: written.state.id,

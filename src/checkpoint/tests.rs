@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::TensorData;
 
-use super::DELTA;
+use super::chain::DELTA;
 use super::state::STATE;
 use super::whole::{MODEL, OPTIMIZER};
 use super::*;
@@ -224,7 +224,7 @@ fn save_delta(store: &CheckpointStore, step: u64) -> PathBuf {
         ..Progress::default()
     };
     store
-        .save_delta(&progress, &capture(step), None, &ChainOptions::exact(3))
+        .save_delta(&progress, &capture(step), &ChainOptions::exact(3))
         .unwrap()
 }
 
@@ -345,7 +345,7 @@ fn d5_a_broken_chain_says_where_it_is_broken() {
         ..Progress::default()
     };
     let strange = strangers
-        .save_delta(&progress, &strange, None, &ChainOptions::exact(3))
+        .save_delta(&progress, &strange, &ChainOptions::exact(3))
         .unwrap();
     let hidden = folder.path().join("hidden");
     fs::rename(step(2), &hidden).unwrap();
@@ -381,58 +381,17 @@ fn d5_a_broken_chain_says_where_it_is_broken() {
     };
     assert!(
         store
-            .save_delta(&later, &capture(4), None, &ChainOptions::exact(9))
+            .save_delta(&later, &capture(4), &ChainOptions::exact(9))
             .is_err(),
         "no one builds on what is damaged"
     );
     assert_eq!(store.steps().unwrap(), [1, 2, 3]);
     assert!(
         store
-            .save_delta(&later, &capture(4), None, &ChainOptions::exact(1))
+            .save_delta(&later, &capture(4), &ChainOptions::exact(1))
             .is_ok(),
         "what stands alone needs no other"
     );
-}
-
-#[test]
-fn d6_a_state_in_memory_serves_as_the_one_on_the_disk_does() {
-    let ((_read, read), (_kept, kept)) = (store(), store());
-    let save = |step: u64, before: Option<(u64, &Capture)>, lossy: Option<Method>| {
-        let progress = Progress {
-            step,
-            ..Progress::default()
-        };
-        let options = ChainOptions {
-            lossy,
-            ..ChainOptions::exact(3)
-        };
-        kept.save_delta(&progress, &capture(step), before, &options)
-    };
-    let file = |folder: PathBuf| fs::read(folder.join(DELTA)).unwrap();
-    for step in 1..=5 {
-        let before = capture(step - 1);
-        let from_memory = save(step, Some((step - 1, &before)), None).unwrap();
-        assert_eq!(file(from_memory), file(save_delta(&read, step)), "{step}");
-    }
-
-    // Of another step: it is not used.
-    save(6, Some((4, &capture(4))), None).unwrap();
-    save(7, None, None).unwrap();
-    // Not what was saved: noticed, and nothing has happened.
-    let message = save(8, Some((7, &capture(1))), None)
-        .unwrap_err()
-        .to_string();
-    assert!(
-        message.contains("model.w") && message.contains("BLAKE3"),
-        "{message}"
-    );
-    // Where something is lost what was in memory is not what was saved: it is not used.
-    save(8, Some((7, &capture(7))), Some(Method::Int4)).unwrap();
-    save(9, Some((8, &capture(8))), Some(Method::Int4)).unwrap();
-    for step in 1..=7 {
-        check(&kept, step);
-    }
-    kept.verify(9).unwrap();
 }
 
 #[test]
@@ -481,9 +440,7 @@ fn d3_lossy_weights_are_labelled_and_moments_are_exact_unless_asked_for() {
         let squares = capture.optimizer.tensors["w.momentum.moment_2"].clone();
         let other = &mut capture.optimizer.tensors;
         other.insert("v.momentum.row_avg".to_string(), squares.clone());
-        store
-            .save_delta(&progress, &capture, None, &options)
-            .unwrap();
+        store.save_delta(&progress, &capture, &options).unwrap();
         store.verify(step).unwrap();
         let read = store.load(step).unwrap();
         let weights = read.model.tensors();

@@ -156,8 +156,8 @@ enum Saves {
     Whole,
     /// From one copy of both.
     AtOnce,
-    /// From so many copies of both, while training goes on.
-    Behind(u64),
+    /// From one copy of both, while training goes on.
+    Behind,
 }
 
 /// Summands of all columns that the `gemm` crate packs at a time, at most; fewer columns where they are
@@ -206,11 +206,7 @@ impl Sizes {
             saves: match (config.checkpoint.format, config.checkpoint.background) {
                 (CheckpointFormat::Full, _) => Saves::Whole,
                 (CheckpointFormat::Delta, false) => Saves::AtOnce,
-                (CheckpointFormat::Delta, true) => {
-                    let one =
-                        config.checkpoint.lossy.is_some() || config.checkpoint.keyframe_every < 2;
-                    Saves::Behind(if one { 1 } else { 2 })
-                }
+                (CheckpointFormat::Delta, true) => Saves::Behind,
             },
             attention: attention_room(plan, shape, conditions),
         }
@@ -242,20 +238,12 @@ impl Sizes {
                 format!("4 bytes x {}, of the micro-batches before", grouped(p)),
             ),
             term(
-                "copies for saves",
+                "copy being saved",
                 match self.saves {
-                    Saves::Behind(copies) => {
-                        copies.saturating_mul(product([4, p]).saturating_add(self.optimizer_state))
-                    }
+                    Saves::Behind => product([4, p]).saturating_add(self.optimizer_state),
                     Saves::Whole | Saves::AtOnce => 0,
                 },
-                match self.saves {
-                    Saves::Behind(2) => {
-                        "weights and optimizer, as they are saved and as they were saved before"
-                    }
-                    _ => "weights and optimizer, while training goes on",
-                }
-                .to_string(),
+                "weights and optimizer, while training goes on".to_string(),
             ),
         ]
     }
@@ -338,7 +326,7 @@ impl Sizes {
             Saves::Whole => (weights.max(moments), "the larger of weights and optimizer"),
             Saves::AtOnce => (weights.saturating_add(moments), "weights and optimizer"),
             // It is there all the time.
-            Saves::Behind(_) => (0, ""),
+            Saves::Behind => (0, ""),
         };
         vec![term("copy to write", copied, what.to_string())]
     }
@@ -413,7 +401,7 @@ impl Sizes {
                 "chunks being saved",
                 match self.saves {
                     Saves::Whole => 0,
-                    Saves::AtOnce | Saves::Behind(_) => SAVED_PER_LANE * self.lanes,
+                    Saves::AtOnce | Saves::Behind => SAVED_PER_LANE * self.lanes,
                 },
                 "what a checkpoint is written from, for each thread".to_string(),
             ),

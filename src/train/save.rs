@@ -133,7 +133,8 @@ impl Trainer {
                         let folder = self.folder.path();
                         return self.saver.begin(job).map_err(TrainError::io(folder));
                     }
-                    return self.tell_of(job.run()?.saved);
+                    let (saved, _) = job.run()?;
+                    return self.tell_of(saved);
                 }
             }
         }
@@ -165,7 +166,6 @@ impl Trainer {
                 optimizer,
                 config: capture.1,
             },
-            before: self.saver.last(),
             best,
             options: ChainOptions {
                 keyframe_every: config.keyframe_every,

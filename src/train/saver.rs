@@ -1,11 +1,9 @@
 //! Saving while training goes on.
 //!
-//! A save copies the run's state, about two passes over memory, and hands it to a thread of its own, which codes it, writes
-//! it, flushes it and deletes what is no longer kept. The thread and its helpers have the lowest priority there is: they
-//! take what the training leaves of the cores. One save at a time: the next one waits for it.
-//!
-//! There are two copies, which take turns: the one that is being saved, and the one that was saved before, which it is
-//! the difference from. Reading that from the disk takes longer than all the rest: link by link of its chain.
+//! A save copies the run's state, about two passes over memory, into the memory of the copy before, and hands it to a
+//! thread of its own, which codes it, writes it, flushes it and deletes what is no longer kept. The thread and its helpers
+//! have the lowest priority there is: they take what the training leaves of the cores. One save at a time: the next one
+//! waits for it.
 
 use std::thread::JoinHandle;
 
@@ -17,8 +15,6 @@ pub(super) struct Job {
     pub(super) store: CheckpointStore,
     pub(super) progress: Progress,
     pub(super) capture: Capture,
-    /// What was saved before, and its step, if it is kept.
-    pub(super) before: Option<(u64, Capture)>,
     /// Whether it is the best so far.
     pub(super) best: bool,
     pub(super) options: ChainOptions,
@@ -36,21 +32,15 @@ pub(super) struct Saved {
     pub(super) deleted: Vec<u64>,
 }
 
-/// What came of a save, and the copies for the next.
-pub(super) struct Done {
-    pub(super) saved: Saved,
-    /// What was saved, and its step, if the next can be the difference from it.
-    last: Option<(u64, Capture)>,
-    /// A copy that the next may be written over.
-    spare: Option<Capture>,
-}
+/// What came of a save, and the copy that was saved.
+type Done = (Saved, Capture);
 
 impl Job {
+    /// Returns the copy, too, whose memory serves for the next.
     pub(super) fn run(self) -> Result<Done, CheckpointError> {
         let step = self.progress.step;
-        let before = self.before.as_ref().map(|(step, capture)| (*step, capture));
         self.store
-            .save_delta(&self.progress, &self.capture, before, &self.options)?;
+            .save_delta(&self.progress, &self.capture, &self.options)?;
         if self.best {
             self.store.mark_best(step)?;
         }
@@ -59,13 +49,7 @@ impl Job {
             seconds: self.progress.seconds,
             deleted: self.store.rotate(self.limit)?,
         };
-        let before = self.before.map(|(_, capture)| capture);
-        let (last, spare) = if self.options.are_exact_differences() {
-            (Some((step, self.capture)), before)
-        } else {
-            (None, Some(self.capture))
-        };
-        Ok(Done { saved, last, spare })
+        Ok((saved, self.capture))
     }
 }
 
@@ -75,18 +59,11 @@ pub(super) struct Saver {
     /// Made with the first save.
     pool: Option<rayon::ThreadPool>,
     running: Option<JoinHandle<(rayon::ThreadPool, Result<Done, CheckpointError>)>>,
-    /// What was saved last, and its step.
-    last: Option<(u64, Capture)>,
-    /// The copy of the save before that.
+    /// The last copy, when it has been saved.
     spare: Option<Capture>,
 }
 
 impl Saver {
-    /// What was saved last, for the save that is the difference from it.
-    pub(super) fn last(&mut self) -> Option<(u64, Capture)> {
-        self.last.take()
-    }
-
     /// Tensors to be written over by the next copy: weights, and the optimizer's.
     pub(super) fn spare(&mut self) -> (Tensors, Tensors) {
         let spare = self.spare.take();
@@ -109,8 +86,8 @@ impl Saver {
         };
         let save = move || {
             step_back();
-            let done = pool.install(|| job.run());
-            (pool, done)
+            let saved = pool.install(|| job.run());
+            (pool, saved)
         };
         let thread = std::thread::Builder::new().name("save".to_string());
         self.running = Some(thread.spawn(save)?);
@@ -127,11 +104,11 @@ impl Saver {
     pub(super) fn wait(&mut self) -> Option<Result<Saved, CheckpointError>> {
         let running = self.running.take()?;
         match running.join() {
-            Ok((pool, done)) => {
+            Ok((pool, saved)) => {
                 self.pool = Some(pool);
-                Some(done.map(|done| {
-                    (self.last, self.spare) = (done.last, done.spare);
-                    done.saved
+                Some(saved.map(|(saved, capture)| {
+                    self.spare = Some(capture);
+                    saved
                 }))
             }
             // It panicked: so does who waits for it.
