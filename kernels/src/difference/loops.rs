@@ -1,7 +1,50 @@
 //! Loops from elements to tokens and back, in plain Rust that compilers vectorise.
 
-use super::tokens::{ESCAPE, Known, Loop, Read, TOKENS, Tokens};
+use super::Path;
+use super::tokens::{ESCAPE, Known, Loop, Read, Spec, TOKENS, Tokens};
 use crate::vector::vectorised;
+
+/// Calls a function that is generic in the bytes of an element.
+macro_rules! by_width {
+    ($spec:expr, $function:ident($($argument:expr),*)) => {
+        match $spec.element.width() {
+            1 => $function::<1>($($argument),*),
+            2 => $function::<2>($($argument),*),
+            _ => $function::<4>($($argument),*),
+        }
+    };
+}
+
+impl Spec {
+    /// The largest exponent of parents and children that is one of a number.
+    pub(super) fn top_of(&self, path: Path, parent: &[u8], child: &[u8]) -> u32 {
+        let shape = self.of_loop();
+        let top = |bytes| by_width!(self, top_exponent(path, shape, bytes));
+        top(parent).max(top(child))
+    }
+
+    /// All slices are of as many elements.
+    pub(super) fn tokenise(&self, path: Path, known: Known, child: &[u8], out: &mut Tokens) {
+        let shape = self.shape(known);
+        let done = match path {
+            #[cfg(target_arch = "x86_64")]
+            Path::Avx512 => super::avx512::tokenise(shape, known, child, out),
+            _ => 0,
+        };
+        by_width!(self, tokenise(path, shape, known, child, out, done));
+    }
+
+    pub(super) fn contextualise(&self, path: Path, known: Known, contexts: &mut [u16]) {
+        let shape = self.shape(known);
+        by_width!(self, contextualise(path, shape, known, contexts));
+    }
+
+    /// The children. Returns whether some are escaped: these are not restored.
+    pub(super) fn restore(&self, path: Path, known: Known, read: Read, child: &mut [u8]) -> bool {
+        let shape = self.shape(known);
+        by_width!(self, restore(path, shape, known, read, child))
+    }
+}
 
 /// Elements that are worked on at once: what is known of them stays in the first-level cache.
 const BLOCK: usize = 256;

@@ -1,6 +1,6 @@
 //! From child and parent to tokens and raw bits, and back.
 
-use super::{Element, Path, loops};
+use super::Element;
 
 /// Tokens there can be.
 pub(super) const TOKENS: usize = 64;
@@ -55,7 +55,7 @@ pub(super) struct Loop {
 }
 
 impl Spec {
-    fn of_loop(&self) -> Loop {
+    pub(super) fn of_loop(&self) -> Loop {
         let bits = self.element.bits();
         let float = self.element.mantissa();
         let ones = |bits: u32| ((1u64 << bits) - 1) as u32;
@@ -92,26 +92,6 @@ impl Spec {
                 .saturating_sub(self.low)
                 .min(MOST_RAW),
         }
-    }
-}
-
-/// Calls a function that is generic in the bytes of an element.
-macro_rules! by_width {
-    ($spec:expr, $module:ident::$function:ident($($argument:expr),*)) => {
-        match $spec.element.width() {
-            1 => $module::$function::<1>($($argument),*),
-            2 => $module::$function::<2>($($argument),*),
-            _ => $module::$function::<4>($($argument),*),
-        }
-    };
-}
-
-impl Spec {
-    /// The largest exponent of parents and children that is one of a number.
-    pub(super) fn top_of(&self, path: Path, parent: &[u8], child: &[u8]) -> u32 {
-        let shape = self.of_loop();
-        let top = |bytes| by_width!(self, loops::top_exponent(path, shape, bytes));
-        top(parent).max(top(child))
     }
 }
 
@@ -266,27 +246,5 @@ impl Spec {
         } else {
             plain.beside_roots()
         }
-    }
-
-    /// All slices are of as many elements.
-    pub(super) fn tokenise(&self, path: Path, known: Known, child: &[u8], out: &mut Tokens) {
-        let shape = self.shape(known);
-        let done = match path {
-            #[cfg(target_arch = "x86_64")]
-            Path::Avx512 => super::avx512::tokenise(shape, known, child, out),
-            _ => 0,
-        };
-        by_width!(self, loops::tokenise(path, shape, known, child, out, done));
-    }
-
-    pub(super) fn contextualise(&self, path: Path, known: Known, contexts: &mut [u16]) {
-        let shape = self.shape(known);
-        by_width!(self, loops::contextualise(path, shape, known, contexts));
-    }
-
-    /// The children. Returns whether some are escaped: these are not restored.
-    pub(super) fn restore(&self, path: Path, known: Known, read: Read, child: &mut [u8]) -> bool {
-        let shape = self.shape(known);
-        by_width!(self, loops::restore(path, shape, known, read, child))
     }
 }
