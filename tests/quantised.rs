@@ -7,22 +7,20 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use burn::module::{Module, Param};
-use burn::tensor::{Device, FloatDType, Tensor, TensorData};
+use burn::module::Module;
+use burn::tensor::{Device, FloatDType, TensorData};
 use firebrick::adapter::Adapter;
 use firebrick::config::{
     AdapterInit, AdapterPlan, Architecture, BlockFormat, BlockSize, Blockwise, LoraShape,
     OptimizerPlan, SaveDtype,
 };
 use firebrick::data::Batch;
-use firebrick::gradient::{Gradient, Precision, backward, backward_with};
+use firebrick::gradient::{Precision, backward, backward_with};
 use firebrick::model::folder::{self, SaveOptions};
-use firebrick::model::{
-    Decoder, DecoderSpec, Tensors, VisitParameters, parameters, visit_parameters,
-};
+use firebrick::model::{Decoder, DecoderSpec, Tensors, parameters};
 use firebrick::optimizer::Optimizer;
 use safetensors::SafeTensors;
-use support::{batch, distance, tiny};
+use support::{batch, distance, gradients, tiny};
 
 fn data(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -256,20 +254,6 @@ fn q2_scales_in_eight_bits_take_less() {
         total
     };
     assert!(bytes(true) < bytes(false));
-}
-
-fn gradients(model: &Decoder, gradient: &Gradient) -> Tensors {
-    struct Collect<'a>(&'a Gradient, Tensors);
-    impl VisitParameters for Collect<'_> {
-        fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
-            if let Some(gradient) = self.0.get(param) {
-                self.1.insert(path.to_string(), gradient.into_data());
-            }
-        }
-    }
-    let mut collect = Collect(gradient, Tensors::new());
-    visit_parameters(model, &mut collect);
-    collect.1
 }
 
 #[test]

@@ -7,14 +7,14 @@ mod merging;
 mod support;
 mod training;
 
-use burn::module::{Module, Param};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::module::Module;
+use burn::tensor::{Device, TensorData};
 use firebrick::config::{
     AdapterInit, AdapterPlan, Architecture, LoraShape, OptimizerPlan, PackedLayout,
 };
 use firebrick::data::Batch;
-use firebrick::gradient::{Gradient, backward};
-use firebrick::model::{Decoder, DecoderSpec, Tensors, VisitParameters, visit_parameters};
+use firebrick::gradient::backward;
+use firebrick::model::{Decoder, DecoderSpec};
 use firebrick::optimizer::Optimizer;
 use support::{ternary, variants};
 
@@ -75,21 +75,6 @@ fn logits(model: &Decoder, batch: &Batch) -> Vec<f32> {
 
 fn is_adapter(path: &str) -> bool {
     path.contains(".adapter.")
-}
-
-/// The gradients there are, by path.
-fn gradients(model: &Decoder, gradient: &Gradient) -> Tensors {
-    struct Collect<'a>(&'a Gradient, Tensors);
-    impl VisitParameters for Collect<'_> {
-        fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
-            if let Some(gradient) = self.0.get(param) {
-                self.1.insert(path.to_string(), gradient.into_data());
-            }
-        }
-    }
-    let mut collect = Collect(gradient, Tensors::new());
-    visit_parameters(model, &mut collect);
-    collect.1
 }
 
 fn adamw() -> Optimizer {

@@ -11,10 +11,9 @@ use firebrick::model::{folder, parameters};
 use firebrick::optimizer::Optimizer;
 
 use super::{
-    DORA, LORA, adamw, bases, floats, gradients, is_adapter, linear_layers, logits, plan,
-    trainable, trained,
+    DORA, LORA, adamw, bases, floats, is_adapter, linear_layers, logits, plan, trainable, trained,
 };
-use crate::support::{batch, distance, tiny};
+use crate::support::{batch, distance, gradients, tiny};
 
 #[test]
 fn a1_a2_a_new_adapter_changes_nothing_and_learns_without_touching_the_base() {
