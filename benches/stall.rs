@@ -6,10 +6,9 @@
 //! one copy of weights and moments in memory.
 #![allow(missing_docs, reason = "a program, not an interface")]
 
-use std::cell::RefCell;
 use std::hint::black_box;
 use std::path::Path;
-use std::rc::Rc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use firebrick::checkpoint::CheckpointStore;
@@ -53,12 +52,15 @@ const VARIANTS: [(&str, &[&str]); 4] = [
 
 /// When each step ended.
 #[derive(Clone, Default)]
-struct Watch(Rc<RefCell<Vec<Instant>>>);
+struct Watch(Arc<Mutex<Vec<Instant>>>);
 
 impl Observer for Watch {
     fn observe(&mut self, event: &Event) -> Result<(), TrainError> {
         if matches!(event, Event::Step(_)) {
-            self.0.borrow_mut().push(Instant::now());
+            self.0
+                .lock()
+                .expect("no one panics with it")
+                .push(Instant::now());
         }
         Ok(())
     }
@@ -146,7 +148,7 @@ fn train(folder: &Path, saves: bool, sets: &[&str]) -> (Vec<f64>, usize) {
     };
     let prepared = Run::prepare(&plan, options).expect("a run");
     prepared.expect("a new run").train().expect("it trains");
-    let steps = watch.0.borrow();
+    let steps = watch.0.lock().expect("no one panics with it");
     let took = steps
         .windows(2)
         .map(|pair| (pair[1] - pair[0]).as_secs_f64());

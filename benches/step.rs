@@ -17,8 +17,8 @@ use burn::tensor::{Device, Distribution, Tensor};
 use firebrick::config::{Architecture, Granularity, ModelShape, OptimizerPlan, Ternary};
 use firebrick::data::Batch;
 use firebrick::environment::Environment;
-use firebrick::gradient::{Precision, backward_with};
 use firebrick::model::{Decoder, DecoderSpec};
+use firebrick::objective::{CrossEntropy, Precision, backward_with};
 use firebrick::optimizer::Optimizer;
 
 #[global_allocator]
@@ -240,10 +240,10 @@ impl Training {
     fn step(&mut self) -> [f64; 2] {
         let started = Instant::now();
         let batches = std::slice::from_ref(&self.batch);
-        let result =
-            backward_with(&self.model, batches, self.precision).expect("positions suffice");
-        let norm = result.gradient.norm(&self.model);
-        let gradient = result.gradient.clip(norm, 1.0, &self.model);
+        let result = backward_with(&self.model, batches, &CrossEntropy, self.precision)
+            .expect("positions suffice");
+        let norm = result.gradient.norm();
+        let gradient = result.gradient.clip(norm, 1.0);
         let backward = started.elapsed().as_secs_f64();
         let started = Instant::now();
         self.model = self.optimizer.step(self.model.clone(), gradient, 1e-3);

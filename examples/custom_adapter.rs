@@ -12,8 +12,8 @@ use burn::tensor::Device;
 use firebrick::adapter::{Adapter, PeftOptions, Registry};
 use firebrick::config::{AdapterInit, AdapterPlan, LoraShape, OptimizerPlan, Preset};
 use firebrick::data::{Batch, Tokenizer};
-use firebrick::gradient::backward;
 use firebrick::model::{Decoder, DecoderSpec};
+use firebrick::objective::backward;
 use firebrick::optimizer::Optimizer;
 
 fn main() -> Result<(), Box<dyn Error>> {

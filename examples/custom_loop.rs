@@ -15,10 +15,9 @@ use firebrick::config::{
 };
 use firebrick::data::{Corpus, Sampler, TokenCache};
 use firebrick::generate::{Sampling as Choice, TextRequest, complete};
-use firebrick::gradient::backward;
 use firebrick::model::{Decoder, DecoderSpec};
+use firebrick::objective::{backward, evaluate_text};
 use firebrick::optimizer::Optimizer;
-use firebrick::train::evaluate;
 
 // As in the runner: worth a third of the training speed.
 #[global_allocator]
@@ -93,15 +92,15 @@ pub fn train(steps: u64, eval_every: u64) -> Result<(Decoder, Vec<f64>), Box<dyn
 
     // `valid()` leaves the autodiff device: validation must not record anything.
     let validate =
-        |model: &Decoder| evaluate(&model.valid(), val, corpus.val_bytes, SEQUENCE_LEN, BATCH);
+        |model: &Decoder| evaluate_text(&model.valid(), val, corpus.val_bytes, SEQUENCE_LEN, BATCH);
     let mut losses = vec![validate(&model)?.val_loss];
     let mut learning_rate = 3e-3;
     for step in 0..steps {
         // A batch is a function of the seed and the sequence number: nothing to save or to lose.
         let batch = sampler.batch(step * BATCH as u64, BATCH);
         let result = backward(&model, &[batch])?;
-        let norm = result.gradient.norm(&model);
-        let gradient = result.gradient.clip(norm, 1.0, &model);
+        let norm = result.gradient.norm();
+        let gradient = result.gradient.clip(norm, 1.0);
         model = optimizer.step(model, gradient, learning_rate);
 
         if (step + 1) % eval_every == 0 {

@@ -17,7 +17,10 @@
 //! | [`data`] | files -> documents -> token ids -> batches; a batch is a function of (seed, number) |
 //! | [`model`] | the decoder, its loss, Hugging Face model folders |
 //! | [`adapter`] | LoRA beside a model: PEFT folders, several at a time, merging |
-//! | [`gradient`] | backward on all cores, accumulate, measure, clip |
+//! | [`extra`] | state that a run saves beside model and optimizer, by owner |
+//! | [`collective`] | who else takes part in a training step |
+//! | [`gradient`] | a gradient by parameter path, and the pipeline between backward and update |
+//! | [`objective`] | what training minimises: one loop over shards, one over evaluation batches |
 //! | [`optimizer`] | update rules by parameter group, learning-rate schedules |
 //! | [`forecast`] | parameters, arithmetic and memory of a run before it starts |
 //! | [`phase`] | a run as a list of phases: what holds at a step |
@@ -34,16 +37,19 @@
 pub mod adapter;
 pub mod checkpoint;
 pub mod cli;
+pub mod collective;
 pub mod config;
 pub mod data;
 pub mod delta;
 pub mod device;
 pub mod durable;
 pub mod environment;
+pub mod extra;
 pub mod forecast;
 pub mod generate;
 pub mod gradient;
 pub mod model;
+pub mod objective;
 pub mod optimizer;
 pub mod phase;
 pub mod readable;

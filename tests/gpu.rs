@@ -21,8 +21,8 @@ use firebrick::config::{Architecture, Backend, Dtype};
 use firebrick::data::Batch;
 use firebrick::device::{ComputeDevice, DeviceError};
 use firebrick::generate::{Request, Sampling, generate};
-use firebrick::gradient::{Backward, Precision, backward_with};
 use firebrick::model::{Decoder, DecoderSpec, Tensors, VisitParameters, visit_parameters};
+use firebrick::objective::{Backward, CrossEntropy, Precision, backward_with};
 use safetensors::SafeTensors;
 use serde_json::Value;
 use support::{batch, distance, tiny};
@@ -98,8 +98,8 @@ fn loss_and_gradients_are_the_cpus_with_and_without_checkpointing() {
                 ..Precision::default()
             };
             let [cpu, gpu] = pair(&spec).map(|model| {
-                let found = backward_with(&model, &batches, precision).unwrap();
-                (found.loss(), gradients(&model, &found))
+                let found = backward_with(&model, &batches, &CrossEntropy, precision).unwrap();
+                (found.loss(), found.gradient.to_tensors())
             });
             let error = (cpu.0 - gpu.0).abs() / cpu.0;
             assert!(error < 1e-5, "{name}: loss differs by {error}");
@@ -112,19 +112,6 @@ fn loss_and_gradients_are_the_cpus_with_and_without_checkpointing() {
             }
         }
     }
-}
-
-fn gradients(model: &Decoder, found: &Backward) -> Tensors {
-    struct Collect<'a>(&'a Backward, Tensors);
-    impl VisitParameters for Collect<'_> {
-        fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
-            let gradient = self.0.gradient.get(param).expect("every parameter has one");
-            self.1.insert(path.to_string(), gradient.into_data());
-        }
-    }
-    let mut collect = Collect(found, Tensors::new());
-    visit_parameters(model, &mut collect);
-    collect.1
 }
 
 fn norm(values: impl Iterator<Item = f64>) -> f64 {
@@ -403,7 +390,9 @@ fn half_precision_is_computed_or_refused_by_name() {
                         dtype: float,
                         ..Precision::default()
                     };
-                    backward_with(&model, &batches, precision).unwrap().loss()
+                    backward_with(&model, &batches, &CrossEntropy, precision)
+                        .unwrap()
+                        .loss()
                 });
                 assert!((cpu - gpu).abs() < 0.02 * cpu, "{cpu} and {gpu}");
             }

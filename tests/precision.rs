@@ -1,11 +1,12 @@
 //! R9: half-precision compute with f32 masters, and gradient checkpointing by block.
 
-use burn::module::{Module, Param};
-use burn::tensor::{Device, FloatDType, Tensor, TensorData};
+use burn::module::Module;
+use burn::tensor::{Device, FloatDType, TensorData};
 use firebrick::config::{Architecture, Preset};
 use firebrick::data::Batch;
-use firebrick::gradient::{Backward, Gradient, Precision, backward, backward_with};
-use firebrick::model::{Decoder, DecoderSpec, Tensors, VisitParameters, visit_parameters};
+use firebrick::gradient::Gradient;
+use firebrick::model::{Decoder, DecoderSpec, Tensors, parameters};
+use firebrick::objective::{CrossEntropy, Precision, backward, backward_with};
 
 fn spec(architecture: Architecture, tied: bool) -> DecoderSpec {
     let mut shape = Preset::Stories260K.shape();
@@ -36,17 +37,11 @@ fn batches() -> Vec<Batch> {
     vec![Batch::of_row(&row(33, 5)), Batch::of_row(&row(20, 11))]
 }
 
-fn tensors(model: &Decoder, result: &Backward) -> Tensors {
-    struct Collect<'a>(&'a Backward, Tensors);
-    impl VisitParameters for Collect<'_> {
-        fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
-            let gradient = self.0.gradient.get(param).expect("every parameter has one");
-            self.1.insert(path.to_string(), gradient.into_data());
-        }
-    }
-    let mut collect = Collect(result, Tensors::new());
-    visit_parameters(model, &mut collect);
-    collect.1
+/// Every parameter has a gradient.
+fn tensors(model: &Decoder, gradient: &Gradient) -> Tensors {
+    let tensors = gradient.to_tensors();
+    assert_eq!(tensors.len(), parameters(model).len());
+    tensors
 }
 
 fn with(dtype: FloatDType, loss_scale: f64, gradient_checkpointing: bool) -> Precision {
@@ -67,13 +62,21 @@ fn r9_a_checkpointed_gradient_is_the_full_one() {
     ] {
         let model = model(architecture, tied);
         let full = backward(&model, &batches()).unwrap();
-        let recomputed =
-            backward_with(&model, &batches(), with(FloatDType::F32, 1.0, true)).unwrap();
+        let recomputed = backward_with(
+            &model,
+            &batches(),
+            &CrossEntropy,
+            with(FloatDType::F32, 1.0, true),
+        )
+        .unwrap();
         // Not bit for bit: off the autodiff device burn has another layer norm, and where three paths meet
         // it adds their gradients in another order.
-        let error = (full.nats - recomputed.nats).abs() / full.nats;
-        assert!(error < 1e-7, "{} {}", full.nats, recomputed.nats);
-        let (full, recomputed) = (tensors(&model, &full), tensors(&model, &recomputed));
+        let error = (full.sums.loss - recomputed.sums.loss).abs() / full.sums.loss;
+        assert!(error < 1e-7, "{} {}", full.sums.loss, recomputed.sums.loss);
+        let (full, recomputed) = (
+            tensors(&model, &full.gradient),
+            tensors(&model, &recomputed.gradient),
+        );
         let whole = norm(full.values());
         for (name, tensor) in &full {
             let limit = 1e-6 * norm([tensor]).max(1e-3 * whole);
@@ -108,7 +111,7 @@ fn relative_difference(a: &Tensors, b: &Tensors) -> f64 {
 fn r9_half_precision_gradients_are_f32_and_close_to_the_full_ones() {
     for architecture in [Architecture::Llama, Architecture::Gpt2] {
         let model = model(architecture, true);
-        let full = tensors(&model, &backward(&model, &batches()).unwrap());
+        let full = tensors(&model, &backward(&model, &batches()).unwrap().gradient);
         // One rounding is 2^-9 for bf16 and 2^-12 for f16; a few layers add some up.
         for (dtype, scale, limit) in [
             (FloatDType::BF16, 1.0, 0.03),
@@ -116,8 +119,8 @@ fn r9_half_precision_gradients_are_f32_and_close_to_the_full_ones() {
         ] {
             for checkpointing in [false, true] {
                 let precision = with(dtype, scale, checkpointing);
-                let half = backward_with(&model, &batches(), precision).unwrap();
-                let half = tensors(&model, &half);
+                let half = backward_with(&model, &batches(), &CrossEntropy, precision).unwrap();
+                let half = tensors(&model, &half.gradient);
                 assert!(
                     half.values()
                         .all(|data| data.dtype() == burn::tensor::DType::F32)
@@ -133,12 +136,12 @@ fn r9_half_precision_gradients_are_f32_and_close_to_the_full_ones() {
 #[test]
 fn r9_without_a_loss_scale_small_gradients_vanish_in_f16() {
     let model = model(Architecture::Llama, true);
-    let full = tensors(&model, &backward(&model, &batches()).unwrap());
+    let full = tensors(&model, &backward(&model, &batches()).unwrap().gradient);
     let error = |scale: f64| {
         // As if the step had ten thousand times as many tokens: gradients come near 6e-8.
         let precision = with(FloatDType::F16, scale * 1e-4, false);
-        let half = backward_with(&model, &batches(), precision).unwrap();
-        relative_difference(&full, &tensors(&model, &half))
+        let half = backward_with(&model, &batches(), &CrossEntropy, precision).unwrap();
+        relative_difference(&full, &tensors(&model, &half.gradient))
     };
     assert!(error(1.0) > 5.0 * error(65536.0));
 }
@@ -156,13 +159,12 @@ fn r9_logits_in_chunks_give_the_gradient_of_all_logits_at_once() {
     let chunked = backward(&model, std::slice::from_ref(&batch)).unwrap();
     let at_once = model.loss(&batch, 1.0 / batch.weight()).unwrap();
     let nats = f64::from(at_once.sum.into_scalar::<f32>());
-    let at_once = Backward {
-        nats,
-        weight: batch.weight(),
-        gradient: Gradient::backward(&at_once.objective, &model),
-    };
-    assert!((chunked.nats - nats).abs() < 1e-6 * nats);
-    let difference = relative_difference(&tensors(&model, &at_once), &tensors(&model, &chunked));
+    let at_once = Gradient::backward(&at_once.objective, &model);
+    assert!((chunked.sums.loss - nats).abs() < 1e-6 * nats);
+    let difference = relative_difference(
+        &tensors(&model, &at_once),
+        &tensors(&model, &chunked.gradient),
+    );
     assert!(difference < 1e-6, "{difference}");
     let evaluated = model.valid().evaluate(&batch).unwrap().into_scalar::<f32>();
     assert!((f64::from(evaluated) - nats).abs() < 1e-6 * nats);

@@ -5,19 +5,20 @@ mod support;
 
 use std::collections::BTreeMap;
 
-use burn::module::{Module, Param};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::module::Module;
+use burn::tensor::{Device, TensorData};
 use firebrick::adapter::Adapter;
 use firebrick::config::{AdapterInit, AdapterPlan, Architecture, LoraShape, OptimizerPlan};
 use firebrick::data::Batch;
-use firebrick::gradient::{
-    Gradient, Precision, Preference, backward_preference, evaluate_preference,
+use firebrick::gradient::Gradient;
+use firebrick::model::Decoder;
+use firebrick::objective::{
+    Backward, Objective, PairLoss, Precision, Preference, Sums, backward_with,
 };
-use firebrick::model::{Decoder, VisitParameters, visit_parameters};
 use firebrick::optimizer::Optimizer;
 use support::{batch, distance, tiny};
 
-const PREFERENCE: Preference = Preference {
+const LOSS: PairLoss = PairLoss {
     beta: 0.3,
     label_smoothing: 0.1,
 };
@@ -60,19 +61,25 @@ fn floats(data: &TensorData) -> Vec<f32> {
     data.iter::<f32>().collect()
 }
 
-fn gradients(model: &Decoder, gradient: &Gradient) -> BTreeMap<String, Vec<f32>> {
-    struct Collect<'a>(&'a Gradient, BTreeMap<String, Vec<f32>>);
-    impl VisitParameters for Collect<'_> {
-        fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
-            if let Some(gradient) = self.0.get(param) {
-                self.1
-                    .insert(path.to_string(), floats(&gradient.into_data()));
-            }
-        }
+fn gradients(gradient: &Gradient) -> BTreeMap<String, Vec<f32>> {
+    let tensors = gradient.to_tensors().into_iter();
+    tensors.map(|(path, data)| (path, floats(&data))).collect()
+}
+
+fn objective(reference: &Decoder) -> Preference {
+    Preference {
+        loss: LOSS,
+        reference: reference.clone(),
     }
-    let mut collect = Collect(gradient, BTreeMap::new());
-    visit_parameters(model, &mut collect);
-    collect.1
+}
+
+fn backward(
+    model: &Decoder,
+    reference: &Decoder,
+    batches: &[Batch],
+    precision: Precision,
+) -> Backward {
+    backward_with(model, batches, &objective(reference), precision).unwrap()
 }
 
 fn trained(steps: usize) -> (Decoder, Decoder) {
@@ -83,40 +90,47 @@ fn trained(steps: usize) -> (Decoder, Decoder) {
         weight_decay: 0.0,
     });
     for _ in 0..steps {
-        let how = (PREFERENCE, Precision::default());
-        let result = backward_preference(&model, &reference, &[pairs()], how).unwrap();
+        let result = backward(&model, &reference, &[pairs()], Precision::default());
         model = optimizer.step(model, result.gradient, 2e-2);
     }
     (reference, model)
 }
 
+/// Σ r(chosen) - r(rejected).
+fn margin(sums: &Sums) -> f64 {
+    sums.others[1]
+}
+
 #[test]
 fn dpo_begins_at_ln_2_and_learns_to_prefer() {
     let (reference, model) = trained(0);
-    let how = (PREFERENCE, Precision::default());
-    let first = backward_preference(&model, &reference, &[pairs()], how).unwrap();
+    let first = backward(&model, &reference, &[pairs()], Precision::default());
     assert!((first.loss() - std::f64::consts::LN_2).abs() < 1e-6);
-    assert!(first.margin.abs() < 1e-4);
+    assert!(margin(&first.sums).abs() < 1e-4);
     let (reference, model) = trained(60);
-    let last = backward_preference(&model, &reference, &[pairs()], how).unwrap();
+    let last = backward(&model, &reference, &[pairs()], Precision::default());
     assert!(last.loss() < 0.5, "{}", last.loss());
-    assert_eq!((last.won, last.pairs), (3.0, 3.0));
-    let [nats, won, margin] =
-        evaluate_preference(&model.valid(), &reference, &pairs(), PREFERENCE).unwrap();
-    assert!((nats - last.nats).abs() < 1e-4 && won == last.won);
-    assert!((margin - last.margin).abs() < 1e-4);
+    assert_eq!(last.weight, 3.0);
+    let objective = objective(&reference);
+    let metrics = objective.step_metrics(&last.sums, last.weight);
+    assert_eq!(metrics.get("reward_accuracy"), Some(1.0));
+    assert_eq!(metrics.get("reward_margin"), Some(margin(&last.sums) / 3.0));
+    let measured = objective.measure(&model.valid(), &pairs()).unwrap();
+    assert!((measured.loss - last.sums.loss).abs() < 1e-4);
+    assert!((margin(&measured) - margin(&last.sums)).abs() < 1e-4);
+    let evaluated = objective.evaluation_metrics(&measured, 3.0, 0);
+    assert_eq!(evaluated.get("val_reward_accuracy"), Some(1.0));
 }
 
 #[test]
 fn dpo_gradient_is_that_of_the_loss() {
     let (reference, model) = trained(3);
-    let how = (PREFERENCE, Precision::default());
-    let result = backward_preference(&model, &reference, &[pairs()], how).unwrap();
-    let found = gradients(&model, &result.gradient);
+    let result = backward(&model, &reference, &[pairs()], Precision::default());
+    let found = gradients(&result.gradient);
     let loss = |adapter: &Adapter| {
         let model = adapter.attach(reference.clone()).unwrap();
-        let score = evaluate_preference(&model, &reference, &pairs(), PREFERENCE).unwrap();
-        score[0] / 3.0
+        let measured = objective(&reference).measure(&model, &pairs());
+        measured.unwrap().loss / 3.0
     };
     let adapter = Adapter::of(&model);
     let path = "layers.1.mlp.down_proj";
@@ -151,9 +165,8 @@ fn dpo_does_not_depend_on_micro_batches_or_checkpointing() {
             gradient_checkpointing,
             ..Precision::default()
         };
-        let how = (PREFERENCE, precision);
-        let result = backward_preference(&model, &reference, batches, how).unwrap();
-        (result.loss(), gradients(&model, &result.gradient))
+        let result = backward(&model, &reference, batches, precision);
+        (result.loss(), gradients(&result.gradient))
     };
     let single: Vec<Batch> = (0..3)
         .map(|pair| all.rows(2 * pair..2 * pair + 2))

@@ -15,12 +15,12 @@ use firebrick::config::{
     OptimizerPlan, SaveDtype,
 };
 use firebrick::data::Batch;
-use firebrick::gradient::{Precision, backward, backward_with};
 use firebrick::model::folder::{self, SaveOptions};
 use firebrick::model::{Decoder, DecoderSpec, Tensors, parameters};
+use firebrick::objective::{CrossEntropy, Precision, backward, backward_with};
 use firebrick::optimizer::Optimizer;
 use safetensors::SafeTensors;
-use support::{batch, distance, gradients, tiny};
+use support::{batch, distance, tiny};
 
 fn data(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -284,7 +284,7 @@ fn q5_a_quantised_base_trains_as_the_dense_weights_it_stands_for() {
             for _ in 0..4 {
                 let steps = models.map(|(model, mut optimizer)| {
                     let result = backward(&model, std::slice::from_ref(&batch)).unwrap();
-                    let (loss, found) = (result.loss(), gradients(&model, &result.gradient));
+                    let (loss, found) = (result.loss(), result.gradient.to_tensors());
                     (
                         optimizer.step(model, result.gradient, 0.5),
                         optimizer,
@@ -350,8 +350,14 @@ fn q5_half_precision_leaves_scales_as_they_are() {
             dtype,
             ..Precision::default()
         };
-        let result = backward_with(&model, std::slice::from_ref(&batch), precision).unwrap();
-        assert!(result.gradient.norm(&model) > 0.0);
+        let result = backward_with(
+            &model,
+            std::slice::from_ref(&batch),
+            &CrossEntropy,
+            precision,
+        )
+        .unwrap();
+        assert!(result.gradient.norm() > 0.0);
         result.loss()
     };
     assert!((loss(FloatDType::F32) - loss(FloatDType::BF16)).abs() < 0.1);

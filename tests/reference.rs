@@ -9,13 +9,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use burn::module::Param;
 use burn::tensor::{Device, Tensor};
 use firebrick::config::SaveDtype;
 use firebrick::data::Batch;
 use firebrick::gradient::Gradient;
 use firebrick::model::folder::{self, SaveOptions};
-use firebrick::model::{Decoder, KvCache, VisitParameters, visit_parameters, with_parameters};
+use firebrick::model::{Decoder, KvCache, with_parameters};
 use half::{bf16, f16};
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
@@ -101,23 +100,14 @@ fn m1_logits_and_loss_are_the_reference_implementations() {
 /// Gradients put in the place of the weights, so that they take the way of weights into a file.
 #[test]
 fn m1_gradients_are_the_reference_implementations() {
-    struct Collect<'a>(&'a Gradient, firebrick::model::Tensors);
-    impl VisitParameters for Collect<'_> {
-        fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
-            let gradient = self.0.get(param).unwrap();
-            self.1.insert(path.to_string(), gradient.into_data());
-        }
-    }
     for name in FOLDERS {
         let reference = read(&path(name).join("reference.safetensors"));
         let batch = whole_row(&ids_of(&reference, "tokens"));
         let model = folder::load(&path(name), &Device::flex().autodiff()).unwrap();
         let loss = model.loss(&batch, 1.0 / batch.weight()).unwrap();
         let gradient = Gradient::backward(&loss.objective, &model);
-        let mut collect = Collect(&gradient, Default::default());
-        visit_parameters(&model, &mut collect);
         let plain = Decoder::new(model.spec(), 0, &Device::flex()).unwrap();
-        let gradients = with_parameters(plain, collect.1, &Device::flex()).unwrap();
+        let gradients = with_parameters(plain, gradient.to_tensors(), &Device::flex()).unwrap();
         let ours = folder::hf_tensors(&gradients);
         let mut seen = 0;
         for tensor in reference.keys().filter(|n| n.starts_with("grad.")) {

@@ -18,5 +18,5 @@ pub use merge::{Merged, merge};
 pub(crate) use peft::written_numbers;
 pub use peft::{CONFIG, OWN_BASE, PeftOptions, WEIGHTS, base_model};
 pub use registry::Registry;
-pub(crate) use weights::trained_tensors;
+pub(crate) use weights::saved_tensors;
 pub use weights::{Adapter, LayerUpdate};

@@ -60,12 +60,12 @@ impl LayerUpdate {
 impl Adapter {
     /// What `model` has in the way of adapters and modules that are trained whole.
     pub fn of(model: &Decoder) -> Self {
-        let tensors = trained_tensors(model);
+        let tensors = saved_tensors(model);
         let shapes = model.adapter_shapes();
         Self::from_tensors(&shapes, tensors)
     }
 
-    /// From what [`trained_tensors`] gave, and the shapes of the layers it was taken from.
+    /// From what [`saved_tensors`] gave, and the shapes of the layers it was taken from.
     pub(crate) fn from_tensors(shapes: &BTreeMap<String, LoraShape>, mut tensors: Tensors) -> Self {
         let mut layers = BTreeMap::new();
         for (path, shape) in shapes {
@@ -209,8 +209,9 @@ fn not_mixable<T>(reason: String) -> Result<T, AdapterError> {
     Err(AdapterError::NotMixable { reason })
 }
 
-/// The trained parameters of a model, by path.
-pub(crate) fn trained_tensors(model: &Decoder) -> Tensors {
+/// The parameters that a checkpoint holds of an adapted model, by path: those of its adapters, and of
+/// the modules that are trained whole.
+pub(crate) fn saved_tensors(model: &Decoder) -> Tensors {
     struct Collect(Tensors);
     impl VisitParameters for Collect {
         fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
@@ -218,7 +219,7 @@ pub(crate) fn trained_tensors(model: &Decoder) -> Tensors {
         }
     }
     let mut collect = Collect(Tensors::new());
-    model.visit_trained(&mut collect);
+    model.visit_saved(&mut collect);
     collect.0
 }
 

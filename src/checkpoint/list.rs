@@ -122,6 +122,7 @@ impl CheckpointStore {
             model,
             optimizer,
             progress,
+            extra: _,
         } = self.load(step)?;
         let temporary = durable::temporary_beside(out);
         let io = |path: &Path| CheckpointError::io(path.to_path_buf());

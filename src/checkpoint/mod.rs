@@ -42,6 +42,7 @@ use burn::tensor::Device;
 
 use crate::config::DecoderSpec;
 use crate::delta::Method;
+use crate::extra::Extras;
 use crate::gradient::LossScale;
 use crate::model::folder::{decoder_from_hf, decoder_from_own, hf_from_own};
 use crate::model::{Decoder, ModelError, Tensors};
@@ -56,6 +57,8 @@ pub struct Snapshot {
     pub optimizer: OptimizerState,
     /// How far the run has come.
     pub progress: Progress,
+    /// What other parts of the run have saved, by owner.
+    pub extra: Extras,
 }
 
 /// Weights as a checkpoint has them. Where only an adapter is trained, both are by its parameters' paths.
@@ -136,7 +139,10 @@ impl ChainOptions {
 pub struct Progress {
     /// Completed optimizer steps.
     pub step: u64,
-    /// Sequences drawn from the training data.
+    /// The phase of the run that the last step belongs to, from 0. Left out where it is 0.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub phase: u64,
+    /// Sequences drawn from the training data of the phase.
     pub sequences: u64,
     /// Tokens trained on.
     pub tokens: u64,

@@ -186,6 +186,7 @@ impl CheckpointStore {
                 scalars: state.optimizer,
             },
             progress: state.progress,
+            extra: Default::default(),
         })
     }
 
@@ -291,6 +292,15 @@ impl CheckpointStore {
         self.point("best", step)
     }
 
+    /// Makes no step the best.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn forget_best(&self) -> Result<(), CheckpointError> {
+        let path = self.folder.join("best");
+        durable::remove_file(&path).map_err(CheckpointError::io(&path))
+    }
+
     /// The best step, if one was marked and is still there.
     pub fn best(&self) -> Option<u64> {
         let name = fs::read_to_string(self.folder.join("best")).ok()?;
@@ -334,10 +344,7 @@ impl CheckpointStore {
         self.point("last", progress.step)?;
         match progress.best {
             Some(best) if self.has(best.step) => self.point("best", best.step),
-            _ => {
-                let path = self.folder.join("best");
-                durable::remove_file(&path).map_err(CheckpointError::io(&path))
-            }
+            _ => self.forget_best(),
         }
     }
 

@@ -24,6 +24,7 @@ fn snapshot(step: u64) -> Snapshot {
             seconds: 0.1 + 0.2,
             ..Progress::default()
         },
+        extra: Default::default(),
     }
 }
 
@@ -32,6 +33,7 @@ fn save(store: &CheckpointStore, step: u64) -> PathBuf {
         model,
         optimizer,
         progress,
+        extra: _,
     } = snapshot(step);
     store
         .save(&progress, || model.tensors(), || optimizer)
@@ -233,6 +235,7 @@ fn check(store: &CheckpointStore, step: u64) {
         model,
         optimizer,
         progress,
+        extra: _,
     } = store.load(step).unwrap();
     let expected = capture(step);
     assert_eq!(model, Weights::Own(expected.weights.clone()));

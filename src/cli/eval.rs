@@ -10,8 +10,8 @@ use super::{CliError, DeviceArgs};
 use crate::data::{EvalText, Tokenizer, Unknown};
 use crate::generate::GenerateError;
 use crate::model::{DecoderSpec, ModelError};
+use crate::objective::evaluate_text;
 use crate::readable::grouped;
-use crate::train::evaluate;
 
 /// Arguments of `runner eval`.
 #[derive(Debug, Args)]
@@ -47,14 +47,16 @@ pub(super) fn run(args: &EvalArgs) -> Result<(), CliError> {
     // A short text needs no long rows.
     let cols = sequence_len.min(text.tokens.len() - 1);
     let rows = (TOKENS_AT_A_TIME / cols).max(1);
-    let found = evaluate(&model, &text.tokens, text.bytes, cols, rows)?;
+    let found = evaluate_text(&model, &text.tokens, text.bytes, cols, rows)?;
+    // Cross-entropy measures it.
+    let bits_per_byte = found.metrics.get("bits_per_byte");
     if !found.val_loss.is_finite() {
         return Err(GenerateError::NotFinite.into());
     }
     super::print_line(&if args.json {
         json!({
             "val_loss": found.val_loss,
-            "bits_per_byte": found.bits_per_byte,
+            "bits_per_byte": bits_per_byte,
             "tokens": found.tokens,
         })
         .to_string()
@@ -62,7 +64,7 @@ pub(super) fn run(args: &EvalArgs) -> Result<(), CliError> {
         format!(
             "val_loss {:.4} nats per token, {:.4} bits per byte, {} tokens predicted",
             found.val_loss,
-            found.bits_per_byte,
+            bits_per_byte.unwrap_or(f64::NAN),
             grouped(found.tokens)
         )
     })

@@ -8,8 +8,10 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::CliError;
-use crate::config::{self, Plan};
-use crate::data::{DataError, Feed, Part, TokenCache, Tokenizer};
+use crate::config::{self, PhasePlan};
+use crate::data::{
+    DataError, DataView, Segment, TokenCache, Tokenizer, TrainingData, ViewSpec, load_training_data,
+};
 use crate::readable::grouped;
 
 /// Arguments of `runner inspect`.
@@ -30,12 +32,25 @@ pub(super) struct InspectArgs {
 
 pub(super) fn run(args: &InspectArgs) -> Result<(), CliError> {
     let plan = config::load(&args.config, &args.sets)?;
-    let feed = Feed::load(&plan.config, &TokenCache::from_environment())?;
-    let shown = first_rows(&feed, args.rows);
-    if args.json {
-        return super::print_line(&as_json(&plan, &feed, &shown)?.to_string());
+    let cache = TokenCache::from_environment();
+    for (number, phase) in plan.phases.iter().enumerate() {
+        let data = load_training_data(phase.task, &phase.data, &plan.config.tokenizer, &cache)?;
+        let view = data.view(&ViewSpec::of_phase(phase, number, plan.config.seed))?;
+        show(args, phase, (data.as_ref(), view.as_ref()))?;
     }
-    feed.notes().iter().for_each(|note| super::remark(note));
+    Ok(())
+}
+
+/// The data of a phase, in its order.
+type Shown<'a> = (&'a dyn TrainingData, &'a dyn DataView);
+
+fn show(args: &InspectArgs, phase: &PhasePlan, (data, view): Shown) -> Result<(), CliError> {
+    let shown = first_rows(view, args.rows);
+    if args.json {
+        return super::print_line(&as_json(phase, (data, view), &shown)?.to_string());
+    }
+    data.notes().iter().for_each(|note| super::remark(note));
+    view.note().iter().for_each(|note| super::remark(note));
     let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let style = if std::io::stdout().is_terminal() && !no_color {
         Style::Colors
@@ -45,11 +60,11 @@ pub(super) fn run(args: &InspectArgs) -> Result<(), CliError> {
     super::print_line(style.legend())?;
     for sequence in &shown {
         super::print_line("")?;
-        super::print_line(&describe(sequence, plan.config.data.sequence_len))?;
+        super::print_line(&describe(sequence, phase.data.sequence_len))?;
         for (index, part) in sequence.parts.iter().enumerate() {
             let header = format!("--- {}", header(index, part));
             super::print_line(&style.dim(&header))?;
-            super::print_line(&style.text(feed.tokenizer(), part)?)?;
+            super::print_line(&style.text(data.tokenizer(), part)?)?;
         }
         if sequence.left_out > 0 {
             let more = format!("--- and {} more in this sequence", sequence.left_out);
@@ -57,26 +72,26 @@ pub(super) fn run(args: &InspectArgs) -> Result<(), CliError> {
         }
     }
     super::print_line("")?;
-    super::print_line(&totals(&plan, &feed))
+    super::print_line(&totals(phase, view))
 }
 
 /// A sequence of the run, or its beginning.
 struct Sequence {
     number: u64,
-    parts: Vec<Part>,
+    parts: Vec<Segment>,
     /// Parts that are not shown.
     left_out: usize,
 }
 
 /// Sequences from the first one on until so many rows are there.
-fn first_rows(feed: &Feed, rows: u64) -> Vec<Sequence> {
+fn first_rows(view: &dyn DataView, rows: u64) -> Vec<Sequence> {
     let mut left = rows as usize;
     let mut sequences = Vec::new();
-    for number in 0..feed.pass().sequences {
+    for number in 0..view.epoch().sequences {
         if left == 0 {
             break;
         }
-        let mut parts = feed.sequence(number);
+        let mut parts = view.sequence(number);
         let all = parts.len();
         parts.truncate(left);
         left -= parts.len();
@@ -96,7 +111,7 @@ fn describe(sequence: &Sequence, sequence_len: usize) -> String {
         .iter()
         .map(|part| part.tokens.len() - 1)
         .sum();
-    let trained: usize = sequence.parts.iter().map(Part::targets).sum();
+    let trained: usize = sequence.parts.iter().map(Segment::targets).sum();
     let rows = match sequence.parts.len() {
         1 => "1 row".to_string(),
         rows => format!("{rows} rows"),
@@ -108,7 +123,7 @@ fn describe(sequence: &Sequence, sequence_len: usize) -> String {
     )
 }
 
-fn header(index: usize, part: &Part) -> String {
+fn header(index: usize, part: &Segment) -> String {
     let from = match &part.place {
         Some(place) => place.to_string(),
         None => "window".to_string(),
@@ -120,15 +135,15 @@ fn header(index: usize, part: &Part) -> String {
     )
 }
 
-fn totals(plan: &Plan, feed: &Feed) -> String {
-    let pass = feed.pass();
-    let places = pass.sequences * plan.config.data.sequence_len as u64;
+fn totals(phase: &PhasePlan, view: &dyn DataView) -> String {
+    let epoch = view.epoch();
+    let sequence_len = phase.data.sequence_len;
+    let places = epoch.sequences * sequence_len as u64;
     format!(
-        "per epoch: {} sequences of {} places, {} trained tokens ({})",
-        grouped(pass.sequences),
-        plan.config.data.sequence_len,
-        grouped(pass.targets),
-        percent(pass.targets, places),
+        "per epoch: {} sequences of {sequence_len} places, {} trained tokens ({})",
+        grouped(epoch.sequences),
+        grouped(epoch.targets),
+        percent(epoch.targets, places),
     )
 }
 
@@ -136,13 +151,14 @@ fn percent(part: u64, whole: u64) -> String {
     format!("{:.1} %", 100.0 * part as f64 / whole.max(1) as f64)
 }
 
-fn as_json(plan: &Plan, feed: &Feed, shown: &[Sequence]) -> Result<Value, DataError> {
-    let pass = feed.pass();
+fn as_json(phase: &PhasePlan, (data, view): Shown, shown: &[Sequence]) -> Result<Value, DataError> {
+    let epoch = view.epoch();
+    let notes: Vec<String> = data.notes().iter().cloned().chain(view.note()).collect();
     let mut sequences = Vec::new();
     for sequence in shown {
         let mut rows = Vec::new();
         for part in &sequence.parts {
-            let runs = runs(feed.tokenizer(), part)?;
+            let runs = runs(data.tokenizer(), part)?;
             let text: String = runs.iter().map(|(text, _)| text.as_str()).collect();
             let trained = runs.iter().filter(|(_, trained)| *trained);
             let trained: Vec<&str> = trained.map(|(text, _)| text.as_str()).collect();
@@ -158,18 +174,18 @@ fn as_json(plan: &Plan, feed: &Feed, shown: &[Sequence]) -> Result<Value, DataEr
         sequences.push(json!({"sequence": sequence.number, "rows": rows}));
     }
     Ok(json!({
-        "task": plan.config.task,
-        "chat_template": feed.chat_template().map(|template| template.name()),
-        "sequence_len": plan.config.data.sequence_len,
-        "notes": feed.notes(),
-        "per_epoch": {"sequences": pass.sequences, "trained_tokens": pass.targets},
+        "task": phase.task,
+        "chat_template": data.chat_template().map(|template| template.name()),
+        "sequence_len": phase.data.sequence_len,
+        "notes": notes,
+        "per_epoch": {"sequences": epoch.sequences, "trained_tokens": epoch.targets},
         "sequences": sequences,
     }))
 }
 
 /// The text in runs that are trained and runs that are not. A character of several tokens goes with
 /// the last of them.
-fn runs(tokenizer: &Tokenizer, part: &Part) -> Result<Vec<(String, bool)>, DataError> {
+fn runs(tokenizer: &Tokenizer, part: &Segment) -> Result<Vec<(String, bool)>, DataError> {
     let mut runs: Vec<(String, bool)> = Vec::new();
     let mut decoder = tokenizer.stream();
     let mut push = |piece: String, trained: bool| match runs.last_mut() {
@@ -208,7 +224,7 @@ impl Style {
         }
     }
 
-    fn text(self, tokenizer: &Tokenizer, part: &Part) -> Result<String, DataError> {
+    fn text(self, tokenizer: &Tokenizer, part: &Segment) -> Result<String, DataError> {
         let runs = runs(tokenizer, part)?.into_iter();
         let shown = runs.map(|(text, trained)| match (self, trained) {
             (Self::Colors, true) => format!("\u{1b}[32m{}\u{1b}[0m", printable(&text)),

@@ -55,6 +55,7 @@ pub(super) fn run(args: &TrainArgs) -> Result<(), CliError> {
         config_text: Some(text).filter(|text| !text.is_empty()),
         interrupt: interrupt.clone(),
         observers: vec![reporter],
+        ..Options::default()
     };
     let Some(run) = Run::prepare(&plan, options)? else {
         return say(args, &already_complete(&plan));
@@ -114,8 +115,8 @@ fn summary(plan: &Plan, outcome: &Outcome) -> String {
     }
     if let Some(best) = progress.best {
         lines.push(format!(
-            "val loss {:.4} nats per token at step {} (best)",
-            best.val_loss, best.step
+            "val loss {:.4} {} at step {} (best)",
+            best.val_loss, outcome.loss_unit, best.step
         ));
         if let Some(bigram) = outcome.bigram {
             let margin = bigram - best.val_loss;

@@ -63,14 +63,18 @@ fn issues(path: &Path, error: &ConfigError) -> Vec<Value> {
 /// "x.toml is valid: llama, 4 layers, hidden 192, 600 steps of 16 x 128 tokens"
 fn summary(path: &Path, plan: &Plan) -> String {
     let shape = &plan.shape;
-    let train = &plan.config.train;
-    let mut batch = format!(
-        "{} x {}",
-        train.micro_batch_size, plan.config.data.sequence_len
-    );
-    if train.gradient_accumulation_steps > 1 {
-        batch = format!("{} x {batch}", train.gradient_accumulation_steps);
-    }
+    let batches: Vec<String> = plan
+        .phases
+        .iter()
+        .map(|phase| {
+            let batch = format!("{} x {}", phase.micro_batch_size, phase.data.sequence_len);
+            match phase.gradient_accumulation_steps {
+                1 => batch,
+                passes => format!("{passes} x {batch}"),
+            }
+        })
+        .collect();
+    let batch = batches.join(", then ");
     let length = match plan.length {
         Length::Steps(steps) => format!("{steps} steps of {batch} tokens"),
         Length::Epochs(epochs) => format!("{epochs} epochs in steps of {batch} tokens"),

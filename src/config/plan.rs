@@ -8,16 +8,17 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::adapter::AdapterPlan;
 use super::check::check;
 use super::document::Document;
 use super::error::{ConfigError, Issue};
 use super::keys::{
-    AdapterInit, Config, DataConfig, DecayShape, DpoConfig, QuantizationConfig, Sampling, Task,
+    AdapterInit, Config, DataConfig, DecayShape, QuantizationConfig, Sampling, Task,
     TokenizerConfig,
 };
+use super::phase::PhasePlan;
 use super::resolve::resolve;
 use super::shape::ModelShape;
 use super::source::{Origin, Sources};
@@ -36,10 +37,9 @@ pub struct Plan {
     pub adapter: Option<AdapterPlan>,
     /// How long to train.
     pub length: Length,
-    /// The update rule with its parameters.
-    pub optimizer: OptimizerPlan,
-    /// The learning rate over the run.
-    pub schedule: SchedulePlan,
+    /// The phases of the run in order, at least one. What can differ between phases is read from
+    /// here and not from `config`.
+    pub phases: Vec<PhasePlan>,
 }
 
 /// Length of a run.
@@ -54,7 +54,8 @@ pub enum Length {
 }
 
 /// The update rule with its parameters.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum OptimizerPlan {
     /// Adam with decoupled weight decay.
     AdamW {
@@ -119,9 +120,24 @@ pub enum OptimizerPlan {
     },
 }
 
+impl OptimizerPlan {
+    /// The name of the rule in a configuration.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::AdamW { .. } => "adamw",
+            Self::AdamW8bit { .. } => "adamw8bit",
+            Self::Adam { .. } => "adam",
+            Self::Sgd { .. } => "sgd",
+            Self::Lion { .. } => "lion",
+            Self::Adafactor { .. } => "adafactor",
+            Self::Muon { .. } => "muon",
+        }
+    }
+}
+
 /// The learning rate over the run, in multiples of the peak (`optimizer.learning_rate`): linear
 /// warm-up to 1, then the decay.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SchedulePlan {
     /// What follows the warm-up.
     pub decay: Decay,
@@ -132,7 +148,8 @@ pub struct SchedulePlan {
 }
 
 /// Length of the warm-up.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Warmup {
     /// Optimizer steps; 0 = none.
     Steps(u64),
@@ -141,7 +158,8 @@ pub enum Warmup {
 }
 
 /// The learning rate after warm-up.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Decay {
     /// The peak all the way.
     Constant,
@@ -342,17 +360,6 @@ impl Plan {
                 })
             }
         }
-    }
-
-    /// Whether the forward pass of training multiplies ternary weights as integers.
-    pub fn multiplies_integers(&self) -> bool {
-        self.config.quantization.int8_forward == Some(true)
-    }
-
-    /// What turns pairs of answers into a loss; none for other tasks.
-    pub fn dpo(&self) -> Option<&DpoConfig> {
-        let is_dpo = self.config.task == Task::Dpo;
-        self.config.dpo.as_ref().filter(|_| is_dpo)
     }
 
     /// Whether the base model becomes another one before it is adapted: codes of what an adapter's

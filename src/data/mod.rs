@@ -7,7 +7,8 @@
 //!
 //! [`Sampler`] draws training batches from them, [`eval_batches`] walks through the validation
 //! stream once, and [`Bigram`] is the model to beat. A batch is a function of the seed and its
-//! number, not of what was drawn before, so there is no reader state to save or to lose.
+//! number, not of what was drawn before, so there is no reader state to save or to lose. A run
+//! asks [`TrainingData`] for a [`DataView`] in each of its phases, whatever its task.
 
 mod batch;
 mod bigram;
@@ -18,7 +19,6 @@ mod documents;
 mod encode;
 mod error;
 mod eval;
-mod feed;
 mod files;
 mod notes;
 mod parquet;
@@ -31,6 +31,8 @@ mod source;
 mod split;
 mod token_stream;
 mod tokenizer;
+mod training_data;
+mod windows;
 
 pub use batch::Batch;
 pub use bigram::Bigram;
@@ -41,12 +43,12 @@ pub use documents::Format;
 pub use encode::encode_documents;
 pub use error::DataError;
 pub use eval::{EvalText, eval_batches};
-pub use feed::{Feed, Part, Pass};
 pub use files::{FileRecord, expand};
 pub use rows::{
-    PairBatch, PairFeed, Pairs, Place, RowCorpus, RowError, RowFormat, RowSampler, RowSet,
+    PairBatch, PairData, Pairs, Place, RowCorpus, RowError, RowFormat, RowSampler, RowSet,
     TrainRows,
 };
 pub use sampler::Sampler;
 pub use token_stream::{TokenStream, Width};
 pub use tokenizer::{END_OF_TEXT, SpecialToken, StreamDecoder, Tokenizer, Unknown};
+pub use training_data::{DataView, EpochSize, Segment, TrainingData, ViewSpec, load_training_data};

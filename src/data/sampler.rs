@@ -63,9 +63,32 @@ impl Sampler {
         sequence_len: usize,
         seed: u64,
     ) -> Result<Self, DataError> {
+        let weights: Vec<f64> = corpus.train.iter().map(|stream| stream.weight).collect();
+        Self::mixed(corpus, &weights, sampling, sequence_len, seed)
+    }
+
+    /// The same with other weights of the datasets.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    ///
+    /// # Panics
+    /// As [`new`](Self::new), and if there are not as many weights as datasets.
+    pub fn mixed(
+        corpus: &Corpus,
+        weights: &[f64],
+        sampling: Sampling,
+        sequence_len: usize,
+        seed: u64,
+    ) -> Result<Self, DataError> {
         assert!(sequence_len > 0, "an empty window holds no tokens");
+        assert_eq!(
+            weights.len(),
+            corpus.train.len(),
+            "a weight for each dataset"
+        );
         let mut sources = Vec::with_capacity(corpus.train.len());
-        for stream in &corpus.train {
+        for (stream, &weight) in corpus.train.iter().zip(weights) {
             let tokens = stream.tokens.len();
             if tokens <= sequence_len {
                 return Err(DataError::TooShort {
@@ -77,10 +100,10 @@ impl Sampler {
             let windows = ((tokens - 1) / sequence_len) as u64;
             sources.push(WindowSource {
                 tokens: stream.tokens.clone(),
-                weight: stream.weight,
+                weight,
                 windows,
                 // At least one: a small weight makes a dataset rare, it does not switch it off.
-                slots: ((stream.weight * windows as f64).round() as u64).max(1),
+                slots: ((weight * windows as f64).round() as u64).max(1),
             });
         }
         Ok(Self {

@@ -35,16 +35,16 @@
 use std::collections::BTreeMap;
 
 use super::memory::product;
-use crate::config::{DecoderSpec, Plan};
+use crate::config::{DecoderSpec, PhasePlan, Plan};
 
 /// Bytes that a block keeps of each token for the backward pass: the tables above.
 pub(super) fn kept_by_block(
-    plan: &Plan,
+    (plan, phase): (&Plan, &PhasePlan),
     spec: &DecoderSpec,
     (element, is_cpu): (u64, bool),
 ) -> u64 {
     let shape = &spec.shape;
-    let sequence_len = plan.config.data.sequence_len as u64;
+    let sequence_len = phase.data.sequence_len as u64;
     let hidden = shape.hidden_size as u64;
     let heads = shape.num_attention_heads as u64;
     let queries = heads * shape.head_dim as u64;

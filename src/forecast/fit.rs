@@ -41,7 +41,7 @@ pub fn available_bytes() -> Option<u64> {
     Some(memory_limit_bytes()? + resident_memory_bytes()?)
 }
 
-/// Whether a forecast stays below `available` bytes.
+/// Whether the forecast of the phase that needs the most stays below `available` bytes.
 ///
 /// # Errors
 /// [`Shortage`], in the inner result, with the smallest change that makes it fit.
@@ -51,13 +51,13 @@ pub fn fit(
     conditions: Conditions,
     available: u64,
 ) -> Result<Result<Forecast, Shortage>, ModelError> {
-    let forecast = Forecast::new(plan, spec, conditions)?;
+    let forecast = worst_phase(plan, spec, conditions)?;
     if forecast.peak_bytes <= available {
         return Ok(Ok(forecast));
     }
     let mut remedy = None;
     for (keys, changed) in remedies(plan) {
-        let needed = Forecast::new(&changed, spec, conditions)?.peak_bytes;
+        let needed = worst_phase(&changed, spec, conditions)?.peak_bytes;
         if needed <= available {
             remedy = Some((keys, needed));
             break;
@@ -70,38 +70,40 @@ pub fn fit(
     }))
 }
 
+/// The forecast of the phase that needs the most memory.
+fn worst_phase(
+    plan: &Plan,
+    spec: &DecoderSpec,
+    conditions: Conditions,
+) -> Result<Forecast, ModelError> {
+    let mut worst: Option<Forecast> = None;
+    for phase in &plan.phases {
+        let forecast = Forecast::new((plan, phase), spec, conditions)?;
+        if worst
+            .as_ref()
+            .is_none_or(|worst| forecast.peak_bytes > worst.peak_bytes)
+        {
+            worst = Some(forecast);
+        }
+    }
+    // A plan is made with a phase, and a timeline without one has been refused.
+    Ok(worst.expect("a plan has a phase"))
+}
+
 /// Changes that save memory and train the same, the smallest first: saving before training goes on,
 /// checkpointing, then the same sequences per step in smaller micro-batches, then both.
 fn remedies(plan: &Plan) -> Vec<(String, Plan)> {
-    let train = &plan.config.train;
-    let checkpointed = |plan: &Plan| {
-        let mut plan = plan.clone();
-        plan.config.train.gradient_checkpointing = true;
-        plan
-    };
+    let is_checkpointed = plan.phases.iter().all(|phase| phase.gradient_checkpointing);
     let checkpointing = "train.gradient_checkpointing = true";
     let mut remedies = vec![(checkpointing.to_string(), checkpointed(plan))];
-    let divisors =
-        (2..=train.micro_batch_size).filter(|n| train.micro_batch_size.is_multiple_of(*n));
-    let smaller: Vec<(String, Plan)> = divisors
-        .map(|n| {
-            let mut plan = plan.clone();
-            plan.config.train.micro_batch_size /= n;
-            plan.config.train.gradient_accumulation_steps *= n;
-            let keys = format!(
-                "train.micro_batch_size = {}, train.gradient_accumulation_steps = {}",
-                plan.config.train.micro_batch_size, plan.config.train.gradient_accumulation_steps
-            );
-            (keys, plan)
-        })
-        .collect();
+    let smaller = smaller_batches(plan);
     let both: Vec<(String, Plan)> = smaller
         .iter()
         .map(|(keys, plan)| (format!("{checkpointing}, {keys}"), checkpointed(plan)))
         .collect();
     remedies.extend(smaller);
     remedies.extend(both);
-    if train.gradient_checkpointing {
+    if is_checkpointed {
         remedies.retain(|(keys, _)| !keys.starts_with(checkpointing));
     }
     let saving = &plan.config.checkpoint;
@@ -120,6 +122,44 @@ fn remedies(plan: &Plan) -> Vec<(String, Plan)> {
         remedies.extend(others);
     }
     remedies
+}
+
+fn checkpointed(plan: &Plan) -> Plan {
+    let mut plan = plan.clone();
+    for phase in &mut plan.phases {
+        phase.gradient_checkpointing = true;
+    }
+    plan
+}
+
+/// The same sequences per step in two, three, ... times as many micro-batches.
+fn smaller_batches(plan: &Plan) -> Vec<(String, Plan)> {
+    let sizes = plan.phases.iter().map(|phase| phase.micro_batch_size);
+    let divides_all = |n: &usize| sizes.clone().all(|size| size.is_multiple_of(*n));
+    let divisors = (2..=sizes.clone().min().unwrap_or(1)).filter(divides_all);
+    let smaller = divisors.map(|n| {
+        let mut plan = plan.clone();
+        for phase in &mut plan.phases {
+            phase.micro_batch_size /= n;
+            phase.gradient_accumulation_steps *= n;
+        }
+        let keys: Vec<String> = plan
+            .phases
+            .iter()
+            .map(|phase| {
+                let whose = match plan.phases.len() {
+                    1 => "train".to_string(),
+                    _ => phase.name.clone(),
+                };
+                format!(
+                    "{whose}.micro_batch_size = {}, {whose}.gradient_accumulation_steps = {}",
+                    phase.micro_batch_size, phase.gradient_accumulation_steps
+                )
+            })
+            .collect();
+        (keys.join(", "), plan)
+    });
+    smaller.collect()
 }
 
 /// "weights 5.1 GiB, optimizer 10.2 GiB, activations 25.7 GiB"

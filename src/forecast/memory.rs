@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::activations::kept_by_block;
 use super::{Conditions, element_bytes};
-use crate::config::{CheckpointFormat, DecoderSpec, ModelShape, Plan};
+use crate::config::{CheckpointFormat, DecoderSpec, ModelShape, PhasePlan, Plan};
 use crate::model::logit_chunk;
 use crate::readable::grouped;
 
@@ -57,13 +57,13 @@ impl Moment {
 
 impl Memory {
     pub(super) fn new(
-        plan: &Plan,
+        (plan, phase): (&Plan, &PhasePlan),
         spec: &DecoderSpec,
         counts: Counts,
         conditions: Conditions,
     ) -> Self {
-        let sizes = Sizes::new(plan, spec, counts, conditions);
-        let moments = if plan.config.train.gradient_checkpointing {
+        let sizes = Sizes::new((plan, phase), spec, counts, conditions);
+        let moments = if phase.gradient_checkpointing {
             vec![
                 (Moment::Loss, sizes.loss_with_inputs()),
                 (Moment::LastBlock, sizes.last_block()),
@@ -165,17 +165,22 @@ enum Saves {
 const PACKED_DEPTH: u64 = 512;
 
 impl Sizes {
-    fn new(plan: &Plan, spec: &DecoderSpec, counts: Counts, conditions: Conditions) -> Self {
+    fn new(
+        (plan, phase): (&Plan, &PhasePlan),
+        spec: &DecoderSpec,
+        counts: Counts,
+        conditions: Conditions,
+    ) -> Self {
         let (config, shape) = (&plan.config, &spec.shape);
-        let rows = config.train.micro_batch_size as u64;
+        let rows = phase.micro_batch_size as u64;
         let lanes = (conditions.lanes as u64).min(rows);
-        let tokens = rows * config.data.sequence_len as u64;
-        let element = element_bytes(config.model.dtype);
+        let tokens = rows * phase.data.sequence_len as u64;
+        let element = element_bytes(phase.dtype);
         let of_lane = tokens.div_ceil(lanes.max(1)) as usize;
         let chunk = logit_chunk(of_lane, spec.vocab_size) as u64;
         Self {
             weights: weights(plan, spec, counts),
-            reference: reference(plan, spec, counts, (element, conditions.is_cpu)),
+            reference: reference((plan, phase), spec, counts, (element, conditions.is_cpu)),
             trainable: counts.trainable,
             trains_head: plan.adapter.as_ref().is_none_or(|adapter| {
                 let head = ["lm_head", "embed_tokens"];
@@ -185,7 +190,7 @@ impl Sizes {
                     .any(|module| head.contains(&module.as_str()))
             }),
             optimizer_state: counts.optimizer_state,
-            optimizer: format!("{:?}", config.optimizer.name).to_lowercase(),
+            optimizer: phase.optimizer.name().to_string(),
             rounded: rounded(plan, shape, counts, element),
             element,
             lanes,
@@ -194,21 +199,21 @@ impl Sizes {
             ffn: shape.intermediate_size as u64,
             layers: shape.num_hidden_layers as u64,
             vocab: spec.vocab_size as u64,
-            kept: kept_by_block(plan, spec, (element, conditions.is_cpu)),
+            kept: kept_by_block((plan, phase), spec, (element, conditions.is_cpu)),
             logit_tokens: tokens.min(lanes * chunk),
             logit: match (conditions.is_cpu, element) {
                 (true, 4) => (4, "logits, their gradient in their place: 4"),
                 (true, _) => (8, "logits and their gradient: 8"),
                 (false, _) => (12, "logits, softmax, gradient: 12"),
             },
-            accumulates: config.train.gradient_accumulation_steps > 1,
+            accumulates: phase.gradient_accumulation_steps > 1,
             process: conditions.process_bytes,
             saves: match (config.checkpoint.format, config.checkpoint.background) {
                 (CheckpointFormat::Full, _) => Saves::Whole,
                 (CheckpointFormat::Delta, false) => Saves::AtOnce,
                 (CheckpointFormat::Delta, true) => Saves::Behind,
             },
-            attention: attention_room(plan, shape, conditions),
+            attention: attention_room(phase, shape, conditions),
         }
     }
 
@@ -426,9 +431,9 @@ const SAVED_PER_LANE: u64 = 12_000_000;
 
 /// Bytes that the CPU's attention keeps for its work on each thread: keys and values of a sequence four
 /// times, turned and as panels, and the scores of 64 queries and their gradients.
-fn attention_room(plan: &Plan, shape: &ModelShape, conditions: Conditions) -> u64 {
+fn attention_room(phase: &PhasePlan, shape: &ModelShape, conditions: Conditions) -> u64 {
     let of_token = 4 * 4 * shape.head_dim as u64 + 2 * 4 * 64;
-    let sequence_len = plan.config.data.sequence_len as u64;
+    let sequence_len = phase.data.sequence_len as u64;
     product([conditions.lanes as u64, sequence_len, of_token])
 }
 
@@ -467,12 +472,12 @@ fn weights(plan: &Plan, spec: &DecoderSpec, counts: Counts) -> Term {
 /// model that is trained: in f32 the base model of an adapter, but for what is trained whole. In half
 /// precision it is rounded once, and the rounded model stays.
 fn reference(
-    plan: &Plan,
+    (plan, phase): (&Plan, &PhasePlan),
     spec: &DecoderSpec,
     counts: Counts,
     (element, is_cpu): (u64, bool),
 ) -> u64 {
-    if plan.dpo().is_none() {
+    if phase.dpo.is_none() {
         return 0;
     }
     let shape = &spec.shape;

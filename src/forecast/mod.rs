@@ -14,7 +14,7 @@ use burn::tensor::Device;
 pub use fit::{Shortage, available_bytes, fit};
 pub use memory::{Memory, Moment, Term};
 
-use crate::config::{DecoderSpec, Dtype, Plan};
+use crate::config::{DecoderSpec, Dtype, PhasePlan, Plan};
 use crate::model::{Decoder, ModelError};
 use crate::optimizer::Optimizer;
 
@@ -45,12 +45,12 @@ pub struct Conditions {
 }
 
 impl Forecast {
-    /// The forecast for a plan whose dtype is resolved, with the vocabulary of `spec`.
+    /// The forecast for a phase of a plan, whose dtype is resolved, with the vocabulary of `spec`.
     ///
     /// # Errors
     /// [`ModelError::Spec`] for a shape no decoder can have.
     pub fn new(
-        plan: &Plan,
+        (plan, phase): (&Plan, &PhasePlan),
         spec: &DecoderSpec,
         conditions: Conditions,
     ) -> Result<Self, ModelError> {
@@ -60,19 +60,20 @@ impl Forecast {
             Some(adapter) => model.outlined(adapter, 0)?,
             None => model,
         };
+        let model = model.with_frozen(&phase.freeze)?;
         let parameters = model.params();
         let trainable = model.trained_params() as u64;
-        let state = Optimizer::new(&plan.optimizer).state_bytes(&model);
+        let state = Optimizer::new(&phase.optimizer).state_bytes(&model);
         let counts = memory::Counts {
             parameters,
             trainable,
             optimizer_state: state,
         };
-        let memory = Memory::new(plan, spec, counts, conditions);
+        let memory = Memory::new((plan, phase), spec, counts, conditions);
         Ok(Self {
             parameters,
             trainable,
-            flops_per_token: flops_per_token(plan, spec),
+            flops_per_token: flops_per_token((plan, phase), spec),
             peak_bytes: memory.peak_bytes(),
             memory,
         })
@@ -84,7 +85,7 @@ impl Forecast {
 /// with gradient checkpointing; twice that for weights that are not trained. Pairs of answers take a
 /// forward pass of the reference and a second one of the output head besides. Attention counts every key,
 /// seen or masked, as others count it; the CPU computes those that are seen, and their scores twice.
-fn flops_per_token(plan: &Plan, spec: &DecoderSpec) -> f64 {
+fn flops_per_token((plan, phase): (&Plan, &PhasePlan), spec: &DecoderSpec) -> f64 {
     let shape = &spec.shape;
     let hidden = shape.hidden_size as f64;
     let queries = (shape.num_attention_heads * shape.head_dim) as f64;
@@ -93,15 +94,15 @@ fn flops_per_token(plan: &Plan, spec: &DecoderSpec) -> f64 {
     let weights = 2.0 * hidden * queries
         + 2.0 * hidden * keys
         + matrices * hidden * shape.intermediate_size as f64;
-    let attention = 4.0 * queries * plan.config.data.sequence_len as f64;
+    let attention = 4.0 * queries * phase.data.sequence_len as f64;
     let blocks = shape.num_hidden_layers as f64 * (2.0 * weights + attention);
     let head = 2.0 * hidden * spec.vocab_size as f64;
-    let again = if plan.config.train.gradient_checkpointing {
+    let again = if phase.gradient_checkpointing {
         1.0
     } else {
         0.0
     };
-    let reference = match plan.dpo() {
+    let reference = match &phase.dpo {
         Some(_) => blocks + 2.0 * head,
         None => 0.0,
     };

@@ -1,164 +1,284 @@
-//! The gradient of one optimizer step, between backward and update: accumulate, measure, clip.
+//! The gradient of one optimizer step, between the backward pass and the update: sum, scale,
+//! measure, clip, and what a [`Pipeline`] of stages does to it.
+//!
+//! A [`Gradient`] is keyed by parameter path and keeps the order of the model's modules, in this
+//! process and in every other one. burn keys gradients by random ids; those are left behind when a
+//! backward pass is over.
 
-mod backward;
 mod loss_scale;
-mod preference;
-mod share;
+mod order;
+mod pipeline;
+
+use std::sync::Arc;
 
 use burn::module::{Module, Param};
-use burn::optim::GradientsParams;
-use burn::tensor::{FloatDType, Gradients, Tensor};
+use burn::tensor::{Device, FloatDType, Gradients, Tensor, TensorData};
 
-pub use backward::{Backward, Precision, backward, backward_with};
 pub use loss_scale::LossScale;
-pub use preference::{Preference, PreferenceBackward, backward_preference, evaluate_preference};
+pub use order::{NamedParameter, ParameterOrder};
+pub use pipeline::{Pipeline, PipelineError, Stage, StepContext};
 
-use crate::model::{VisitParameters, visit_parameters};
+use crate::model::{Tensors, VisitParameters, visit_parameters};
 
-/// One gradient tensor per trainable parameter.
-#[derive(Debug, Default)]
+/// One gradient tensor for each parameter that the loss depends on.
+#[derive(Debug, Default, Clone)]
 pub struct Gradient {
-    tensors: GradientsParams,
+    order: Arc<ParameterOrder>,
+    /// By the place of the parameter in `order`.
+    tensors: Vec<Option<GradientTensor>>,
+}
+
+/// The gradient of one parameter, of any rank that parameters have.
+#[derive(Debug, Clone)]
+enum GradientTensor {
+    Vector(Tensor<1>),
+    Matrix(Tensor<2>),
+}
+
+impl GradientTensor {
+    /// Parameters are vectors and matrices.
+    fn new<const D: usize>(tensor: Tensor<D>) -> Self {
+        match D {
+            1 => Self::Vector(Tensor::from_bridge(tensor.into_bridge())),
+            2 => Self::Matrix(Tensor::from_bridge(tensor.into_bridge())),
+            _ => unreachable!("parameters are vectors and matrices, not of rank {D}"),
+        }
+    }
+
+    /// None if the tensor has another rank.
+    fn into_rank<const D: usize>(self) -> Option<Tensor<D>> {
+        match (self, D) {
+            (Self::Vector(tensor), 1) => Some(Tensor::from_bridge(tensor.into_bridge())),
+            (Self::Matrix(tensor), 2) => Some(Tensor::from_bridge(tensor.into_bridge())),
+            _ => None,
+        }
+    }
+
+    fn from_data(data: TensorData, device: &Device) -> Self {
+        match data.shape().num_dims() {
+            1 => Self::Vector(Tensor::from_data(data, device)),
+            2 => Self::Matrix(Tensor::from_data(data, device)),
+            rank => unreachable!("parameters are vectors and matrices, not of rank {rank}"),
+        }
+    }
+
+    fn into_data(self) -> TensorData {
+        match self {
+            Self::Vector(tensor) => tensor.into_data(),
+            Self::Matrix(tensor) => tensor.into_data(),
+        }
+    }
+
+    fn device(&self) -> Device {
+        match self {
+            Self::Vector(tensor) => tensor.device(),
+            Self::Matrix(tensor) => tensor.device(),
+        }
+    }
+
+    fn add(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Vector(a), Self::Vector(b)) => Self::Vector(a + b),
+            (Self::Matrix(a), Self::Matrix(b)) => Self::Matrix(a + b),
+            _ => unreachable!("gradients of one parameter have its rank"),
+        }
+    }
+
+    fn scale(self, factor: f64) -> Self {
+        match self {
+            Self::Vector(tensor) => Self::Vector(tensor.mul_scalar(factor)),
+            Self::Matrix(tensor) => Self::Matrix(tensor.mul_scalar(factor)),
+        }
+    }
+
+    fn cast(self, dtype: FloatDType) -> Self {
+        match self {
+            Self::Vector(tensor) => Self::Vector(tensor.cast(dtype)),
+            Self::Matrix(tensor) => Self::Matrix(tensor.cast(dtype)),
+        }
+    }
+
+    /// Σ x² `[1]`.
+    fn sum_of_squares(&self) -> Tensor<1> {
+        match self {
+            Self::Vector(tensor) => tensor.clone().square().sum(),
+            Self::Matrix(tensor) => tensor.clone().square().sum(),
+        }
+    }
 }
 
 impl Gradient {
     /// Runs the backward pass from a scalar `objective` and collects the parameters' gradients.
     pub fn backward(objective: &Tensor<1>, model: &impl Module) -> Self {
-        Self::from_grads(objective.backward(), model)
+        let order = Arc::new(ParameterOrder::of(model));
+        Self::from_grads(objective.backward(), model, &order)
     }
 
-    /// The gradients of `model`'s parameters out of a finished backward pass.
-    fn from_grads(grads: Gradients, model: &impl Module) -> Self {
+    /// A gradient in which no parameter has a tensor yet.
+    pub fn empty(order: &Arc<ParameterOrder>) -> Self {
         Self {
-            tensors: GradientsParams::from_grads(grads, model),
+            order: order.clone(),
+            tensors: vec![None; order.parameters().len()],
         }
+    }
+
+    /// The gradients of `module`'s parameters out of a finished backward pass. `module` is the
+    /// model that `order` is of, or a part of it.
+    pub(crate) fn from_grads(
+        grads: Gradients,
+        module: &impl Module,
+        order: &Arc<ParameterOrder>,
+    ) -> Self {
+        struct Collect {
+            grads: Gradients,
+            gradient: Gradient,
+        }
+        impl VisitParameters for Collect {
+            fn visit<const D: usize>(&mut self, _path: &str, param: &Param<Tensor<D>>) {
+                if !param.is_require_grad() {
+                    return;
+                }
+                if let Some(tensor) = param.val().grad_remove(&mut self.grads)
+                    && let Some(place) = self.gradient.order.place_of_id(param.id)
+                {
+                    self.gradient.tensors[place] = Some(GradientTensor::new(tensor));
+                }
+            }
+        }
+        let mut collect = Collect {
+            grads,
+            gradient: Self::empty(order),
+        };
+        visit_parameters(module, &mut collect);
+        collect.gradient
+    }
+
+    /// The parameters of the model, whether they have a gradient or not.
+    pub fn order(&self) -> &Arc<ParameterOrder> {
+        &self.order
+    }
+
+    /// The paths of the parameters that have a gradient, in order.
+    pub fn paths(&self) -> impl Iterator<Item = &str> {
+        let parameters = self.order.parameters().iter().zip(&self.tensors);
+        parameters
+            .filter_map(|(parameter, tensor)| tensor.as_ref().map(|_| parameter.path.as_str()))
+    }
+
+    /// The gradient of the parameter at a path; none if the loss does not depend on it, or if the
+    /// parameter has another rank.
+    pub fn get<const D: usize>(&self, path: &str) -> Option<Tensor<D>> {
+        let place = self.order.place_of(path)?;
+        self.tensors.get(place)?.clone()?.into_rank()
+    }
+
+    /// Takes the gradient of the parameter at a path out.
+    pub(crate) fn take<const D: usize>(&mut self, path: &str) -> Option<Tensor<D>> {
+        let place = self.order.place_of(path)?;
+        self.tensors.get_mut(place)?.take()?.into_rank()
+    }
+
+    /// A copy of all tensors on the host, by path.
+    pub fn to_tensors(&self) -> Tensors {
+        let parameters = self.order.parameters().iter().zip(&self.tensors);
+        let present = parameters.filter_map(|(parameter, tensor)| {
+            Some((parameter.path.clone(), tensor.clone()?.into_data()))
+        });
+        present.collect()
+    }
+
+    /// Shows the numbers of every tensor to `change`, one tensor after another in order, with the
+    /// tensor's path and dimensions. They are f32, on the host; what `change` leaves in them is the
+    /// gradient from then on. On the CPU nothing is copied where nothing else holds the tensor.
+    ///
+    /// # Errors
+    /// The first error of `change`; what has not been shown by then stays as it was.
+    pub fn try_update<E>(
+        &mut self,
+        mut change: impl FnMut(&NamedParameter, &mut [f32]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        for (parameter, slot) in self.order.parameters().iter().zip(&mut self.tensors) {
+            let Some(tensor) = slot.take() else { continue };
+            let device = tensor.device();
+            let data = tensor.cast(FloatDType::F32).into_data();
+            let shape = data.shape().clone();
+            let mut values = data
+                .try_into_vec::<f32>()
+                .unwrap_or_else(|error| unreachable!("the tensor has been cast to f32: {error:?}"));
+            let changed = change(parameter, &mut values);
+            *slot = Some(GradientTensor::from_data(
+                TensorData::new(values, shape),
+                &device,
+            ));
+            changed?;
+        }
+        Ok(())
     }
 
     /// The same gradient with every tensor in `dtype`.
-    fn cast(self, dtype: FloatDType, model: &impl Module) -> Self {
-        self.map(model, Cast(dtype))
+    pub(crate) fn cast(self, dtype: FloatDType) -> Self {
+        self.map(|tensor| tensor.cast(dtype))
     }
 
-    /// The gradient of the parameter `param`; none if the objective does not depend on it.
-    pub fn get<const D: usize>(&self, param: &Param<Tensor<D>>) -> Option<Tensor<D>> {
-        self.tensors.get(param.id)
-    }
-
-    /// Takes the gradient of the parameter `param` out.
-    pub(crate) fn take<const D: usize>(&mut self, param: &Param<Tensor<D>>) -> Option<Tensor<D>> {
-        self.tensors.remove(param.id)
-    }
-
-    /// Adds another micro-batch's gradient.
-    pub fn accumulate(self, other: Gradient, model: &impl Module) -> Self {
-        struct Add {
-            sum: GradientsParams,
-            other: GradientsParams,
+    /// Adds the gradient of another micro-batch or shard.
+    ///
+    /// # Panics
+    /// If the two are of models with other parameters.
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "`a + b` would hide a pass over memory"
+    )]
+    pub fn add(mut self, other: Self) -> Self {
+        if self.tensors.is_empty() {
+            return other;
         }
-        impl VisitParameters for Add {
-            fn visit<const D: usize>(&mut self, _path: &str, param: &Param<Tensor<D>>) {
-                let Some(other) = self.other.remove::<D>(param.id) else {
-                    return;
-                };
-                let sum = match self.sum.remove::<D>(param.id) {
-                    Some(sum) => sum + other,
-                    None => other,
-                };
-                self.sum.register(param.id, sum);
-            }
+        assert!(
+            Arc::ptr_eq(&self.order, &other.order)
+                || self.order.parameters() == other.order.parameters(),
+            "gradients of two models cannot be added"
+        );
+        for (sum, other) in self.tensors.iter_mut().zip(other.tensors) {
+            *sum = match (sum.take(), other) {
+                (Some(sum), Some(other)) => Some(sum.add(other)),
+                (sum, other) => sum.or(other),
+            };
         }
-        let mut add = Add {
-            sum: self.tensors,
-            other: other.tensors,
-        };
-        visit_parameters(model, &mut add);
-        Self { tensors: add.sum }
+        self
     }
 
     /// Euclidean norm over all parameters at once. Not finite exactly when some element is not
     /// finite or the sum of squares overflows f32.
-    pub fn norm(&self, model: &impl Module) -> f64 {
-        struct Squares<'a> {
-            gradient: &'a GradientsParams,
-            sums: Vec<Tensor<1>>,
-        }
-        impl VisitParameters for Squares<'_> {
-            fn visit<const D: usize>(&mut self, _path: &str, param: &Param<Tensor<D>>) {
-                if let Some(gradient) = self.gradient.get::<D>(param.id) {
-                    self.sums.push(gradient.square().sum());
-                }
-            }
-        }
-        let mut squares = Squares {
-            gradient: &self.tensors,
-            sums: Vec::new(),
-        };
-        visit_parameters(model, &mut squares);
-        if squares.sums.is_empty() {
+    pub fn norm(&self) -> f64 {
+        let present = self.tensors.iter().flatten();
+        let sums: Vec<Tensor<1>> = present.map(GradientTensor::sum_of_squares).collect();
+        if sums.is_empty() {
             return 0.0;
         }
         // One read for all tensors: on a GPU each read waits for the queue to drain.
-        let sums = Tensor::cat(squares.sums, 0).into_data();
+        let sums = Tensor::cat(sums, 0).into_data();
         sums.iter::<f32>().map(f64::from).sum::<f64>().sqrt()
     }
 
     /// Multiplies every element by `factor`.
-    pub fn scale(self, factor: f64, model: &impl Module) -> Self {
-        self.map(model, Scale(factor))
+    pub fn scale(self, factor: f64) -> Self {
+        self.map(|tensor| tensor.scale(factor))
     }
 
-    fn map(self, model: &impl Module, change: impl MapGradient) -> Self {
-        struct Walk<C> {
-            tensors: GradientsParams,
-            change: C,
+    fn map(mut self, change: impl Fn(GradientTensor) -> GradientTensor) -> Self {
+        for slot in &mut self.tensors {
+            *slot = slot.take().map(&change);
         }
-        impl<C: MapGradient> VisitParameters for Walk<C> {
-            fn visit<const D: usize>(&mut self, _path: &str, param: &Param<Tensor<D>>) {
-                if let Some(gradient) = self.tensors.remove::<D>(param.id) {
-                    let changed = self.change.map(gradient);
-                    self.tensors.register(param.id, changed);
-                }
-            }
-        }
-        let mut walk = Walk {
-            tensors: self.tensors,
-            change,
-        };
-        visit_parameters(model, &mut walk);
-        Self {
-            tensors: walk.tensors,
-        }
+        self
     }
 
     /// Scales the whole gradient down to `max_norm` if its `norm` is larger; 0 turns clipping off.
     /// The factor is `max_norm / (norm + 1e-6)`, PyTorch's.
-    pub fn clip(self, norm: f64, max_norm: f64, model: &impl Module) -> Self {
+    pub fn clip(self, norm: f64, max_norm: f64) -> Self {
         let factor = max_norm / (norm + 1e-6);
         if max_norm > 0.0 && factor < 1.0 {
-            self.scale(factor, model)
+            self.scale(factor)
         } else {
             self
         }
-    }
-}
-
-/// Something done to each gradient tensor; a closure cannot be generic over the rank.
-trait MapGradient {
-    fn map<const D: usize>(&self, gradient: Tensor<D>) -> Tensor<D>;
-}
-
-struct Scale(f64);
-
-impl MapGradient for Scale {
-    fn map<const D: usize>(&self, gradient: Tensor<D>) -> Tensor<D> {
-        gradient.mul_scalar(self.0)
-    }
-}
-
-struct Cast(FloatDType);
-
-impl MapGradient for Cast {
-    fn map<const D: usize>(&self, gradient: Tensor<D>) -> Tensor<D> {
-        gradient.cast(self.0)
     }
 }

@@ -10,26 +10,27 @@ use super::init::Init;
 use super::linear::Linear;
 use super::parameters::{MapParameters, VisitParameters, map_parameters, visit_parameters};
 use super::{Decoder, ModelError};
-use crate::config::{AdapterPlan, LoraShape, PackedLayout, Ternary};
+use crate::config::{AdapterPlan, LoraShape, PackedLayout, PathSelector, Ternary};
 
 /// Which parameters of a decoder are trained.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(crate) enum Trained {
-    /// All.
-    #[default]
-    All,
-    /// Those of adapters, and of the modules with these paths.
-    Adapters(Vec<String>),
+pub(crate) struct Trained {
+    /// None where all are; otherwise those of adapters, and of the modules with these paths.
+    adapters: Option<Vec<String>>,
+    /// Of them, these stay as they are.
+    frozen: Vec<PathSelector>,
 }
 
 impl Trained {
     pub(crate) fn contains(&self, path: &str) -> bool {
-        match self {
-            Self::All => true,
-            Self::Adapters(saved) => {
-                is_of_adapter(path) || saved.iter().any(|module| is_within(path, module))
-            }
-        }
+        self.is_saved(path) && !self.frozen.iter().any(|selector| selector.matches(path))
+    }
+
+    /// Whether a checkpoint holds the parameter, frozen or not.
+    fn is_saved(&self, path: &str) -> bool {
+        self.adapters.as_ref().is_none_or(|saved| {
+            is_of_adapter(path) || saved.iter().any(|module| is_within(path, module))
+        })
     }
 }
 
@@ -69,7 +70,7 @@ impl Decoder {
     /// As [`adapted`](Self::adapted).
     pub(crate) fn outlined(mut self, plan: &AdapterPlan, seed: u64) -> Result<Self, ModelError> {
         let init = Init::new(seed, &self.lazy_device());
-        self.trained = Trained::Adapters(plan.saved.clone());
+        self.trained.adapters = Some(plan.saved.clone());
         let mut model = self.without_adapters().frozen();
         for (path, &shape) in &plan.layers {
             match model.linear_mut(path) {
@@ -97,7 +98,7 @@ impl Decoder {
             .filter(|layer| packed || layer.adapter.is_some())
             .for_each(Linear::merge);
         self.become_dense();
-        self.trained = Trained::All;
+        self.trained = Trained::default();
         self
     }
 
@@ -119,25 +120,29 @@ impl Decoder {
 
     /// Shows the parameters that are trained to `visitor`.
     pub(crate) fn visit_trained(&self, visitor: &mut impl VisitParameters) {
-        struct Filter<'a, V> {
-            trained: &'a Trained,
+        self.visit_where(|path| self.trained.contains(path), visitor);
+    }
+
+    /// Shows the parameters that a checkpoint holds to `visitor`: all of them, or those that are
+    /// not the base model's beside adapters. What a phase of the run freezes is among them.
+    pub(crate) fn visit_saved(&self, visitor: &mut impl VisitParameters) {
+        self.visit_where(|path| self.trained.is_saved(path), visitor);
+    }
+
+    fn visit_where(&self, wanted: impl Fn(&str) -> bool, visitor: &mut impl VisitParameters) {
+        struct Filter<'a, F, V> {
+            wanted: F,
             inner: &'a mut V,
         }
-        impl<V: VisitParameters> VisitParameters for Filter<'_, V> {
+        impl<F: Fn(&str) -> bool, V: VisitParameters> VisitParameters for Filter<'_, F, V> {
             fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
-                if self.trained.contains(path) {
+                if (self.wanted)(path) {
                     self.inner.visit(path, param);
                 }
             }
         }
-        let trained = &self.trained;
-        visit_parameters(
-            self,
-            &mut Filter {
-                trained,
-                inner: visitor,
-            },
-        );
+        let inner = visitor;
+        visit_parameters(self, &mut Filter { wanted, inner });
     }
 
     /// How many weights it has, adapters included; a tied head counts once, and codes count as the
@@ -150,14 +155,15 @@ impl Decoder {
 
     /// How many numbers are trained.
     pub fn trained_params(&self) -> usize {
-        struct Count(usize);
-        impl VisitParameters for Count {
-            fn visit<const D: usize>(&mut self, _path: &str, param: &Param<Tensor<D>>) {
-                self.0 += param.lazy_shape().num_elements();
-            }
-        }
         let mut count = Count(0);
         self.visit_trained(&mut count);
+        count.0
+    }
+
+    /// How many numbers a checkpoint holds.
+    pub(crate) fn saved_params(&self) -> usize {
+        let mut count = Count(0);
+        self.visit_saved(&mut count);
         count.0
     }
 
@@ -184,6 +190,32 @@ impl Decoder {
     pub(crate) fn trains_embedding(&self) -> bool {
         self.trained.contains("embed_tokens.weight")
             || self.trained.contains("embed_positions.weight")
+    }
+
+    /// The same decoder in which the parameters that `selectors` name stay as they are, and all
+    /// others are trained that were trained without selectors. On an autodiff device nothing below
+    /// the first trained parameter has a backward pass.
+    ///
+    /// # Errors
+    /// [`ModelError::NoParameter`] for a selector that names nothing.
+    pub fn with_frozen(mut self, selectors: &[PathSelector]) -> Result<Self, ModelError> {
+        if self.trained.frozen == selectors {
+            return Ok(self);
+        }
+        let order = ParameterPaths::of(&self);
+        for selector in selectors {
+            if !order.0.iter().any(|path| selector.matches(path)) {
+                return Err(ModelError::NoParameter {
+                    selector: selector.to_string(),
+                });
+            }
+        }
+        // Freezing a parameter that is still to be drawn would freeze it in every clone.
+        if self.lazy_device().is_autodiff() {
+            visit_parameters(&self, &mut Draw);
+        }
+        self.trained.frozen = selectors.to_vec();
+        Ok(self.frozen())
     }
 
     /// What adapters need to know of the weights beside them, computed once for all passes until
@@ -246,6 +278,32 @@ impl Decoder {
     fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
         let blocks = self.layers.iter_mut().flat_map(Block::linears);
         blocks.chain(&mut self.lm_head)
+    }
+}
+
+/// Counts numbers.
+struct Count(usize);
+
+impl VisitParameters for Count {
+    fn visit<const D: usize>(&mut self, _path: &str, param: &Param<Tensor<D>>) {
+        self.0 += param.lazy_shape().num_elements();
+    }
+}
+
+/// The paths of all parameters.
+struct ParameterPaths(Vec<String>);
+
+impl ParameterPaths {
+    fn of(model: &Decoder) -> Self {
+        let mut paths = Self(Vec::new());
+        visit_parameters(model, &mut paths);
+        paths
+    }
+}
+
+impl VisitParameters for ParameterPaths {
+    fn visit<const D: usize>(&mut self, path: &str, _param: &Param<Tensor<D>>) {
+        self.0.push(path.to_string());
     }
 }
 

@@ -125,7 +125,7 @@ impl Decoder {
             lm_head: (!shape.tie_word_embeddings)
                 .then(|| Linear::new(&init, "lm_head", [dim, spec.vocab_size], false, std)),
             spec: spec.clone(),
-            trained: Trained::All,
+            trained: Trained::default(),
         })
     }
 

@@ -128,6 +128,12 @@ pub enum ModelError {
         /// The layer's path.
         path: String,
     },
+    /// A selector that names none of the model's parameters.
+    #[error("this model has no parameter `{selector}`")]
+    NoParameter {
+        /// The selector.
+        selector: String,
+    },
     /// Quantising what is quantised already.
     #[error("the model's weights are not dense: they are in few bits already")]
     NotDense,

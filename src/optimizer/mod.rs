@@ -18,9 +18,9 @@ use burn::optim::{DynState, StateSink, StateSource};
 use burn::tensor::{Device, Tensor, TensorData};
 use burn_pack::Scalar;
 use firebrick_kernels::difference::adam::AdamStep;
-use serde::{Deserialize, Serialize};
 
 use crate::config::OptimizerPlan;
+pub use crate::extra::StateScalar;
 use crate::gradient::Gradient;
 use crate::model::{
     Decoder, MapParameters, Tensors, VisitParameters, copied_from, map_parameters, moved_into,
@@ -54,20 +54,6 @@ pub struct OptimizerState {
     pub tensors: Tensors,
     /// Counters and the like.
     pub scalars: BTreeMap<String, StateScalar>,
-}
-
-/// A number in an optimizer's state.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum StateScalar {
-    /// A signed integer.
-    Int(i64),
-    /// An unsigned integer.
-    Uint(u64),
-    /// A float.
-    Float(f64),
-    /// A flag.
-    Bool(bool),
 }
 
 /// A step of Adam that a parameter has taken, in the numbers it was computed with.
@@ -282,7 +268,10 @@ impl Optimizer {
         model: &impl Module,
         state: OptimizerState,
         device: &Device,
-    ) -> Result<(), OptimizerError> {
+    ) -> Result<Vec<String>, OptimizerError> {
+        if state.tensors.is_empty() {
+            return Ok(Vec::new());
+        }
         let mut restore = Restore {
             optimizer: self,
             state,
@@ -293,8 +282,13 @@ impl Optimizer {
         match (restore.problem, restore.state.tensors.into_keys().next()) {
             (Some(problem), _) => Err(problem),
             (None, Some(name)) => Err(OptimizerError::Unexpected { name }),
-            (None, None) => Ok(()),
+            (None, None) => Ok(Vec::new()),
         }
+    }
+
+    /// Goes on with another optimizer's state.
+    pub(crate) fn take_over(&mut self, _before: Self, _model: &Decoder) -> Vec<String> {
+        Vec::new()
     }
 }
 
@@ -306,7 +300,7 @@ struct Update<'a> {
 
 impl MapParameters for Update<'_> {
     fn map<const D: usize>(&mut self, path: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let Some(gradient) = self.gradient.take(&param) else {
+        let Some(gradient) = self.gradient.take(path) else {
             return param;
         };
         let rule = self.optimizer.rules.of(path, D).clone();

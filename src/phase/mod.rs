@@ -1,41 +1,50 @@
-//! A run is a list of phases, each with its length, batch and learning rate. Today's TOML describes
-//! one phase; the loop already asks the timeline what holds at a step instead of the config.
+//! When a run is in which phase, and what holds then.
+//!
+//! A plan's phases have lengths in steps, shares or "the rest". A [`Timeline`] turns them into steps
+//! once the data is counted; the loop asks it what holds at a step, and asks nobody else.
 
-use crate::config::{Length, Plan};
-use crate::data::Pass;
+use crate::config::{Length, PhaseLength, PhasePlan, Plan, ScheduleSpan};
+use crate::data::EpochSize;
 use crate::optimizer::Schedule;
 
 /// A stretch of optimizer steps with the same settings.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Phase {
+    /// Its place among the phases of the run, from 0.
+    pub number: usize,
     /// First step of the phase, counted from 0 over the run.
     pub first_step: u64,
     /// Steps in the phase.
     pub steps: u64,
-    /// Sequences per forward and backward pass.
-    pub micro_batch_size: usize,
-    /// Passes per optimizer step.
-    pub accumulation: usize,
-    /// Tokens per sequence.
-    pub sequence_len: usize,
-    /// Learning rate over the phase's own steps.
-    pub schedule: Schedule,
+    /// What holds in it.
+    pub plan: PhasePlan,
+    /// The learning rate, over the steps of the run or of the phase.
+    schedule: Schedule,
 }
 
 impl Phase {
     /// Learning rate at a step of the run within this phase.
     pub fn learning_rate(&self, step: u64) -> f64 {
-        self.schedule.learning_rate(step - self.first_step)
+        let first = match self.plan.schedule_span {
+            ScheduleSpan::Run => 0,
+            ScheduleSpan::Phase => self.first_step,
+        };
+        self.schedule.learning_rate(step - first)
     }
 
     /// Sequences per optimizer step.
     pub fn sequences_per_step(&self) -> u64 {
-        (self.micro_batch_size * self.accumulation) as u64
+        self.plan.sequences_per_step()
     }
 
-    /// Tokens per optimizer step.
+    /// Tokens per optimizer step, all of them counted as trained.
     pub fn tokens_per_step(&self) -> u64 {
-        self.sequences_per_step() * self.sequence_len as u64
+        self.sequences_per_step() * self.plan.data.sequence_len as u64
+    }
+
+    /// The step after the last one.
+    pub fn end(&self) -> u64 {
+        self.first_step + self.steps
     }
 }
 
@@ -45,39 +54,62 @@ pub struct Timeline {
     phases: Vec<Phase>,
 }
 
+/// Phases that do not make a run.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum TimelineError {
+    /// There are no phases at all.
+    #[error("the run has no phases")]
+    NoPhases,
+    /// Nothing of the run is left for a phase.
+    #[error("phase `{name}` has no steps: those before it take all of the run")]
+    NoSteps {
+        /// The phase.
+        name: String,
+    },
+    /// The phases end before the run does, or after it.
+    #[error("the phases take {phases} steps, and the run has {run}")]
+    NotTheRun {
+        /// Steps of all phases.
+        phases: u64,
+        /// Steps of the run.
+        run: u64,
+    },
+}
+
 impl Timeline {
-    /// Turns the plan's length into steps. `pass` is one pass over the training data.
-    pub fn new(plan: &Plan, pass: Pass) -> Self {
-        let train = &plan.config.train;
-        let sequence_len = plan.config.data.sequence_len;
-        let sequences = (train.micro_batch_size * train.gradient_accumulation_steps) as u64;
-        // On average: sequences of rows are not all trained to the same extent.
-        let targets_per_sequence = pass.targets as f64 / pass.sequences as f64;
-        let tokens_per_step = sequences as f64 * targets_per_sequence;
-        let steps = match plan.length {
-            Length::Steps(steps) => steps,
-            Length::Tokens(tokens) => (tokens as f64 / tokens_per_step).ceil() as u64,
-            Length::Epochs(epochs) => {
-                (epochs * pass.sequences as f64 / sequences as f64).ceil() as u64
+    /// Turns the lengths of the plan's phases into steps. `epochs` is one pass over the training
+    /// data of each phase.
+    ///
+    /// # Errors
+    /// [`TimelineError`]
+    pub fn new(plan: &Plan, epochs: &[EpochSize]) -> Result<Self, TimelineError> {
+        let lengths = lengths(plan, epochs)?;
+        let all: u64 = lengths.iter().sum();
+        let mut first_step = 0;
+        let phases = plan.phases.iter().zip(lengths).enumerate();
+        let phases = phases.map(|(number, (plan, steps))| {
+            let span = match plan.schedule_span {
+                ScheduleSpan::Run => all,
+                ScheduleSpan::Phase => steps,
+            };
+            first_step += steps;
+            Phase {
+                number,
+                first_step: first_step - steps,
+                steps,
+                plan: plan.clone(),
+                schedule: Schedule::new(
+                    plan.learning_rate,
+                    &plan.schedule.decay,
+                    &plan.schedule.warmup,
+                    plan.schedule.min_lr_ratio,
+                    span,
+                ),
             }
-        };
-        let phase = Phase {
-            first_step: 0,
-            steps: steps.max(1),
-            micro_batch_size: train.micro_batch_size,
-            accumulation: train.gradient_accumulation_steps,
-            sequence_len,
-            schedule: Schedule::new(
-                plan.config.optimizer.learning_rate,
-                &plan.schedule.decay,
-                &plan.schedule.warmup,
-                plan.schedule.min_lr_ratio,
-                steps.max(1),
-            ),
-        };
-        Self {
-            phases: vec![phase],
-        }
+        });
+        Ok(Self {
+            phases: phases.collect(),
+        })
     }
 
     /// Optimizer steps in the run.
@@ -85,10 +117,126 @@ impl Timeline {
         self.phases.iter().map(|phase| phase.steps).sum()
     }
 
-    /// The phase a step belongs to; none past the end of the run.
-    pub fn at(&self, step: u64) -> Option<&Phase> {
-        self.phases
-            .iter()
-            .find(|phase| step < phase.first_step + phase.steps)
+    /// The phases.
+    pub fn phases(&self) -> &[Phase] {
+        &self.phases
     }
+
+    /// The phase a step belongs to, the step being the number of those completed before it; none
+    /// past the end of the run.
+    pub fn at(&self, step: u64) -> Option<&Phase> {
+        self.phases.iter().find(|phase| step < phase.end())
+    }
+
+    /// The phase that a run which has completed so many steps is in. At a boundary that is the
+    /// phase that has just ended: the next one begins with its first step.
+    pub fn of_completed(&self, steps: u64) -> &Phase {
+        let phase = self.phases.iter().find(|phase| steps <= phase.end());
+        // There is at least one phase, and past the end of the run its last one goes on holding.
+        phase.unwrap_or(&self.phases[self.phases.len() - 1])
+    }
+}
+
+/// Steps of each phase.
+fn lengths(plan: &Plan, epochs: &[EpochSize]) -> Result<Vec<u64>, TimelineError> {
+    let phases: Vec<(&PhasePlan, &EpochSize)> = plan.phases.iter().zip(epochs).collect();
+    let Some(&(first, epoch)) = phases.first() else {
+        return Err(TimelineError::NoPhases);
+    };
+    // A run has at least one step.
+    let all = match plan.length {
+        Length::Steps(steps) => Budget::Steps(steps.max(1)),
+        Length::Tokens(tokens) => Budget::Tokens(tokens as f64),
+        Length::Epochs(epochs) if phases.len() == 1 => {
+            let sequences = first.sequences_per_step() as f64;
+            let steps = (epochs * epoch.sequences as f64 / sequences).ceil() as u64;
+            Budget::Steps(steps.max(1))
+        }
+        Length::Epochs(epochs) => Budget::Tokens(epochs * epoch.targets as f64),
+    };
+    let mut left = all;
+    let mut shares = 0.0;
+    let mut lengths = Vec::with_capacity(phases.len());
+    for &(phase, epoch) in &phases {
+        let steps = match phase.length {
+            PhaseLength::Steps(steps) => steps,
+            PhaseLength::Share(share) => {
+                shares += share;
+                all.share(shares - share, shares).steps(phase, epoch)
+            }
+            PhaseLength::Rest => left.steps(phase, epoch),
+        };
+        if steps == 0 {
+            return Err(TimelineError::NoSteps {
+                name: phase.name.clone(),
+            });
+        }
+        left = left.without(steps, phase, epoch);
+        lengths.push(steps);
+    }
+    let taken: u64 = lengths.iter().sum();
+    let run = match (all, phases.last()) {
+        (Budget::Steps(run), _) => run,
+        // Steps are rounded up, so that phases may take a little more than the run's tokens.
+        (Budget::Tokens(_), Some((last, epoch))) => taken + left.whole_steps(last, epoch),
+        (Budget::Tokens(_), None) => taken,
+    };
+    if taken == run {
+        Ok(lengths)
+    } else {
+        Err(TimelineError::NotTheRun { phases: taken, run })
+    }
+}
+
+/// What a run may take.
+#[derive(Clone, Copy)]
+enum Budget {
+    Steps(u64),
+    Tokens(f64),
+}
+
+impl Budget {
+    /// What lies between two shares of it. Rounded so that shares which add up to one give all of
+    /// the steps.
+    fn share(self, from: f64, to: f64) -> Self {
+        match self {
+            Self::Steps(steps) => {
+                let at = |share: f64| (share * steps as f64).round() as u64;
+                Self::Steps(at(to).saturating_sub(at(from)))
+            }
+            Self::Tokens(tokens) => Self::Tokens((to - from) * tokens),
+        }
+    }
+
+    /// The steps of a phase that takes all of it.
+    fn steps(self, phase: &PhasePlan, epoch: &EpochSize) -> u64 {
+        match self {
+            Self::Steps(steps) => steps,
+            Self::Tokens(tokens) => (tokens / tokens_per_step(phase, epoch)).ceil() as u64,
+        }
+    }
+
+    /// The steps that it is enough for.
+    fn whole_steps(self, phase: &PhasePlan, epoch: &EpochSize) -> u64 {
+        match self {
+            Self::Steps(steps) => steps,
+            Self::Tokens(tokens) => (tokens / tokens_per_step(phase, epoch)).floor() as u64,
+        }
+    }
+
+    fn without(self, steps: u64, phase: &PhasePlan, epoch: &EpochSize) -> Self {
+        match self {
+            Self::Steps(left) => Self::Steps(left.saturating_sub(steps)),
+            Self::Tokens(left) => {
+                let taken = steps as f64 * tokens_per_step(phase, epoch);
+                Self::Tokens((left - taken).max(0.0))
+            }
+        }
+    }
+}
+
+/// Trained tokens of a step, on average: sequences of rows are not all trained to the same extent.
+fn tokens_per_step(phase: &PhasePlan, epoch: &EpochSize) -> f64 {
+    let targets_per_sequence = epoch.targets as f64 / epoch.sequences as f64;
+    phase.sequences_per_step() as f64 * targets_per_sequence
 }

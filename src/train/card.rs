@@ -5,13 +5,13 @@ use serde_json::json;
 use crate::adapter::OWN_BASE;
 use crate::checkpoint::Progress;
 use crate::config::Plan;
-use crate::data::Feed;
+use crate::data::TrainingData;
 use crate::environment::Environment;
 
 /// Markdown with the front matter that model hubs read.
 pub(super) fn model_card(
     (plan, device): (&Plan, Option<&str>),
-    feed: &Feed,
+    (data, loss_unit): (&dyn TrainingData, &str),
     progress: &Progress,
     exported_step: u64,
 ) -> String {
@@ -44,20 +44,20 @@ pub(super) fn model_card(
     };
     let quality = match progress.best {
         Some(best) => format!(
-            "Validation loss {:.4} nats per token at step {}, over {} held-out tokens.",
+            "Validation loss {:.4} {loss_unit} at step {}, over {} held-out tokens.",
             best.val_loss,
             best.step,
-            feed.val_tokens().unwrap_or(0),
+            data.val_tokens().unwrap_or(0),
         ),
         None => "Trained without a validation split.".to_string(),
     };
-    let files: String = feed
+    let files: String = data
         .files()
         .iter()
         .take(50)
         .map(|file| format!("- `{}`, {} bytes\n", file.path.display(), file.bytes))
         .collect();
-    let more = feed.files().len().saturating_sub(50);
+    let more = data.files().len().saturating_sub(50);
     let more = if more > 0 {
         format!("- and {more} more, listed in run.json\n")
     } else {
@@ -74,7 +74,7 @@ pub(super) fn model_card(
         shape.hidden_size,
         shape.num_attention_heads,
         shape.num_key_value_heads,
-        feed.tokenizer().vocab_size(),
+        data.tokenizer().vocab_size(),
         environment.firebrick,
         progress.step,
         progress.tokens,

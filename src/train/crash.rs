@@ -397,7 +397,7 @@ fn train_with(
     free_space: fn(&Path) -> std::io::Result<u64>,
 ) -> TrainError {
     let mut run = bench.prepare(run, Resume::Auto).unwrap().unwrap();
-    run.trainer.free_space = free_space;
+    run.session.free_space = free_space;
     run.train().unwrap_err()
 }
 

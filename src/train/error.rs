@@ -2,18 +2,21 @@
 
 use std::path::PathBuf;
 
-use super::NoRoom;
 use super::interrupt::Signal;
+use super::{InsufficientDisk, StepError};
 use crate::adapter::AdapterError;
 use crate::checkpoint::CheckpointError;
+use crate::collective::CollectiveError;
 use crate::config::{ConfigError, SpecError};
 use crate::data::DataError;
 use crate::device::DeviceError;
 use crate::durable;
 use crate::forecast::Shortage;
 use crate::generate::GenerateError;
+use crate::gradient::PipelineError;
 use crate::model::ModelError;
 use crate::optimizer::OptimizerError;
+use crate::phase::TimelineError;
 
 /// A run that did not finish.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +45,46 @@ pub enum TrainError {
     /// The optimizer's saved state.
     #[error(transparent)]
     Optimizer(#[from] OptimizerError),
+    /// The gradient between backward and update.
+    #[error(transparent)]
+    Pipeline(#[from] PipelineError),
+    /// The other ranks.
+    #[error(transparent)]
+    Collective(#[from] CollectiveError),
+    /// Phases that do not make a run.
+    #[error(transparent)]
+    Timeline(#[from] TimelineError),
+    /// A phase that leaves nothing to train.
+    #[error("phase `{phase}` freezes every parameter: there is nothing to train")]
+    NothingTrained {
+        /// The phase.
+        phase: String,
+    },
+    /// Phases whose data make different tokenizers.
+    #[error("the data of phase `{phase}` make another tokenizer than those of the first phase")]
+    OtherTokenizer {
+        /// The phase.
+        phase: String,
+    },
+    /// A checkpoint that belongs to another phase than the plan has at its step.
+    #[error(
+        "the checkpoint of step {step} was saved in phase {saved} of the run, counted from 0, and \
+         the plan has phase {planned} there"
+    )]
+    OtherPhase {
+        /// Completed steps.
+        step: u64,
+        /// The phase that the checkpoint is of.
+        saved: u64,
+        /// The phase that the plan has there.
+        planned: u64,
+    },
+    /// A saved state that nothing in this run takes.
+    #[error("the checkpoint has state of `{owner}`, and nothing in this run takes it")]
+    UnknownOwner {
+        /// The owner.
+        owner: String,
+    },
     /// A sample completion.
     #[error("eval.sample_prompts, {prompt:?}: {source}")]
     Sample {
@@ -60,7 +103,7 @@ pub enum TrainError {
     },
     /// The disk has no room for what the run will save.
     #[error(transparent)]
-    NoRoom(#[from] Box<NoRoom>),
+    InsufficientDisk(#[from] Box<InsufficientDisk>),
     /// Another process is training into this folder.
     #[error("{} is in use by another run", folder.display())]
     Locked {
@@ -147,6 +190,16 @@ fn times(in_a_row: u32) -> String {
     }
 }
 
+impl From<StepError> for TrainError {
+    fn from(error: StepError) -> Self {
+        match error {
+            StepError::Model(error) => Self::Model(error),
+            StepError::Collective(error) => Self::Collective(error),
+            StepError::Pipeline(error) => Self::Pipeline(error),
+        }
+    }
+}
+
 impl TrainError {
     pub(super) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
@@ -160,6 +213,10 @@ impl TrainError {
             Self::Config(_)
             | Self::Device(_)
             | Self::OtherConfig { .. }
+            | Self::OtherPhase { .. }
+            | Self::OtherTokenizer { .. }
+            | Self::NothingTrained { .. }
+            | Self::Timeline(_)
             | Self::NotEmpty { .. }
             | Self::NotARun { .. } => 2,
             Self::OtherData { .. } => 3,
@@ -182,14 +239,18 @@ impl TrainError {
             Self::Config(_)
             | Self::OtherConfig { .. }
             | Self::OtherBaseModel { .. }
+            | Self::OtherPhase { .. }
+            | Self::OtherTokenizer { .. }
+            | Self::NothingTrained { .. }
+            | Self::Timeline(_)
             | Self::NotEmpty { .. }
             | Self::NotARun { .. } => "config",
             Self::Device(_) => "device",
             Self::Memory(_) => "memory",
             Self::Model(_) => "model",
             Self::Adapter(_) => "adapter",
-            Self::Checkpoint(_) | Self::Optimizer(_) => "checkpoint",
-            Self::NoRoom(_) => "disk",
+            Self::Checkpoint(_) | Self::Optimizer(_) | Self::UnknownOwner { .. } => "checkpoint",
+            Self::InsufficientDisk(_) => "disk",
             Self::Diverged { .. } => "diverged",
             Self::Interrupted { .. } => "interrupted",
             Self::Sample { .. } => "generate",
@@ -208,7 +269,7 @@ impl TrainError {
             Self::Adapter(error) => error.help(),
             Self::Checkpoint(error) => error.help(),
             Self::Sample { source, .. } => source.help(),
-            Self::NoRoom(error) => Some(error.help.clone()),
+            Self::InsufficientDisk(error) => Some(error.help.clone()),
             Self::Locked { .. } => {
                 Some("wait for it, or give this run its own --output-dir".to_string())
             }

@@ -1,19 +1,21 @@
 //! What a run would do, take and cost, without running it.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde::Serialize;
 
-use super::parts::Parts;
+use super::inputs::RunInputs;
+use super::model_init::ModelInit;
 use super::prepare::{on_device, start_threads};
 use super::resume::starting_point;
-use super::start::Start;
-use super::{Resume, Run, TrainError};
-use crate::config::{Backend, Dtype, Plan};
-use crate::data::Batch;
+use super::session::ActivePhase;
+use super::{Resume, Run, StepSettings, TrainError, train_step};
+use crate::collective::SingleProcess;
+use crate::config::{Backend, Plan};
 use crate::device::is_cpu;
+use crate::environment::Environment;
 use crate::forecast::{Forecast, available_bytes};
-use crate::gradient::{LossScale, Precision, backward_preference, backward_with};
+use crate::phase::Phase;
 use crate::readable::{bytes, duration, grouped};
 
 /// What a plan amounts to, once the data is known.
@@ -56,7 +58,7 @@ impl Run {
     /// # Errors
     /// A folder that this plan cannot be run in.
     pub fn would_start_at(plan: &Plan, resume: Resume) -> Result<Option<u64>, TrainError> {
-        let (plan, ..) = on_device(plan)?;
+        let (plan, _) = on_device(plan)?;
         starting_point(&plan.config.output_dir, &plan, resume)
     }
 
@@ -72,33 +74,19 @@ impl Run {
         mut note: impl FnMut(&str),
     ) -> Result<Estimate, TrainError> {
         start_threads(plan.config.train.threads)?;
-        let (plan, device, dtype) = on_device(plan)?;
-        let parts = Parts::load(&plan)?;
-        parts.feed.notes().iter().for_each(|text| note(text));
-        let forecast = parts.forecast(&plan, &device)??;
-        let start = Start {
+        let (plan, device) = on_device(plan)?;
+        let inputs = RunInputs::load(&plan)?;
+        let notes = inputs.notes(&plan, &device, &Environment::detect());
+        notes.iter().skip(1).for_each(|text| note(text));
+        let forecast = inputs.forecast(&plan, &device)??;
+        let init = ModelInit {
             plan: &plan,
-            spec: &parts.spec,
+            spec: &inputs.spec,
             device: &device.device,
-            dtype,
         };
-        let train = &plan.config.train;
-        let precision = Precision {
-            dtype,
-            loss_scale: match plan.config.model.dtype {
-                Dtype::F16 => LossScale::default().scale,
-                _ => 1.0,
-            },
-            gradient_checkpointing: train.gradient_checkpointing,
-            int8_forward: plan.multiplies_integers(),
-            dropout_seed: Some([plan.config.seed, 0]),
-        };
-        let batch = || parts.feed.batch(0, train.micro_batch_size);
-        let seconds = timed
-            .then(|| time_step(&start, precision, batch))
-            .transpose()?;
+        let seconds = timed.then(|| time_step(&init, &inputs)).transpose()?;
         Ok(Estimate {
-            summary: parts.summary(),
+            summary: inputs.summary(),
             forecast,
             available_bytes: available_bytes().filter(|_| is_cpu(&device.device)),
             backend: device.backend,
@@ -110,54 +98,59 @@ impl Run {
 /// Steps that are timed, after one that only warms up.
 const TIMED_STEPS: usize = 3;
 
-/// Seconds of an optimizer step: the median of [`TIMED_STEPS`].
-fn time_step(
-    start: &Start,
-    precision: Precision,
-    batch: impl Fn() -> Batch,
-) -> Result<f64, TrainError> {
-    let mut state = start.fresh()?;
-    let config = &start.plan.config;
+/// Seconds of an optimizer step, on average over the steps of the run: of each phase the median of
+/// [`TIMED_STEPS`].
+fn time_step(init: &ModelInit, inputs: &RunInputs) -> Result<f64, TrainError> {
+    let mut seconds = 0.0;
+    for phase in inputs.timeline.phases() {
+        seconds += phase.steps as f64 * time_phase(init, inputs, phase)?;
+    }
+    Ok(seconds / inputs.timeline.steps() as f64)
+}
+
+/// Seconds of an optimizer step of a phase. One micro-batch is computed; the others take as long.
+fn time_phase(init: &ModelInit, inputs: &RunInputs, phase: &Phase) -> Result<f64, TrainError> {
+    let initial = init.fresh(&phase.plan)?;
+    let mut state = initial.state;
+    let active = ActivePhase::new(phase, &inputs.data, initial.reference);
+    let settings = StepSettings {
+        // A step that changes nothing, so that what is timed is always the first one.
+        learning_rate: 0.0,
+        ..active.settings(0, init.plan.config.seed)
+    };
+    let batch = [active.data.view.batch(0, phase.plan.micro_batch_size)];
+    let objective = active.objective.as_ref();
     let mut seconds = Vec::new();
     for _ in 0..=TIMED_STEPS {
+        let report = train_step(&mut state, &batch, objective, &settings, &SingleProcess)?;
+        // Reading what was written last waits for the device.
         let begun = Instant::now();
-        let (model, batches) = (&state.model, [batch()]);
-        let gradient = match (start.plan.dpo(), &state.reference) {
-            (Some(dpo), Some(reference)) => {
-                let how = (dpo.into(), precision);
-                backward_preference(model, reference, &batches, how)?.gradient
-            }
-            _ => backward_with(model, &batches, precision)?.gradient,
-        };
-        let pass = begun.elapsed();
-        // Reading the norm waits for the device.
-        let norm = gradient.norm(model);
-        let gradient = gradient.clip(norm, config.train.max_grad_norm, model);
-        state.model = state.optimizer.step(state.model, gradient, 0.0);
-        // And so does reading what was written last.
-        state.model.norm.weight.val().into_data();
-        let rest = begun.elapsed() - pass;
-        seconds.push(total(pass, rest, config.train.gradient_accumulation_steps));
+        state.model().norm.weight.val().into_data();
+        let rest = report.time.gradient + report.time.update + begun.elapsed();
+        let passes = phase.plan.gradient_accumulation_steps as f64;
+        seconds.push(report.time.backward.as_secs_f64() * passes + rest.as_secs_f64());
     }
     seconds.remove(0);
     seconds.sort_by(f64::total_cmp);
     Ok(seconds[seconds.len() / 2])
 }
 
-fn total(pass: Duration, rest: Duration, passes: usize) -> f64 {
-    pass.as_secs_f64() * passes as f64 + rest.as_secs_f64()
-}
-
 impl Forecast {
     /// For a person: what will be trained, and the memory it takes.
     pub(super) fn describe(&self, summary: &Summary, plan: &Plan) -> [String; 2] {
-        let train = &plan.config.train;
+        let steps: Vec<String> = plan
+            .phases
+            .iter()
+            .map(|phase| {
+                let sequences = phase.sequences_per_step();
+                format!("{sequences} x {}", phase.data.sequence_len)
+            })
+            .collect();
         let run = format!(
-            "{} parameters; {} steps of {} x {} tokens = {:.1} passes over {} training tokens",
+            "{} parameters; {} steps of {} tokens = {:.1} passes over {} training tokens",
             grouped(self.parameters),
             grouped(summary.steps),
-            train.micro_batch_size * train.gradient_accumulation_steps,
-            plan.config.data.sequence_len,
+            steps.join(", then "),
             summary.epochs,
             grouped(summary.train_tokens),
         );

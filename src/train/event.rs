@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::TrainError;
-use super::evaluate::Evaluation;
+use crate::objective::{Evaluation, Metrics, ObjectiveSpec};
 
 /// Something that happened in a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -25,6 +25,18 @@ pub enum Event {
         step: u64,
         /// Steps of the whole run.
         steps: u64,
+        /// What the run minimises, and the numbers that come with its steps and evaluations.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        objectives: Vec<ObjectiveSpec>,
+    },
+    /// The next phase begins.
+    PhaseStarted {
+        /// Completed steps.
+        step: u64,
+        /// The number of the phase, from 0.
+        phase: usize,
+        /// Its name.
+        name: String,
     },
     /// One optimizer step.
     Step(StepRecord),
@@ -126,6 +138,7 @@ impl Event {
             Self::Step(record) => Some(record.step),
             Self::Resumed { step }
             | Self::Started { step, .. }
+            | Self::PhaseStarted { step, .. }
             | Self::Evaluated { step, .. }
             | Self::Sample { step, .. }
             | Self::Saving { step }
@@ -140,13 +153,13 @@ impl Event {
 }
 
 /// What is known about one optimizer step.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StepRecord {
     /// Completed steps, this one included.
     pub step: u64,
     /// Tokens trained on so far.
     pub tokens: u64,
-    /// Nats per trained token over the whole step; of pairs of answers, the loss of a pair.
+    /// The mean loss over the whole step, in the objective's unit.
     pub loss: f64,
     /// Learning rate of the step.
     pub lr: f64,
@@ -156,17 +169,14 @@ pub struct StepRecord {
     pub tokens_per_second: f64,
     /// Resident memory of the process after the step; none where the system does not say.
     pub memory_bytes: Option<u64>,
-    /// Of pairs of answers, the share of the step's whose chosen one is preferred.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reward_accuracy: Option<f64>,
-    /// Of pairs of answers, by how much the chosen one's reward is larger, on average.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reward_margin: Option<f64>,
+    /// What else the objective measures.
+    #[serde(flatten)]
+    pub metrics: Metrics,
 }
 
 /// Watches a run. An error ends the run: a metrics file that cannot be written is a failure, not a
 /// detail.
-pub trait Observer {
+pub trait Observer: Send {
     /// Called for every event, in order.
     ///
     /// # Errors

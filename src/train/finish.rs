@@ -4,28 +4,32 @@ use burn::tensor::TensorData;
 
 use super::card::model_card;
 use super::folder::FinalRecord;
-use super::run::{Outcome, Trainer};
-use super::{Evaluation, Event, TrainError};
+use super::{Evaluation, Event, Outcome, Session, TrainError, TrainState};
 use crate::adapter::{Adapter, OWN_BASE, PeftOptions};
-use crate::data::{Bigram, Feed};
+use crate::data::Bigram;
 use crate::model::Tensors;
 
 /// Largest training split that the bigram baseline is fitted on: it is counted in memory.
 const BIGRAM_LIMIT: u64 = 50_000_000;
 
-impl Trainer {
+impl Session {
     /// Exports the best model, else the last, and closes the record.
-    pub(super) fn finish(&mut self, evaluation: Option<Evaluation>) -> Result<Outcome, TrainError> {
-        let last = self.progress.step;
-        let stopped_early = self.stops_early();
+    pub(super) fn finish(
+        &mut self,
+        state: &mut TrainState,
+        evaluation: Option<Evaluation>,
+    ) -> Result<Outcome, TrainError> {
+        let progress = &mut state.progress;
+        let last = progress.step;
+        let stopped_early = self.stops_early(progress);
         if stopped_early {
-            self.tell(&Event::StoppedEarly {
+            self.emit(&Event::StoppedEarly {
                 step: last,
-                evaluations: self.progress.evaluations_since_best,
-                best_step: self.progress.best.map_or(0, |best| best.step),
+                evaluations: progress.evaluations_since_best,
+                best_step: progress.best.map_or(0, |best| best.step),
             })?;
         }
-        let best = self.progress.best.map(|best| best.step);
+        let best = progress.best.map(|best| best.step);
         let exported_step = best.filter(|&step| self.store.has(step)).unwrap_or(last);
         let weights = self.store.load_model(exported_step)?;
         let tensors = match self.plan.adapter {
@@ -36,15 +40,16 @@ impl Trainer {
         let bytes = self.exported_bytes(self.exported_numbers(weights as u64));
         self.check_room("the exported model".to_string(), bytes)?;
         self.export(tensors)?;
-        self.progress.seconds = self.clock.total_seconds();
+        progress.seconds = self.clock.total_seconds();
         let mut record = self.folder.read_record()?;
         let device = record
             .as_ref()
             .and_then(|record| record.device["name"].as_str());
+        let loss_unit = self.active.objective.spec().loss_unit.into_owned();
         let card = model_card(
             (&self.plan, device),
-            &self.feed,
-            &self.progress,
+            (self.exported_data(), &loss_unit),
+            progress,
             exported_step,
         );
         self.folder.write("README.md", &card)?;
@@ -54,7 +59,7 @@ impl Trainer {
             record.bigram_loss = bigram;
             self.folder.write_record(record)?;
         }
-        self.tell(&Event::Finished {
+        self.emit(&Event::Finished {
             step: last,
             exported_step,
             bigram,
@@ -63,14 +68,15 @@ impl Trainer {
         // Last of all: a run whose record has an end is complete, and not looked at again.
         if let Some(mut record) = record {
             let steps = self.timeline.steps();
-            record.end = Some(FinalRecord::new(&self.progress, steps, stopped_early));
+            record.end = Some(FinalRecord::new(progress, steps, stopped_early));
             self.folder.write_record(&record)?;
         }
         let folder = self.folder.path().to_path_buf();
         Ok(Outcome {
             folder,
-            progress: self.progress.clone(),
+            progress: progress.clone(),
             evaluation,
+            loss_unit,
             bigram,
             exported_step,
             stopped_early,
@@ -87,14 +93,13 @@ impl Trainer {
             &config.adapter,
             &config.model.base_model,
         ) else {
-            return self
-                .folder
-                .export(&self.spec, &tensors, self.feed.tokenizer(), dtype);
+            let tokenizer = self.exported_data().tokenizer();
+            return self.folder.export(&self.spec, &tensors, tokenizer, dtype);
         };
-        self.feed.tokenizer().save(self.folder.path())?;
+        self.exported_data().tokenizer().save(self.folder.path())?;
         let learned = Adapter::from_tensors(&plan.layers, tensors);
-        let learned = match &self.beginning {
-            Some(beginning) => learned.since(beginning)?,
+        let learned = match &self.initial_adapter {
+            Some(initial) => learned.since(initial)?,
             None => learned,
         };
         let own = self.folder.file(OWN_BASE);
@@ -110,9 +115,7 @@ impl Trainer {
     /// Nats per token of the bigram model on the validation split.
     fn bigram(&self) -> Option<f64> {
         // Of rows, which are trained in parts, it would say nothing.
-        let Feed::Text { corpus, .. } = &self.feed else {
-            return None;
-        };
+        let corpus = self.exported_data().text()?;
         if corpus.train_tokens() > BIGRAM_LIMIT {
             return None;
         }

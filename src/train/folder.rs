@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::TrainError;
-use super::journal::now;
+use super::observers::now;
 use crate::adapter::OWN_BASE;
 use crate::checkpoint::{CheckpointStore, Progress};
 use crate::config::{Plan, SaveDtype};
@@ -223,8 +223,8 @@ impl RunFolder {
         Ok(())
     }
 
-    /// Appends every `tracing` record of this thread to logs/train.log until the guard is dropped.
-    pub(super) fn log(&self) -> Result<tracing::subscriber::DefaultGuard, TrainError> {
+    /// Appends the `tracing` records that it is given to logs/train.log.
+    pub(super) fn log(&self) -> Result<tracing::Dispatch, TrainError> {
         let path = self.file("logs/train.log");
         let file = fs::OpenOptions::new().create(true).append(true).open(&path);
         let file = file.map_err(TrainError::io(path))?;
@@ -233,7 +233,7 @@ impl RunFolder {
             .with_ansi(false)
             .with_target(false)
             .finish();
-        Ok(tracing::subscriber::set_default(subscriber))
+        Ok(tracing::Dispatch::new(subscriber))
     }
 }
 

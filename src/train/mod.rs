@@ -4,7 +4,8 @@
 //! the loop, and every [`Observer`] is told what happens on the way: the terminal, the metrics
 //! files, a program's own.
 //!
-//! Read `run.rs` first.
+//! Read `run.rs` first: the loop. `step.rs` is one training step without disk and events, `state.rs`
+//! what it changes, `session.rs` what else a run uses.
 //!
 //! ```
 //! use firebrick::config::{Config, DatasetConfig, Plan, Preset, TokenizerKind};
@@ -40,31 +41,30 @@ mod evaluate;
 mod event;
 mod finish;
 mod folder;
+mod inputs;
 mod interrupt;
-mod journal;
-mod metrics;
-mod parts;
+mod model_init;
+mod observers;
 mod prepare;
 mod report;
 mod resume;
-mod room;
 mod run;
-mod save;
-mod saver;
-mod start;
-mod tensorboard;
-mod terminal;
+mod saving;
+mod session;
+mod state;
+mod step;
 
+pub use crate::objective::Evaluation;
 pub use error::TrainError;
 pub use estimate::{Estimate, Summary};
-pub use evaluate::{Evaluation, evaluate};
 pub use event::{Event, Observer, StepRecord};
 pub use folder::{RunFolder, kept_checkpoints};
 pub use interrupt::{Interrupt, Signal};
-pub use metrics::{CsvMetrics, JsonlMetrics};
+pub use observers::{CsvMetrics, EventLines, JsonlMetrics, TensorboardEvents, Terminal};
 pub use prepare::Options;
 pub use resume::Resume;
-pub use room::NoRoom;
 pub use run::{Outcome, Run};
-pub use tensorboard::TensorboardEvents;
-pub use terminal::{EventLines, Terminal};
+pub use saving::InsufficientDisk;
+use session::Session;
+pub use state::TrainState;
+pub use step::{StepError, StepOutcome, StepReport, StepSettings, StepTime, train_step};

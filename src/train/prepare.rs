@@ -1,24 +1,26 @@
 //! From a plan to a run that only has to be started: threads, folder, data, model, resume.
 
-use burn::tensor::FloatDType;
-
 use super::clock::Clock;
 use super::folder::{RunRecord, data_record, device_record};
-use super::journal::Journal;
-use super::parts::Parts;
+use super::inputs::RunInputs;
+use super::model_init::ModelInit;
+use super::observers::{Journal, LogEvents};
 use super::report::HtmlReport;
 use super::resume::starting_point;
-use super::run::Trainer;
-use super::saver::Saver;
-use super::start::Start;
+use super::saving::{Saver, free_space};
+use super::session::{ActivePhase, Session, objective_specs};
 use super::{
     CsvMetrics, Event, Interrupt, JsonlMetrics, Observer, Resume, Run, RunFolder,
     TensorboardEvents, TrainError,
 };
+use crate::checkpoint::Progress;
+use crate::collective::{Collective, SingleProcess};
 use crate::config::{Plan, Report};
 use crate::device::ComputeDevice;
 use crate::environment::Environment;
+use crate::extra::Extras;
 use crate::forecast::{Forecast, Shortage};
+use crate::gradient::{Pipeline, Stage};
 
 /// How to run a plan.
 #[derive(Default)]
@@ -31,6 +33,10 @@ pub struct Options {
     pub interrupt: Interrupt,
     /// Who is told what happens, besides the metrics files of `logging.report_to`.
     pub observers: Vec<Box<dyn Observer>>,
+    /// What happens to each gradient between backward and update.
+    pub stages: Vec<Box<dyn Stage>>,
+    /// The other ranks of the run; none for a run of one process.
+    pub collective: Option<Box<dyn Collective>>,
 }
 
 impl Run {
@@ -40,117 +46,116 @@ impl Run {
     /// # Errors
     /// Whatever is wrong with folder, data, model or checkpoint.
     pub fn prepare(plan: &Plan, options: Options) -> Result<Option<Self>, TrainError> {
-        let Options {
-            resume,
-            config_text,
-            interrupt,
-            mut observers,
-        } = options;
+        let mut options = options;
         start_threads(plan.config.train.threads)?;
-        let (plan, device, dtype) = on_device(plan)?;
-        let plan = &plan;
-        let claim = Claim::new(plan, &device, resume)?;
-        let (folder, parts, checkpoint) = (claim.folder, claim.parts, claim.checkpoint);
+        let (plan, device) = on_device(plan)?;
+        let LockedRun {
+            folder,
+            inputs,
+            forecast,
+            checkpoint,
+        } = LockedRun::take(&plan, &device, options.resume)?;
         let log = folder.log()?;
-        observers.push(Box::new(super::terminal::LogEvents));
+        let _log = tracing::dispatcher::set_default(&log);
+        options.observers.push(Box::new(LogEvents));
 
         let environment = Environment::detect();
         let old = folder.read_record()?.filter(|_| checkpoint.is_some());
-        if resume == Resume::Auto && parts.is_complete(plan, checkpoint, old.as_ref()) {
+        if options.resume == Resume::Auto && inputs.is_complete(&plan, checkpoint, old.as_ref()) {
             return Ok(None);
         }
-        let forecast = claim.forecast?;
-        let mut notes = parts.notes(plan, &device, &environment);
-        notes.extend(forecast.describe(&parts.summary(), plan));
-        if checkpoint.is_some() {
-            same_inputs(&folder, old.as_ref(), &parts)?;
+        let forecast = forecast?;
+        let mut notes = inputs.notes(&plan, &device, &environment);
+        notes.extend(forecast.describe(&inputs.summary(), &plan));
+        if let Some(step) = checkpoint {
+            same_inputs(&folder, old.as_ref(), &inputs)?;
             notes.extend(rounding_warning(old.as_ref(), &environment, &device));
+            notes.extend(lossy_warning(&folder, step)?);
         }
-        if let Some(step) = checkpoint
-            && let Some(method) = folder.checkpoints().lossy(step)?
-        {
-            notes.push(format!(
-                "warning: the checkpoint of step {step} is lossy ({}): the run goes on from near where it was, \
-                 not bit for bit",
-                method.name()
-            ));
-        }
-        let start = Start {
-            plan,
-            spec: &parts.spec,
+        let init = ModelInit {
+            plan: &plan,
+            spec: &inputs.spec,
             device: &device.device,
-            dtype,
         };
-        let state = match checkpoint {
-            None => start.fresh()?,
-            Some(step) => start.resumed(&folder, step, old.as_ref())?,
+        let phase = inputs
+            .timeline
+            .of_completed(checkpoint.unwrap_or(0))
+            .clone();
+        let mut initial = match checkpoint {
+            None => init.fresh(&phase.plan)?,
+            Some(step) => init.resumed(&folder, (step, &phase.plan), old.as_ref())?,
         };
+        let state = &mut initial.state;
+        check_phase(&state.progress, phase.number)?;
+        state.pipeline = Pipeline::new(options.stages)?;
+        restore_extras(&mut state.pipeline, initial.extras)?;
 
         // The future goes before its metrics: a crash in between leaves no hole in them.
-        let (store, progress) = (folder.checkpoints(), state.progress);
-        let discarded = store.discard_after(progress.step)?;
+        let store = folder.checkpoints();
+        let discarded = store.discard_after(state.progress.step)?;
         if checkpoint.is_some() {
-            store.repoint(&progress)?;
+            store.repoint(&state.progress)?;
         }
-        record(
-            &folder,
-            plan,
-            config_text,
-            (&environment, &device),
-            &parts,
-            old,
-        )?;
-        observers.extend(reports(&folder, plan, checkpoint)?);
+        let text = options.config_text;
+        record(&folder, &plan, text, (&environment, &device), &inputs, old)?;
+        options
+            .observers
+            .extend(reports(&folder, &plan, checkpoint)?);
 
-        let mut trainer = Trainer {
-            plan: plan.clone(),
-            spec: parts.spec,
-            timeline: parts.timeline,
-            dtype,
-            feed: parts.feed,
-            reference: state.reference,
-            beginning: state.beginning,
-            optimizer: state.optimizer,
-            clock: Clock::new(progress.seconds, plan.config.logging.logging_steps),
-            progress,
+        let mut session = Session {
+            active: ActivePhase::new(&phase, &inputs.data, initial.reference),
+            spec: inputs.spec,
+            device,
+            timeline: inputs.timeline,
+            data: inputs.data,
+            initial_adapter: initial.initial_adapter,
+            collective: options
+                .collective
+                .unwrap_or_else(|| Box::new(SingleProcess)),
+            clock: Clock::new(
+                initial.state.progress.seconds,
+                plan.config.logging.logging_steps,
+            ),
             store,
             saver: Saver::default(),
             folder,
-            observers,
-            interrupt,
-            free_space: super::room::free_space,
-            _log: log,
+            observers: options.observers,
+            interrupt: options.interrupt,
+            free_space,
+            log: log.clone(),
+            plan,
         };
         let notes = notes.into_iter().map(|text| Event::Note { text });
         let resumed = checkpoint.map(|step| Event::Resumed { step });
         let discarded = discarded.into_iter().map(|step| Event::Deleted { step });
         for event in notes.chain(resumed).chain(discarded) {
-            trainer.tell(&event)?;
+            session.emit(&event)?;
         }
+        session.note_fresh_state(&initial.without_state)?;
         // A crash can come between a save and what is deleted after it.
-        trainer.rotate()?;
-        let model = state.model;
-        Ok(Some(Run { model, trainer }))
+        session.rotate()?;
+        let state = initial.state;
+        Ok(Some(Run { state, session }))
     }
 }
 
 /// The run folder under its lock, the data, what it will take, and the checkpoint to go on from.
-struct Claim {
+struct LockedRun {
     folder: RunFolder,
-    parts: Parts,
+    inputs: RunInputs,
     forecast: Result<Forecast, Shortage>,
     checkpoint: Option<u64>,
 }
 
-impl Claim {
-    fn new(plan: &Plan, device: &ComputeDevice, resume: Resume) -> Result<Self, TrainError> {
+impl LockedRun {
+    fn take(plan: &Plan, device: &ComputeDevice, resume: Resume) -> Result<Self, TrainError> {
         let path = &plan.config.output_dir;
         starting_point(path, plan, resume)?;
         // A folder that is there is taken before the data is read, so that a live run is noticed at
         // once; a new one is made after, so that bad data leaves nothing behind.
         let existing = path.exists().then(|| RunFolder::open(path)).transpose()?;
-        let parts = Parts::load(plan)?;
-        let mut forecast = parts.forecast(plan, device)?;
+        let inputs = RunInputs::load(plan)?;
+        let mut forecast = inputs.forecast(plan, device)?;
         let folder = match existing {
             Some(folder) => folder,
             None => {
@@ -162,7 +167,7 @@ impl Claim {
         let checkpoint = starting_point(path, plan, resume)?;
         Ok(Self {
             folder,
-            parts,
+            inputs,
             forecast,
             checkpoint,
         })
@@ -171,13 +176,49 @@ impl Claim {
 
 /// Opens the device and writes what `auto` has turned out to be into the plan, so that resolved.toml
 /// repeats the run.
-pub(super) fn on_device(plan: &Plan) -> Result<(Plan, ComputeDevice, FloatDType), TrainError> {
+pub(super) fn on_device(plan: &Plan) -> Result<(Plan, ComputeDevice), TrainError> {
     let mut plan = plan.clone();
     let device = ComputeDevice::open(plan.config.device.backend)?;
-    let (name, dtype) = device.dtype(plan.config.model.dtype)?;
     plan.config.device.backend = device.backend;
-    plan.config.model.dtype = name;
-    Ok((plan, device, dtype))
+    plan.config.model.dtype = device.dtype(plan.config.model.dtype)?.0;
+    for phase in &mut plan.phases {
+        phase.dtype = device.dtype(phase.dtype)?.0;
+    }
+    Ok((plan, device))
+}
+
+/// A checkpoint goes on in the phase that it was saved in.
+fn check_phase(progress: &Progress, planned: usize) -> Result<(), TrainError> {
+    let planned = planned as u64;
+    if progress.phase == planned {
+        return Ok(());
+    }
+    Err(TrainError::OtherPhase {
+        step: progress.step,
+        saved: progress.phase,
+        planned,
+    })
+}
+
+/// Gives the owners what they saved. State that nobody takes would be lost with the next save.
+fn restore_extras(pipeline: &mut Pipeline, extras: Extras) -> Result<(), TrainError> {
+    let mut extras = extras;
+    pipeline.load(&mut extras)?;
+    match extras.into_keys().next() {
+        Some(owner) => Err(TrainError::UnknownOwner { owner }),
+        None => Ok(()),
+    }
+}
+
+fn lossy_warning(folder: &RunFolder, step: u64) -> Result<Option<String>, TrainError> {
+    let lossy = folder.checkpoints().lossy(step)?;
+    Ok(lossy.map(|method| {
+        format!(
+            "warning: the checkpoint of step {step} is lossy ({}): the run goes on from near where it was, \
+             not bit for bit",
+            method.name()
+        )
+    }))
 }
 
 /// Sizes the global pool that all tensor operations share. A pool that exists already is kept: in
@@ -224,15 +265,15 @@ fn rounding_warning(
 fn same_inputs(
     folder: &RunFolder,
     record: Option<&RunRecord>,
-    parts: &Parts,
+    inputs: &RunInputs,
 ) -> Result<(), TrainError> {
     let Some(record) = record else { return Ok(()) };
     let folder = || folder.path().to_path_buf();
-    if let Some(file) = changed(&record.base_model, &data_record(&parts.base)) {
+    if let Some(file) = changed(&record.base_model, &data_record(&inputs.base)) {
         let folder = folder();
         return Err(TrainError::OtherBaseModel { folder, file });
     }
-    match changed(&record.data, &data_record(parts.feed.files())) {
+    match changed(&record.data, &data_record(&inputs.files())) {
         Some(file) => Err(TrainError::OtherData {
             folder: folder(),
             file,
@@ -262,21 +303,21 @@ fn record(
     plan: &Plan,
     config_text: Option<String>,
     (environment, device): (&Environment, &ComputeDevice),
-    parts: &Parts,
+    inputs: &RunInputs,
     old: Option<RunRecord>,
 ) -> Result<(), TrainError> {
-    let summary = parts.summary();
+    let summary = inputs.summary();
     let tokens = [summary.train_tokens, summary.val_tokens];
     let mut record = RunRecord::new(
         plan,
         environment,
         device,
-        [parts.parameters, parts.trainable],
+        [inputs.parameters, inputs.trainable],
         tokens,
-        parts.feed.files(),
+        &inputs.files(),
     );
-    if !parts.base.is_empty() {
-        record.base_model = data_record(&parts.base);
+    if !inputs.base.is_empty() {
+        record.base_model = data_record(&inputs.base);
     }
     if let Some(old) = old {
         record.started = old.started;
@@ -301,18 +342,19 @@ fn reports(
     let mut observers: Vec<Box<dyn Observer>> =
         vec![Box::new(Journal::open(&journal, every, checkpoint)?)];
     let file = |name| folder.file(name);
+    let specs = objective_specs(plan);
     let asked = &plan.config.logging.report_to;
     // What an earlier session wrote and this one does not goes no further than the run either.
     if !asked.contains(&Report::Jsonl) && file("metrics.jsonl").exists() {
         JsonlMetrics::open(&file("metrics.jsonl"), every, at)?;
     }
     if !asked.contains(&Report::Csv) && file("metrics.csv").exists() {
-        CsvMetrics::open(&file("metrics.csv"), every, at)?;
+        CsvMetrics::open(&file("metrics.csv"), every, at, &specs)?;
     }
     for report in asked {
         observers.push(match report {
             Report::Jsonl => Box::new(JsonlMetrics::open(&file("metrics.jsonl"), every, at)?),
-            Report::Csv => Box::new(CsvMetrics::open(&file("metrics.csv"), every, at)?),
+            Report::Csv => Box::new(CsvMetrics::open(&file("metrics.csv"), every, at, &specs)?),
             Report::Tensorboard => Box::new(TensorboardEvents::open(
                 &file("tb"),
                 every,

@@ -13,8 +13,8 @@ use firebrick::config::{
     AdapterInit, AdapterPlan, Architecture, LoraShape, OptimizerPlan, PackedLayout,
 };
 use firebrick::data::Batch;
-use firebrick::gradient::backward;
 use firebrick::model::{Decoder, DecoderSpec};
+use firebrick::objective::backward;
 use firebrick::optimizer::Optimizer;
 use support::{ternary, variants};
 

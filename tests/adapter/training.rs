@@ -6,14 +6,14 @@ use burn::tensor::{Device, Tensor, TensorData};
 use firebrick::adapter::Adapter;
 use firebrick::config::{AdapterPlan, Architecture, LoraShape, OptimizerPlan};
 use firebrick::data::Batch;
-use firebrick::gradient::{Precision, backward, backward_with};
 use firebrick::model::{folder, parameters};
+use firebrick::objective::{CrossEntropy, Precision, backward, backward_with};
 use firebrick::optimizer::Optimizer;
 
 use super::{
     DORA, LORA, adamw, bases, floats, is_adapter, linear_layers, logits, plan, trainable, trained,
 };
-use crate::support::{batch, distance, gradients, tiny};
+use crate::support::{batch, distance, tiny};
 
 #[test]
 fn a1_a2_a_new_adapter_changes_nothing_and_learns_without_touching_the_base() {
@@ -31,7 +31,7 @@ fn a1_a2_a_new_adapter_changes_nothing_and_learns_without_touching_the_base() {
             let mut model = model;
             for _ in 0..2 {
                 let result = backward(&model, std::slice::from_ref(&batch)).unwrap();
-                for (path, gradient) in gradients(&model, &result.gradient) {
+                for (path, gradient) in result.gradient.to_tensors() {
                     assert!(is_adapter(&path), "{name}: {path} is the base's");
                     let moves = floats(&gradient).iter().any(|&value| value != 0.0);
                     *seen.entry(path).or_default() |= moves;
@@ -62,9 +62,9 @@ fn a1_the_model_that_was_adapted_can_still_be_trained() {
     let base = trainable(&spec);
     let model = base.clone().adapted(&plan(&spec, LORA), 9).unwrap();
     let batch = [batch(2, 8, 13)];
-    let found = gradients(&base, &backward(&base, &batch).unwrap().gradient);
+    let found = backward(&base, &batch).unwrap().gradient.to_tensors();
     assert_eq!(found.len(), parameters(&base).len());
-    let found = gradients(&model, &backward(&model, &batch).unwrap().gradient);
+    let found = backward(&model, &batch).unwrap().gradient.to_tensors();
     assert!(found.keys().all(|path| is_adapter(path)));
 }
 
@@ -80,7 +80,7 @@ fn a1_gradients_are_those_of_a_dense_update() {
     let batch = batch(2, 8, 13);
     let model = trained(trainable(&spec).adapted(&only, 3).unwrap(), &batch, 3);
     let result = backward(&model, std::slice::from_ref(&batch)).unwrap();
-    let found = gradients(&model, &result.gradient);
+    let found = result.gradient.to_tensors();
 
     let adapter = Adapter::of(&model);
     let update = &adapter.layers[path];
@@ -88,7 +88,7 @@ fn a1_gradients_are_those_of_a_dense_update() {
     let dense = folder::hf_tensors(&model.clone().merged());
     let dense = folder::decoder_from_hf(&spec, dense, &Device::flex().autodiff()).unwrap();
     let all = backward(&dense, &[batch]).unwrap();
-    let dw = &gradients(&dense, &all.gradient)[&format!("{path}.weight")];
+    let dw = &all.gradient.to_tensors()[&format!("{path}.weight")];
     let matrix = |data: &TensorData| Tensor::<2>::from_data(data.clone(), &Device::flex());
     let (dw, a, b) = (matrix(dw), matrix(&update.a), matrix(&update.b));
     let da = dw.clone().matmul(b.transpose()) * LORA.scale;
@@ -120,12 +120,15 @@ fn a1_checkpointing_stops_below_the_first_adapter_and_gives_the_same() {
             gradient_checkpointing: true,
             ..Precision::default()
         };
-        let blockwise = backward_with(&model, std::slice::from_ref(&batch), precision).unwrap();
-        assert!((whole.nats - blockwise.nats).abs() < 1e-4);
-        let (whole, blockwise) = (
-            gradients(&model, &whole.gradient),
-            gradients(&model, &blockwise.gradient),
-        );
+        let blockwise = backward_with(
+            &model,
+            std::slice::from_ref(&batch),
+            &CrossEntropy,
+            precision,
+        )
+        .unwrap();
+        assert!((whole.sums.loss - blockwise.sums.loss).abs() < 1e-4);
+        let (whole, blockwise) = (whole.gradient.to_tensors(), blockwise.gradient.to_tensors());
         assert_eq!(whole.len(), blockwise.len());
         for (path, gradient) in &whole {
             let error = distance(&floats(gradient), &floats(&blockwise[path]));
@@ -155,7 +158,10 @@ fn a1_dropout_does_not_depend_on_micro_batches_or_checkpointing() {
                 gradient_checkpointing,
                 ..Precision::default()
             };
-            backward_with(&model, batches, precision).unwrap().nats
+            backward_with(&model, batches, &CrossEntropy, precision)
+                .unwrap()
+                .sums
+                .loss
         };
         let rows: Vec<Batch> = (0..4).map(|row| batch.rows(row..row + 1)).collect();
         let whole = std::slice::from_ref(&batch);

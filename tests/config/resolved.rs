@@ -30,9 +30,9 @@ fn r2_set_overrides_creates_appends_and_indexes() {
     assert_eq!(data[0].path.as_slice(), ["other.txt"]);
     assert_eq!((data[1].path.as_slice().len(), data[1].weight), (2, 2.0));
     assert_eq!(plan.config.eval.sample_prompts, ["Once"]);
-    assert_eq!(plan.schedule.warmup, Warmup::Ratio(0.5));
+    assert_eq!(plan.phases[0].schedule.warmup, Warmup::Ratio(0.5));
     assert!(matches!(
-        plan.optimizer,
+        plan.phases[0].optimizer,
         OptimizerPlan::Lion {
             betas: [0.9, 0.99],
             ..
@@ -90,10 +90,13 @@ fn r2_defaults_are_filled_in() {
         shape
     });
     assert_eq!(p.config.tokenizer.vocab_size, Some(4096));
-    assert_eq!(p.schedule.decay, Decay::Cosine);
+    assert_eq!(p.phases[0].schedule.decay, Decay::Cosine);
     assert_eq!(
-        (p.schedule.warmup, p.schedule.min_lr_ratio),
-        (Warmup::Steps(0), 0.0)
+        (
+            &p.phases[0].schedule.warmup,
+            p.phases[0].schedule.min_lr_ratio
+        ),
+        (&Warmup::Steps(0), 0.0)
     );
     let gpt2 =
         "model={architecture=\"gpt2\", hidden_size=96, num_hidden_layers=1, num_attention_heads=3}";

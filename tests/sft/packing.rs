@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 
 use burn::tensor::Device;
 use firebrick::config::Architecture;
-use firebrick::data::{Batch, Feed, RowSampler, TrainRows};
-use firebrick::gradient::backward;
+use firebrick::config::Task;
+use firebrick::data::{Batch, RowSampler, TrainRows, ViewSpec, load_training_data};
 use firebrick::model::Decoder;
+use firebrick::objective::backward;
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -46,7 +47,7 @@ fn measure(model: &Decoder, sampler: &RowSampler, rows: usize) -> (f64, f64, f64
         .map(|first| sampler.batch(first, rows.min((sequences - first) as usize)))
         .collect();
     let found = backward(model, &batches).unwrap();
-    (found.loss(), found.gradient.norm(model), found.weight)
+    (found.loss(), found.gradient.norm(), found.weight)
 }
 
 proptest! {
@@ -96,7 +97,7 @@ fn r4_attention_does_not_leak_between_rows() {
             *weight *= f32::from(u8::from((start..start + wanted.len()).contains(&at)));
         }
         assert_eq!(batch.positions[start], 0, "positions start anew");
-        backward(&model, &[batch]).unwrap().nats
+        backward(&model, &[batch]).unwrap().sums.loss
     };
     let row: Vec<u32> = "Psame".bytes().map(u32::from).collect();
     let (a, b) = (sequence('x'), sequence('y'));
@@ -195,15 +196,14 @@ fn r4_rows_end_where_they_end() {
 fn r11_validation_sees_every_row_once() {
     let mut bench = bench(&(1..=20).collect::<Vec<_>>());
     bench.data.val_fraction = 0.5;
-    let mut config = firebrick::config::Config::default();
-    config.task = firebrick::config::Task::Sft;
-    config.data = bench.data.clone();
-    config.tokenizer = bench.tokenizer.clone();
-    let feed = Feed::load(&config, &bench.cache()).unwrap();
+    bench.data.sequence_len = 32;
+    let data = load_training_data(Task::Sft, &bench.data, &bench.tokenizer, &bench.cache());
+    let data = data.unwrap();
+    let view = data.view(&ViewSpec::new(&bench.data, 1)).unwrap();
     for rows in [1, 4] {
-        let batches = feed.eval_batches(32, rows).unwrap();
+        let batches = view.eval_batches(rows).unwrap();
         let weight: f64 = batches.map(|batch| batch.weight()).sum();
         assert_eq!(weight, (11..=20).map(|n| n + 1).sum::<usize>() as f64);
     }
-    assert_eq!(feed.val_bytes(), (11..=20).sum::<u64>());
+    assert_eq!(data.val_bytes(), (11..=20).sum::<u64>());
 }

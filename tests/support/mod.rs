@@ -1,12 +1,9 @@
 //! Small models and batches that the behaviour tests share.
 #![allow(dead_code, missing_docs)]
 
-use burn::module::Param;
-use burn::tensor::Tensor;
 use firebrick::config::{Architecture, Granularity, ModelShape, RopeScaling, Ternary};
 use firebrick::data::Batch;
-use firebrick::gradient::Gradient;
-use firebrick::model::{Decoder, DecoderSpec, Tensors, VisitParameters, visit_parameters};
+use firebrick::model::DecoderSpec;
 
 /// A shape with every dimension different, so that a mix-up shows.
 pub fn tiny(architecture: Architecture) -> DecoderSpec {
@@ -135,19 +132,4 @@ pub fn distance(a: &[f32], b: &[f32]) -> f32 {
         .zip(b)
         .map(|(a, b)| (a - b).abs())
         .fold(0.0, f32::max)
-}
-
-/// The gradients there are, by path.
-pub fn gradients(model: &Decoder, gradient: &Gradient) -> Tensors {
-    struct Collect<'a>(&'a Gradient, Tensors);
-    impl VisitParameters for Collect<'_> {
-        fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
-            if let Some(gradient) = self.0.get(param) {
-                self.1.insert(path.to_string(), gradient.into_data());
-            }
-        }
-    }
-    let mut collect = Collect(gradient, Tensors::new());
-    visit_parameters(model, &mut collect);
-    collect.1
 }

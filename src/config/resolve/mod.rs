@@ -16,6 +16,7 @@ use super::keys::{
     AdapterInit, CHAT_TEMPLATES, CheckpointFormat, Config, DatasetKind, Sampling, Task,
     TokenizerConfig, TokenizerKind, is_chat_template_path,
 };
+use super::phase::PhasePlan;
 use super::plan::{Length, Plan};
 
 /// No machine holds more at once, and sums of tokens over a run stay within 64 bits.
@@ -55,13 +56,12 @@ pub(super) fn resolve(
     let schedule = checks.schedule(&mut config, length);
     match (length, shape) {
         (Some(length), Some((shape, base))) if checks.issues.is_empty() => Ok(Plan {
+            phases: vec![PhasePlan::whole_run(&config, optimizer, schedule)],
             config,
             shape,
             base,
             adapter,
             length,
-            optimizer,
-            schedule,
         }),
         _ => Err(checks.issues),
     }

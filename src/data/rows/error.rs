@@ -59,6 +59,14 @@ pub enum RowError {
         /// Those to train on.
         train: usize,
     },
+    /// Sequences that are too short for rows that were read for longer ones.
+    #[error("a row takes {longest} places, and sequences have {sequence_len}")]
+    ShorterView {
+        /// Places of the longest row.
+        longest: usize,
+        /// Places of a sequence.
+        sequence_len: usize,
+    },
     /// A field of the wrong type.
     #[error("{place}: {what} is {found}, not {wanted}")]
     WrongType {
@@ -244,6 +252,9 @@ impl RowError {
     pub fn help(&self) -> Option<String> {
         let help = match self {
             Self::UnknownFormat { fields, .. } => suggestion(fields),
+            Self::ShorterView { .. } => {
+                "raise data.sequence_len, or data.overlong = \"truncate\"".to_string()
+            }
             Self::TooFewPairs { .. } => {
                 "add pairs, or change data.val_fraction; 0 trains without validation".to_string()
             }

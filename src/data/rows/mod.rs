@@ -13,6 +13,7 @@
 //! preference data: a chosen and a rejected answer for each prompt.
 
 mod corpus;
+mod data;
 mod encode;
 mod error;
 mod example;
@@ -20,7 +21,7 @@ mod faults;
 mod findings;
 mod format;
 mod pack;
-mod pair_feed;
+mod pair_data;
 mod pairs;
 mod prepare;
 mod record;
@@ -32,8 +33,8 @@ mod write;
 pub use corpus::{RowCorpus, TrainRows};
 pub use error::{Place, RowError};
 pub use format::RowFormat;
-pub use pair_feed::PairFeed;
+pub use pair_data::PairData;
 pub use pairs::{PairBatch, Pairs};
 pub use sampler::RowSampler;
-pub(in crate::data) use sampler::eval_batches;
+use sampler::eval_batches;
 pub use set::RowSet;

@@ -314,7 +314,7 @@ impl RowSampler {
 
 /// Every row once, `rows` sequences at a time, packed into `room` places or what the longest row
 /// takes: for validation. Which rows share a sequence changes nothing about their losses.
-pub(in crate::data) fn eval_batches(
+pub(super) fn eval_batches(
     set: &RowSet,
     room: usize,
     rows: usize,

@@ -20,8 +20,8 @@ const WIDE: f64 = 200.0;
 
 /// One chart.
 pub(super) struct Chart<'a> {
-    pub(super) id: &'static str,
-    pub(super) title: &'static str,
+    pub(super) id: String,
+    pub(super) title: String,
     pub(super) unit: Unit,
     /// Where the vertical axis begins.
     pub(super) floor: Floor,
@@ -40,7 +40,7 @@ pub(super) struct Chart<'a> {
 
 /// One line of a chart.
 pub(super) struct Line {
-    pub(super) name: &'static str,
+    pub(super) name: String,
     /// Colour and weight, by its name in the style sheet.
     pub(super) class: &'static str,
     pub(super) points: Vec<(u64, f64)>,
@@ -48,9 +48,9 @@ pub(super) struct Line {
 }
 
 impl Line {
-    pub(super) fn new(name: &'static str, class: &'static str, points: Vec<(u64, f64)>) -> Self {
+    pub(super) fn new(name: &str, class: &'static str, points: Vec<(u64, f64)>) -> Self {
         Self {
-            name,
+            name: name.to_string(),
             class,
             points,
             dots: false,
@@ -175,7 +175,7 @@ impl Chart<'_> {
     pub(super) fn html(&self) -> String {
         let points = self.lines.iter().flat_map(|line| &line.points);
         let values: Vec<f64> = points.map(|point| point.1).collect();
-        let title = escaped(self.title);
+        let title = escaped(&self.title);
         if values.is_empty() {
             return format!(
                 "<figure><figcaption><h3>{title}</h3></figcaption><p class=none>Nothing yet.</p></figure>\n"
@@ -227,7 +227,7 @@ impl Chart<'_> {
         let key = |class: &str, name: &str| format!("<li class={class}><i></i>{name}</li>");
         if several {
             for line in self.lines.iter().filter(|line| !line.points.is_empty()) {
-                html.push_str(&key(line.class, line.name));
+                html.push_str(&key(line.class, &line.name));
             }
         }
         if let Some((name, _)) = self.baseline {

@@ -1,10 +1,10 @@
 //! What a report shows of a run's course, gathered event by event.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use super::series::{Series, Spread};
-use crate::train::journal::Entry;
-use crate::train::terminal::stopped_early;
+use crate::objective::{Evaluation, MetricSpec, ObjectiveSpec};
+use crate::train::observers::{Entry, stopped_early};
 use crate::train::{Event, StepRecord};
 
 /// Evaluations whose samples are shown, besides the newest.
@@ -34,8 +34,12 @@ pub(super) struct History {
     pub(super) speed: Series,
     pub(super) memory: Series,
     pub(super) val_loss: Series,
-    /// Every evaluation: step, nats per token, bits per byte.
-    pub(super) evaluations: Vec<(u64, f64, f64)>,
+    /// What the run minimises, and what its numbers are.
+    pub(super) objectives: Vec<ObjectiveSpec>,
+    /// The numbers of the objectives, by name.
+    numbers: BTreeMap<String, Series>,
+    /// Every evaluation, by step.
+    pub(super) evaluations: Vec<(u64, Evaluation)>,
     pub(super) best: Option<(u64, f64)>,
     pub(super) samples: Spread<Samples>,
     pub(super) lines: VecDeque<Line>,
@@ -92,6 +96,8 @@ impl Default for History {
             speed: Series::default(),
             memory: Series::default(),
             val_loss: Series::default(),
+            objectives: Vec::new(),
+            numbers: BTreeMap::new(),
             evaluations: Vec::new(),
             best: None,
             samples: Spread::new(MOST_SAMPLED),
@@ -110,8 +116,11 @@ impl History {
         self.step = self.step.max(entry.at);
         match &entry.event {
             Event::Step(record) => self.row(record),
-            Event::Started { steps, .. } => {
+            Event::Started {
+                steps, objectives, ..
+            } => {
                 self.steps = *steps;
+                self.objectives.clone_from(objectives);
                 self.status = Status::Running;
             }
             Event::Resumed { step } => self.resumes.push(*step),
@@ -121,10 +130,10 @@ impl History {
                 best,
             } => {
                 self.val_loss.push(*step, evaluation.val_loss);
-                let (val_loss, bits) = (evaluation.val_loss, evaluation.bits_per_byte);
-                self.evaluations.push((*step, val_loss, bits));
+                self.take_numbers(*step, evaluation.metrics.iter());
+                self.evaluations.push((*step, evaluation.clone()));
                 if *best {
-                    self.best = Some((*step, val_loss));
+                    self.best = Some((*step, evaluation.val_loss));
                 }
             }
             Event::Sample {
@@ -135,6 +144,8 @@ impl History {
             Event::Saved { seconds, .. } => self.seconds = Some(*seconds),
             Event::Skipped { step, .. } | Event::Overflowed { step, .. } => self.skips.push(*step),
             Event::Saving { .. } | Event::StoppedEarly { .. } => {}
+            // Losses of two phases may say nothing about each other.
+            Event::PhaseStarted { .. } => {}
             Event::Stopped { kind, message, .. } => {
                 let (kind, message) = (kind.clone(), message.clone());
                 self.status = Status::Stopped { kind, message };
@@ -177,6 +188,33 @@ impl History {
         if let Some(bytes) = record.memory_bytes {
             self.memory.push(step, bytes as f64);
         }
+        self.take_numbers(step, record.metrics.iter());
+    }
+
+    fn take_numbers<'a>(&mut self, step: u64, numbers: impl Iterator<Item = (&'a str, f64)>) {
+        for (name, value) in numbers {
+            let series = self.numbers.entry(name.to_string()).or_default();
+            series.push(step, value);
+        }
+    }
+
+    /// The values of a number of the objectives; none where it was never measured.
+    pub(super) fn number(&self, name: &str) -> Option<&Series> {
+        self.numbers.get(name)
+    }
+
+    /// The numbers of steps, or of evaluations, of all objectives.
+    pub(super) fn specs(
+        &self,
+        of: impl Fn(&ObjectiveSpec) -> &[MetricSpec],
+    ) -> impl Iterator<Item = &MetricSpec> {
+        self.objectives.iter().flat_map(of)
+    }
+
+    /// What the loss counts.
+    pub(super) fn loss_unit(&self) -> &str {
+        let last = self.objectives.last();
+        last.map_or("nats per token", |objective| &objective.loss_unit)
     }
 
     fn sample(&mut self, step: u64, prompt: &str, completion: &str) {
@@ -205,10 +243,10 @@ impl History {
         (self.rows > 0).then(|| self.speeds / self.rows as f64)
     }
 
-    /// The evaluation of a step: nats per token and bits per byte.
-    pub(super) fn evaluation_of(&self, step: u64) -> Option<(f64, f64)> {
+    /// The evaluation of a step.
+    pub(super) fn evaluation_of(&self, step: u64) -> Option<&Evaluation> {
         let found = self.evaluations.iter().rev().find(|other| other.0 == step);
-        found.map(|&(_, val_loss, bits)| (val_loss, bits))
+        found.map(|(_, evaluation)| evaluation)
     }
 }
 
@@ -216,6 +254,7 @@ impl History {
 fn line(event: &Event) -> Option<String> {
     Some(match event {
         Event::Started { step: 0, .. } => "started".to_string(),
+        Event::PhaseStarted { name, .. } => format!("phase {name} begins"),
         Event::Resumed { step } => format!("resumed from the checkpoint of step {step}"),
         Event::Note { text } if text.starts_with("warning") => text.clone(),
         Event::Skipped {

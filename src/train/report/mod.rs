@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use self::history::History;
 use self::page::Page;
-use super::journal::{Entries, Journal};
+use super::observers::{Entries, Journal};
 use super::{Event, Observer, TrainError};
 use crate::checkpoint::CheckpointStore;
 use crate::durable;

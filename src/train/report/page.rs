@@ -43,8 +43,9 @@ impl Page<'_> {
         let data: Vec<Value> = charts.iter().map(Chart::data).collect();
         // Within a script element only `<` could end it.
         let data = Value::from(data).to_string().replace('<', "\\u003c");
-        let [loss, rest @ ..] = &charts;
-        let rest: String = rest.iter().map(Chart::html).collect();
+        // The loss first, as wide as the page.
+        let loss: String = charts.iter().take(1).map(Chart::html).collect();
+        let rest: String = charts.iter().skip(1).map(Chart::html).collect();
         format!(
             "<!doctype html>\n<html lang=en>\n<head>\n<meta charset=utf-8>\n\
              <meta name=viewport content=\"width=device-width, initial-scale=1\">\n\
@@ -62,7 +63,6 @@ impl Page<'_> {
             js = include_str!("page.js"),
             header = self.header(),
             figures = self.figures(),
-            loss = loss.html(),
             samples = self.samples(),
             checkpoints = self.checkpoints(),
             events = self.events(),
@@ -114,23 +114,33 @@ impl Page<'_> {
                 "<div><dt>{name}</dt><dd>{value}</dd><dd class=quiet>{note}</dd></div>"
             );
         };
-        let last = history.evaluations.last().copied();
+        let unit = escaped(history.loss_unit());
         if let Some((step, val_loss)) = history.best {
-            let note = format!("nats per token, step {}", grouped(step));
+            let note = format!("{unit}, step {}", grouped(step));
             figure("Best validation loss", format!("{val_loss:.4}"), note);
-            if let Some((_, bits)) = history.evaluation_of(step) {
-                figure(
-                    "Bits per byte",
-                    format!("{bits:.4}"),
-                    "at the best".to_string(),
-                );
+            let evaluation = history.evaluation_of(step);
+            for spec in history.specs(|objective| &objective.evaluation) {
+                let value = evaluation.and_then(|found| found.metrics.get(&spec.name));
+                if let Some(value) = value {
+                    let (title, unit) = (spec.title(), &spec.unit);
+                    let note = match title == *unit {
+                        true => "at the best".to_string(),
+                        false => format!("{}, at the best", escaped(unit)),
+                    };
+                    figure(&escaped(&capital(&title)), format!("{value:.4}"), note);
+                }
             }
         }
-        if let Some((step, val_loss, _)) =
+        let last = history.evaluations.last();
+        if let Some((step, last)) =
             last.filter(|last| Some(last.0) != history.best.map(|best| best.0))
         {
-            let note = format!("nats per token, step {}", grouped(step));
-            figure("Last validation loss", format!("{val_loss:.4}"), note);
+            let note = format!("{unit}, step {}", grouped(*step));
+            figure(
+                "Last validation loss",
+                format!("{:.4}", last.val_loss),
+                note,
+            );
         }
         if let Some((loss, rows)) = history.recent_loss() {
             let note = match rows {
@@ -166,12 +176,12 @@ impl Page<'_> {
         format!("<dl class=figures>\n{html}</dl>\n")
     }
 
-    /// The loss first, then the rest.
-    fn charts(&self) -> [Chart<'_>; 5] {
+    /// The loss first, then what every run has, then the numbers of the objectives.
+    fn charts(&self) -> Vec<Chart<'_>> {
         let history = self.history;
-        let chart = |id, title, unit, floor, lines| Chart {
-            id,
-            title,
+        let chart = |id: &str, title: &str, unit, floor, lines| Chart {
+            id: id.to_string(),
+            title: title.to_string(),
             unit,
             floor,
             // Of these two, orders of magnitude are what matters.
@@ -183,7 +193,7 @@ impl Page<'_> {
             skips: &history.skips,
             resumes: &history.resumes,
         };
-        let noisy = |series: &Series, names: [&'static str; 2]| {
+        let noisy = |series: &Series, names: [&str; 2]| {
             let mut lines = vec![Line::new(names[0], "train", series.points())];
             if history.rows >= ROWS_TO_SMOOTH {
                 lines[0].class = "raw";
@@ -194,7 +204,7 @@ impl Page<'_> {
         let each = ["each row", "smoothed"];
         let mut loss = chart(
             "loss",
-            "Loss, nats per token",
+            &format!("Loss, {}", history.loss_unit()),
             Unit::Plain,
             Floor::Lowest,
             noisy(&history.loss, ["training", "training, smoothed"]),
@@ -209,7 +219,7 @@ impl Page<'_> {
         let speed = noisy(&history.speed, each);
         let memory = noisy(&history.memory, each);
         let norm_title = "Gradient norm, before clipping";
-        [
+        let mut charts = vec![
             loss,
             chart("lr", "Learning rate", Unit::Rate, Floor::Zero, lr),
             chart("grad_norm", norm_title, Unit::Plain, Floor::Zero, grad_norm),
@@ -227,7 +237,21 @@ impl Page<'_> {
                 Floor::Zero,
                 memory,
             ),
-        ]
+        ];
+        for spec in history.specs(|objective| &objective.step) {
+            let Some(series) = history.number(&spec.name) else {
+                continue;
+            };
+            let mut lines = noisy(series, ["training", "training, smoothed"]);
+            if let Some(validation) = history.number(&format!("val_{}", spec.name)) {
+                let mut line = Line::new("validation", "val", validation.points());
+                line.dots = true;
+                lines.push(line);
+            }
+            let title = format!("{}, {}", capital(&spec.title()), spec.unit);
+            charts.push(chart(&spec.name, &title, Unit::Plain, Floor::Lowest, lines));
+        }
+        charts
     }
 
     /// The newest open, the earlier ones a click away.
@@ -274,7 +298,7 @@ impl Page<'_> {
                 marks.push("exported");
             }
             let val = self.history.evaluation_of(step);
-            let val = val.map_or("-".to_string(), |(val_loss, _)| format!("{val_loss:.4}"));
+            let val = val.map_or("-".to_string(), |found| format!("{:.4}", found.val_loss));
             let _ = writeln!(
                 rows,
                 "<tr><td class=n>{}<td class=n>{val}<td>{}",
@@ -429,6 +453,13 @@ fn shortened(text: &str) -> String {
 /// "2026-01-02T03:04:05Z" -> "2026-01-02 03:04:05".
 fn clock(time: &str) -> String {
     time.trim_end_matches('Z').replace('T', " ")
+}
+
+/// A title begins with a capital letter.
+fn capital(text: &str) -> String {
+    let mut letters = text.chars();
+    let first = letters.next().into_iter().flat_map(char::to_uppercase);
+    first.chain(letters).collect()
 }
 
 /// Text that came from outside, safe between tags and in quoted attributes. Control characters show

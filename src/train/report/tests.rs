@@ -1,7 +1,8 @@
 //! The page as text. What it looks like is looked at, in a browser.
 
 use super::*;
-use crate::train::journal::Entry;
+use crate::objective::{CrossEntropy, Metrics, Preference};
+use crate::train::observers::Entry;
 use crate::train::{Evaluation, StepRecord};
 
 fn history(events: impl IntoIterator<Item = Event>) -> History {
@@ -25,17 +26,23 @@ fn step(step: u64, loss: f64) -> Event {
         grad_norm: 1.5,
         tokens_per_second: 1000.0,
         memory_bytes: Some(64 << 20),
-        reward_accuracy: None,
-        reward_margin: None,
+        metrics: Metrics::default(),
     })
+}
+
+fn started(step: u64, steps: u64) -> Event {
+    Event::Started {
+        step,
+        steps,
+        objectives: vec![CrossEntropy::SPEC],
+    }
 }
 
 fn evaluated(step: u64, val_loss: f64, best: bool) -> Event {
     let evaluation = Evaluation {
         val_loss,
-        bits_per_byte: val_loss / 2.0,
-        reward_accuracy: None,
         tokens: 9,
+        metrics: Metrics::of(&CrossEntropy::SPEC.evaluation, [val_loss / 2.0]),
     };
     Event::Evaluated {
         step,
@@ -69,13 +76,13 @@ fn r12_a_report_shows_the_course_of_a_run() {
         seconds: 75.0,
     };
     let html = page(&history([
-        Event::Started { step: 0, steps: 6 },
+        started(0, 6),
         step(1, 4.0),
         step(2, 3.0),
         evaluated(2, 3.5, true),
         saved(2),
         Event::Resumed { step: 2 },
-        Event::Started { step: 2, steps: 6 },
+        started(2, 6),
         Event::Skipped {
             step: 3,
             first_sequence: 8,
@@ -120,7 +127,7 @@ fn r12_a_report_shows_the_course_of_a_run() {
 fn r12_nothing_from_outside_reaches_the_page_unescaped() {
     let hostile = "</script><b onclick=\"x\">&amp;'\u{1b}[2J\u{202e}";
     let html = page(&history([
-        Event::Started { step: 0, steps: 1 },
+        started(0, 1),
         step(1, 4.0),
         Event::Sample {
             step: 1,
@@ -149,12 +156,9 @@ fn r12_nothing_from_outside_reaches_the_page_unescaped() {
 
 #[test]
 fn r12_a_run_without_rows_and_one_with_one_row_have_reports() {
-    let empty = page(&history([Event::Started { step: 0, steps: 6 }]));
+    let empty = page(&history([started(0, 6)]));
     assert!(empty.contains("Nothing yet.") && empty.contains("step 0 of 6"));
-    let one = page(&history([
-        Event::Started { step: 0, steps: 6 },
-        step(1, 4.0),
-    ]));
+    let one = page(&history([started(0, 6), step(1, 4.0)]));
     assert!(
         one.contains("<path class=\"train dots\" d=\"M1000.0 45.5h0\"/>"),
         "{one}"
@@ -185,4 +189,49 @@ fn r12_a_million_rows_with_long_samples_stay_under_two_megabytes() {
     let html = page(&history(rows.chain(evaluations).chain(skipped)));
     assert!(html.len() < 2_000_000, "{}", html.len());
     assert!(html.contains("And 4,800 more earlier events"));
+}
+
+#[test]
+fn r12_a_report_carries_the_numbers_of_an_objective_that_it_does_not_know() {
+    let measured = |number: u64| {
+        let Event::Step(record) = step(number, 0.7) else {
+            unreachable!()
+        };
+        let metrics = Metrics::of(&Preference::SPEC.step, [0.5, 0.25 * number as f64]);
+        Event::Step(StepRecord { metrics, ..record })
+    };
+    let html = page(&history([
+        Event::Started {
+            step: 0,
+            steps: 2,
+            objectives: vec![Preference::SPEC],
+        },
+        measured(1),
+        measured(2),
+        Event::Evaluated {
+            step: 2,
+            evaluation: Evaluation {
+                val_loss: 0.625,
+                tokens: 9,
+                metrics: Metrics::of(&Preference::SPEC.evaluation, [0.875]),
+            },
+            best: true,
+        },
+        Event::PhaseStarted {
+            step: 2,
+            phase: 1,
+            name: "long".to_string(),
+        },
+    ]));
+    for part in [
+        "Loss, nats per pair",
+        "<dd>0.6250</dd><dd class=quiet>nats per pair, step 2</dd>",
+        "<dt>Val reward accuracy</dt><dd>0.8750</dd><dd class=quiet>share of pairs, at the best</dd>",
+        "Reward accuracy, share of pairs",
+        "Reward margin, nats",
+        "phase long begins",
+    ] {
+        assert!(html.contains(part), "{part}\n{html}");
+    }
+    assert!(!html.contains("nats per token") && !html.contains("Bits per byte"));
 }

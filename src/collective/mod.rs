@@ -1,0 +1,70 @@
+//! Who else takes part in a training step.
+//!
+//! Data-parallel training runs one process, or one thread, per rank. Ranks meet in few places of a
+//! step: they agree on the weight of the step's batch, vote on whether the gradient is finite, and
+//! sum their gradients. A [`Collective`] is those meetings. Every rank has to come to each of them,
+//! in the same order.
+
+/// The ranks of a run, seen from one of them.
+pub trait Collective: Send + Sync {
+    /// The number of this rank, from 0.
+    fn rank(&self) -> usize;
+
+    /// How many ranks there are, at least 1.
+    fn ranks(&self) -> usize;
+
+    /// Replaces the values by their sums over all ranks, added in the order of the ranks, so that
+    /// every rank gets the same bits.
+    ///
+    /// # Errors
+    /// [`CollectiveError`] if a rank is gone.
+    fn sum(&self, values: &mut [f64]) -> Result<(), CollectiveError>;
+
+    /// The same for the gradient of the parameter at `path`.
+    ///
+    /// # Errors
+    /// As [`sum`](Self::sum).
+    fn sum_gradient(&self, path: &str, values: &mut [f32]) -> Result<(), CollectiveError>;
+
+    /// Whether every rank votes yes.
+    ///
+    /// # Errors
+    /// As [`sum`](Self::sum).
+    fn all(&self, vote: bool) -> Result<bool, CollectiveError> {
+        let mut noes = [f64::from(u8::from(!vote))];
+        self.sum(&mut noes)?;
+        Ok(noes[0] == 0.0)
+    }
+}
+
+/// Ranks could not meet.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("rank {rank} cannot reach the other ranks: {reason}")]
+pub struct CollectiveError {
+    /// The rank that says so.
+    pub rank: usize,
+    /// What happened.
+    pub reason: String,
+}
+
+/// A run of one process: there is nobody to meet.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SingleProcess;
+
+impl Collective for SingleProcess {
+    fn rank(&self) -> usize {
+        0
+    }
+
+    fn ranks(&self) -> usize {
+        1
+    }
+
+    fn sum(&self, _values: &mut [f64]) -> Result<(), CollectiveError> {
+        Ok(())
+    }
+
+    fn sum_gradient(&self, _path: &str, _values: &mut [f32]) -> Result<(), CollectiveError> {
+        Ok(())
+    }
+}

@@ -1,0 +1,36 @@
+//! State that a run saves beside its model and its optimizer.
+//!
+//! A part of the run that keeps something from step to step (a stage of the gradient pipeline, say)
+//! is an owner. It gives a checkpoint its tensors and numbers under its own name, and gets them back
+//! when the run goes on. In a checkpoint they are `extra.<owner>.<name>`.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::TensorData;
+use serde::{Deserialize, Serialize};
+
+/// What the owners of a run have to save, by owner.
+pub type Extras = BTreeMap<String, ExtraState>;
+
+/// What one owner has to save.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ExtraState {
+    /// Tensors by name, on the host.
+    pub tensors: BTreeMap<String, TensorData>,
+    /// Numbers by name.
+    pub scalars: BTreeMap<String, StateScalar>,
+}
+
+/// A number in a saved state.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StateScalar {
+    /// A signed integer.
+    Int(i64),
+    /// An unsigned integer.
+    Uint(u64),
+    /// A float.
+    Float(f64),
+    /// A flag.
+    Bool(bool),
+}

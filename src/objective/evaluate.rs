@@ -1,0 +1,83 @@
+//! Evaluation: the mean loss over a whole split.
+
+use rayon::prelude::*;
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::{CrossEntropy, Metrics, Objective, Sums};
+use crate::data::{Batch, TokenStream, eval_batches};
+use crate::device::lanes;
+use crate::model::{Decoder, ModelError};
+
+/// What an evaluation found.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// The mean loss, in the objective's unit.
+    #[serde(deserialize_with = "nan_if_null")]
+    pub val_loss: f64,
+    /// Trained tokens that were predicted.
+    #[serde(skip)]
+    pub tokens: u64,
+    /// What else the objective measures.
+    #[serde(flatten)]
+    pub metrics: Metrics,
+}
+
+/// JSON has no NaN: what is not finite is written as null.
+fn nan_if_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Option::deserialize(deserializer).map(|number| number.unwrap_or(f64::NAN))
+}
+
+/// Evaluates `model` (on a plain device) on batches, whose trained tokens stand for `bytes` UTF-8
+/// bytes of text.
+///
+/// # Errors
+/// Whatever the model finds wrong with a batch, such as a sequence that is longer than its learned
+/// positions.
+pub fn evaluate(
+    model: &Decoder,
+    objective: &dyn Objective,
+    batches: impl Iterator<Item = Batch>,
+    bytes: u64,
+) -> Result<Evaluation, ModelError> {
+    let lanes = lanes(&model.device());
+    let mut sums = Sums::default();
+    let (mut weight, mut tokens) = (0.0, 0.0);
+    let mut batches = batches.peekable();
+    while batches.peek().is_some() {
+        // As many batches at a time as the device takes; added up in order, so that the sum does
+        // not depend on timing.
+        let group: Vec<Batch> = batches.by_ref().take(lanes).collect();
+        let found: Vec<Sums> = group
+            .par_iter()
+            .map(|batch| objective.measure(model, batch))
+            .collect::<Result<_, _>>()?;
+        found.iter().for_each(|found| sums.add(found));
+        weight += group
+            .iter()
+            .map(|batch| objective.weight(batch))
+            .sum::<f64>();
+        tokens += group.iter().map(Batch::weight).sum::<f64>();
+    }
+    Ok(Evaluation {
+        val_loss: sums.loss / weight,
+        tokens: tokens as u64,
+        metrics: objective.evaluation_metrics(&sums, weight, bytes),
+    })
+}
+
+/// Evaluates `model` (on a plain device) on `stream`, which stands for `bytes` UTF-8 bytes of text,
+/// by cross-entropy: in chunks of `sequence_len` + 1 tokens overlapping by one, `rows` chunks at a
+/// time, so that every token but the first is predicted once.
+///
+/// # Errors
+/// A sequence length that the model has no positions for.
+pub fn evaluate_text(
+    model: &Decoder,
+    stream: &TokenStream,
+    bytes: u64,
+    sequence_len: usize,
+    rows: usize,
+) -> Result<Evaluation, ModelError> {
+    let batches = eval_batches(stream, sequence_len, rows);
+    evaluate(model, &CrossEntropy, batches, bytes)
+}

@@ -1,0 +1,172 @@
+//! Named numbers: what an objective measures besides its loss.
+//!
+//! Whoever shows or records them (the metrics files, the report, TensorBoard, the terminal) goes by
+//! the [`MetricSpec`]s that the objective announces and knows none of them by name.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{MapAccess, Visitor};
+use serde::ser::SerializeMap;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// What a number is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MetricSpec {
+    /// Its name, as a column of metrics.csv. Numbers of an evaluation that are also measured in
+    /// training begin with `val_`.
+    pub name: Cow<'static, str>,
+    /// What it counts, in words: "bits per byte".
+    pub unit: Cow<'static, str>,
+    /// Which values are better.
+    pub better: Better,
+}
+
+/// Which values of a number are better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Better {
+    /// The lower.
+    Lower,
+    /// The higher.
+    Higher,
+}
+
+impl MetricSpec {
+    /// A number that is better when it is lower.
+    pub const fn lower(name: &'static str, unit: &'static str) -> Self {
+        Self {
+            name: Cow::Borrowed(name),
+            unit: Cow::Borrowed(unit),
+            better: Better::Lower,
+        }
+    }
+
+    /// A number that is better when it is higher.
+    pub const fn higher(name: &'static str, unit: &'static str) -> Self {
+        Self {
+            name: Cow::Borrowed(name),
+            unit: Cow::Borrowed(unit),
+            better: Better::Higher,
+        }
+    }
+
+    /// The number in words: "0.875 bits per byte", "reward accuracy 0.875".
+    pub fn phrase(&self, value: f64) -> String {
+        let title = self.title();
+        if title == self.unit {
+            format!("{value:.3} {title}")
+        } else {
+            format!("{title} {value:.3}")
+        }
+    }
+
+    /// The name in words: "val reward accuracy".
+    pub fn title(&self) -> String {
+        self.name.replace('_', " ")
+    }
+}
+
+/// What an objective measures: announced once, before the first step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ObjectiveSpec {
+    /// The name of the objective.
+    pub name: Cow<'static, str>,
+    /// What the loss counts: "nats per token".
+    pub loss_unit: Cow<'static, str>,
+    /// The numbers of every optimizer step.
+    pub step: Cow<'static, [MetricSpec]>,
+    /// The numbers of every evaluation.
+    pub evaluation: Cow<'static, [MetricSpec]>,
+}
+
+/// Numbers by name, in the order in which they were measured.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Metrics(Vec<(Cow<'static, str>, f64)>);
+
+impl Metrics {
+    /// The values of some specs, in order.
+    pub fn of(specs: &[MetricSpec], values: impl IntoIterator<Item = f64>) -> Self {
+        let names = specs.iter().map(|spec| spec.name.clone());
+        Self(names.zip(values).collect())
+    }
+
+    /// The value of a name.
+    pub fn get(&self, name: &str) -> Option<f64> {
+        let found = self.0.iter().find(|(other, _)| other == name);
+        found.map(|(_, value)| *value)
+    }
+
+    /// Names and values.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, f64)> {
+        self.0.iter().map(|(name, value)| (name.as_ref(), *value))
+    }
+}
+
+impl Serialize for Metrics {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.0.len()))?;
+        for (name, value) in &self.0 {
+            map.serialize_entry(name, value)?;
+        }
+        map.end()
+    }
+}
+
+impl<'de> Deserialize<'de> for Metrics {
+    /// Takes every number, and null as NaN: JSON has no NaN. What is no number is left out, since
+    /// a flattened map is also shown what belongs to others.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Numbers;
+        impl<'de> Visitor<'de> for Numbers {
+            type Value = Metrics;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("numbers by name")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Metrics, A::Error> {
+                let mut metrics = Metrics::default();
+                while let Some((name, value)) = map.next_entry::<String, serde_json::Value>()? {
+                    let number = match value {
+                        serde_json::Value::Null => Some(f64::NAN),
+                        value => value.as_f64(),
+                    };
+                    let entry = number.map(|number| (Cow::Owned(name), number));
+                    metrics.0.extend(entry);
+                }
+                Ok(metrics)
+            }
+        }
+        deserializer.deserialize_map(Numbers)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_survive_json_in_order_and_what_is_no_number_is_not_finite() {
+        let specs = [MetricSpec::lower("b", "x"), MetricSpec::higher("a", "x")];
+        let metrics = Metrics::of(&specs, [0.1 + 0.2, f64::NAN]);
+        let text = serde_json::to_string(&metrics).unwrap();
+        assert_eq!(text, r#"{"b":0.30000000000000004,"a":null}"#);
+        let back: Metrics = serde_json::from_str(&text).unwrap();
+        assert_eq!(back.get("b"), metrics.get("b"));
+        assert!(back.get("a").unwrap().is_nan());
+        assert_eq!(back.get("c"), None);
+    }
+
+    #[test]
+    fn a_number_is_said_with_its_unit_or_its_name() {
+        assert_eq!(
+            MetricSpec::lower("bits_per_byte", "bits per byte").phrase(1.5),
+            "1.500 bits per byte"
+        );
+        assert_eq!(
+            MetricSpec::higher("reward_accuracy", "share of pairs").phrase(0.5),
+            "reward accuracy 0.500"
+        );
+    }
+}

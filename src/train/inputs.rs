@@ -1,0 +1,308 @@
+//! What a run trains on and with, and what follows from the plan once the data is counted.
+
+use std::sync::Arc;
+
+use burn::tensor::Device;
+
+use super::TrainError;
+use super::estimate::Summary;
+use super::folder::RunRecord;
+use crate::config::{DecoderSpec, PhasePlan, Plan, Task};
+use crate::data::{
+    DataView, EpochSize, FileRecord, TokenCache, TrainingData, ViewSpec, load_training_data,
+};
+use crate::device::{ComputeDevice, is_cpu, lanes};
+use crate::environment::{Environment, resident_memory_bytes};
+use crate::forecast::{Conditions, Forecast, Shortage, available_bytes, fit};
+use crate::generate::{GenerateError, check_prompt};
+use crate::model::{Decoder, check_vocabulary, folder as model_folder};
+use crate::phase::Timeline;
+
+/// What a run trains on and with.
+pub(super) struct RunInputs {
+    /// The data of each phase, in order.
+    pub(super) data: Vec<PhaseData>,
+    pub(super) spec: DecoderSpec,
+    pub(super) timeline: Timeline,
+    pub(super) parameters: u64,
+    /// Of them, those that are trained in the first phase.
+    pub(super) trainable: u64,
+    /// The base model's files; none without one.
+    pub(super) base: Vec<FileRecord>,
+    /// What the process held before it loaded the data.
+    program_bytes: u64,
+}
+
+/// The data of a phase: what has been read, which phases may share, and its order.
+#[derive(Clone)]
+pub(super) struct PhaseData {
+    pub(super) source: Arc<dyn TrainingData>,
+    pub(super) view: Arc<dyn DataView>,
+}
+
+impl RunInputs {
+    pub(super) fn load(plan: &Plan) -> Result<Self, TrainError> {
+        let config = &plan.config;
+        // Before the data: what reading it takes is free again when training begins.
+        let program_bytes = resident_memory_bytes().unwrap_or_default();
+        let data = load_phases(plan)?;
+        let epochs: Vec<EpochSize> = data.iter().map(|data| data.view.epoch()).collect();
+        let timeline = Timeline::new(plan, &epochs)?;
+        let spec = decoder_spec(plan, exported_data(&data))?;
+        // Parameters are drawn when first used: counting those of a built module is free.
+        let model = Decoder::new(&spec, config.seed, &Device::flex())?;
+        let model = match &plan.adapter {
+            Some(adapter) => model.outlined(adapter, config.seed)?,
+            None => model,
+        };
+        let parameters = model.params();
+        let mut trainable = 0;
+        for (number, phase) in plan.phases.iter().enumerate().rev() {
+            // Every phase's selectors have to name something before the first step is taken.
+            let trained = model.clone().with_frozen(&phase.freeze)?.trained_params();
+            if trained == 0 {
+                let phase = phase.name.clone();
+                return Err(TrainError::NothingTrained { phase });
+            }
+            if number == 0 {
+                trainable = trained as u64;
+            }
+        }
+        check_length(plan, timeline.steps())?;
+        check_prompts(plan, &spec, exported_data(&data))?;
+        Ok(Self {
+            data,
+            spec,
+            timeline,
+            parameters,
+            trainable,
+            base: base_files(plan)?,
+            program_bytes,
+        })
+    }
+
+    /// Every data file of all phases, once.
+    pub(super) fn files(&self) -> Vec<FileRecord> {
+        let mut files: Vec<FileRecord> = Vec::new();
+        for data in &self.data {
+            for file in data.source.files() {
+                if !files.iter().any(|known| known.path == file.path) {
+                    files.push(file.clone());
+                }
+            }
+        }
+        files
+    }
+
+    /// Whether the run with this last checkpoint has nothing left to do: its last step is
+    /// done, or it stopped early, and its model is exported. A crash can come in between.
+    pub(super) fn is_complete(
+        &self,
+        plan: &Plan,
+        step: Option<u64>,
+        record: Option<&RunRecord>,
+    ) -> bool {
+        let end = record.and_then(|record| record.end.as_ref());
+        let (Some(step), Some(end)) = (step, end) else {
+            return false;
+        };
+        let steps = self.timeline.steps();
+        let patience = plan.config.eval.early_stopping_patience;
+        step >= steps || (step == end.step && end.stays_stopped(steps, patience))
+    }
+
+    /// What a person should know before the first step.
+    pub(super) fn notes(
+        &self,
+        plan: &Plan,
+        device: &ComputeDevice,
+        environment: &Environment,
+    ) -> Vec<String> {
+        let dtype = plan
+            .phases
+            .first()
+            .map_or("f32", |phase| phase.dtype.name());
+        let mut notes = vec![format!(
+            "device {}, {} threads, computing in {dtype}",
+            device.describe(),
+            environment.threads,
+        )];
+        let mut said: Vec<&Arc<dyn TrainingData>> = Vec::new();
+        for data in &self.data {
+            if !said.iter().any(|other| Arc::ptr_eq(other, &data.source)) {
+                notes.extend(data.source.notes().iter().cloned());
+                notes.extend(data.view.note());
+                said.push(&data.source);
+            }
+        }
+        if self.timeline.phases().len() > 1 {
+            let phases = self.timeline.phases().iter();
+            notes.extend(phases.map(|phase| {
+                format!(
+                    "phase {}: steps {} to {}, {} x {} tokens each",
+                    phase.plan.name,
+                    phase.first_step + 1,
+                    phase.end(),
+                    phase.sequences_per_step(),
+                    phase.plan.data.sequence_len,
+                )
+            }));
+        }
+        notes
+    }
+
+    pub(super) fn summary(&self) -> Summary {
+        let first = self.data.first();
+        let phases = self.timeline.phases();
+        let epochs = phases.iter().zip(&self.data).map(|(phase, data)| {
+            let sequences = phase.steps as f64 * phase.sequences_per_step() as f64;
+            sequences / data.view.epoch().sequences as f64
+        });
+        Summary {
+            vocab_size: self.spec.vocab_size as u64,
+            train_tokens: first.map_or(0, |data| data.source.train_tokens()),
+            val_tokens: first.and_then(|data| data.source.val_tokens()).unwrap_or(0),
+            steps: self.timeline.steps(),
+            tokens_per_step: phases.first().map_or(0, |phase| phase.tokens_per_step()),
+            epochs: epochs.sum(),
+        }
+    }
+
+    /// What the run will need: its memory as a shortage where there is too little. On a GPU there
+    /// is no telling how much is free.
+    pub(super) fn forecast(
+        &self,
+        plan: &Plan,
+        device: &ComputeDevice,
+    ) -> Result<Result<Forecast, Shortage>, TrainError> {
+        let is_cpu = is_cpu(&device.device);
+        let mut counted: Vec<&Arc<dyn TrainingData>> = Vec::new();
+        for data in &self.data {
+            if !counted.iter().any(|other| Arc::ptr_eq(other, &data.source)) {
+                counted.push(&data.source);
+            }
+        }
+        let token_bytes: u64 = counted.iter().map(|source| source.token_bytes()).sum();
+        let conditions = Conditions {
+            lanes: lanes(&device.device),
+            is_cpu,
+            process_bytes: self.program_bytes + token_bytes,
+        };
+        // Rows that are not packed may all be shorter than a sequence can be.
+        let mut plan = plan.clone();
+        for (phase, data) in plan.phases.iter_mut().zip(&self.data) {
+            phase.data.sequence_len = data.view.widest();
+            phase.micro_batch_size *= data.view.rows_per_sequence();
+        }
+        let available = available_bytes().filter(|_| is_cpu).unwrap_or(u64::MAX);
+        Ok(fit(&plan, &self.spec, conditions, available)?)
+    }
+}
+
+fn exported_data(data: &[PhaseData]) -> &dyn TrainingData {
+    // A timeline without phases has been refused.
+    data.last().expect("a run has a phase").source.as_ref()
+}
+
+/// Reads the data of every phase. What several phases train on is read once.
+fn load_phases(plan: &Plan) -> Result<Vec<PhaseData>, TrainError> {
+    let cache = TokenCache::from_environment();
+    let mut phases: Vec<PhaseData> = Vec::with_capacity(plan.phases.len());
+    for (number, phase) in plan.phases.iter().enumerate() {
+        let same = plan.phases[..number]
+            .iter()
+            .position(|earlier| reads_the_same(earlier, phase));
+        let source: Arc<dyn TrainingData> = match same {
+            Some(earlier) => phases[earlier].source.clone(),
+            None => {
+                let tokenizer = &plan.config.tokenizer;
+                load_training_data(phase.task, &phase.data, tokenizer, &cache)?.into()
+            }
+        };
+        if let Some(first) = phases.first()
+            && first.source.tokenizer().to_json() != source.tokenizer().to_json()
+        {
+            return Err(TrainError::OtherTokenizer {
+                phase: phase.name.clone(),
+            });
+        }
+        let spec = ViewSpec::of_phase(phase, number, plan.config.seed);
+        let view = source.view(&spec)?.into();
+        phases.push(PhaseData { source, view });
+    }
+    Ok(phases)
+}
+
+/// Whether two phases differ in the order of their data at most. Rows are read for sequences of one
+/// length; text is not.
+fn reads_the_same(a: &PhasePlan, b: &PhasePlan) -> bool {
+    let read = |phase: &PhasePlan| {
+        let mut data = phase.data.clone();
+        if phase.task == Task::Pretrain {
+            data.sequence_len = 0;
+        }
+        data.sampling = a.data.sampling;
+        data.sample_packing = None;
+        for dataset in &mut data.datasets {
+            dataset.weight = 1.0;
+        }
+        (phase.task, data)
+    };
+    read(a) == read(b)
+}
+
+/// What could not be checked before the data was counted: the schedule against the steps. The same
+/// checks as for `max_steps`, since that is what the length has become.
+fn check_length(plan: &Plan, steps: u64) -> Result<(), TrainError> {
+    let mut config = plan.config.clone();
+    config.train.max_steps = Some(steps);
+    config.train.num_epochs = None;
+    config.train.max_tokens = None;
+    Plan::from_config(config)?;
+    Ok(())
+}
+
+/// Sample prompts are tried before the first step.
+fn check_prompts(
+    plan: &Plan,
+    spec: &DecoderSpec,
+    data: &dyn TrainingData,
+) -> Result<(), TrainError> {
+    for prompt in &plan.config.eval.sample_prompts {
+        let text = data.prompt(prompt);
+        let tokens = text.and_then(|text| data.tokenizer().encode(&text));
+        let tokens = tokens.map_err(GenerateError::from);
+        let checked = tokens.and_then(|tokens| check_prompt(spec, &tokens));
+        checked.map_err(|source| TrainError::Sample {
+            prompt: prompt.clone(),
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+/// The tokenizer's vocabulary, or the base model's, which has to have room for it.
+fn decoder_spec(plan: &Plan, data: &dyn TrainingData) -> Result<DecoderSpec, TrainError> {
+    let tokenizer = data.tokenizer();
+    let base = plan.base.as_ref();
+    base.map_or(Ok(()), |base| check_vocabulary(base, tokenizer))?;
+    // The token that ends an answer ends a generation.
+    let eos = data.end_token();
+    let bos = tokenizer.bos().map(|token| token.id);
+    Ok(DecoderSpec {
+        shape: plan.shape.clone(),
+        vocab_size: base.map_or(tokenizer.vocab_size(), |base| base.vocab_size),
+        eos_token_id: eos.or(base.and_then(|base| base.eos_token_id)),
+        bos_token_id: bos.or(base.and_then(|base| base.bos_token_id)),
+    })
+}
+
+/// The base model's config.json and weights, hashed.
+fn base_files(plan: &Plan) -> Result<Vec<FileRecord>, TrainError> {
+    let Some(base) = &plan.config.model.base_model else {
+        return Ok(Vec::new());
+    };
+    let files = model_folder::files(base)?;
+    let surveyed = files.iter().map(|path| FileRecord::survey(path));
+    Ok(surveyed.collect::<Result<_, _>>()?)
+}

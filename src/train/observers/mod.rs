@@ -1,0 +1,14 @@
+//! Who is told what happens in a run: the metrics files, TensorBoard, the journal, the terminal.
+
+mod journal;
+mod metrics;
+mod tensorboard;
+mod terminal;
+
+pub(super) use journal::{Entries, Entry, Journal, now};
+pub use metrics::{CsvMetrics, JsonlMetrics};
+pub use tensorboard::TensorboardEvents;
+pub use terminal::{EventLines, Terminal};
+pub(super) use terminal::{LogEvents, stopped_early};
+
+use super::{Evaluation, Event, Observer, StepRecord, TrainError};

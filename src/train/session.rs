@@ -1,0 +1,230 @@
+//! The services that a run uses: its plan, its data, the run folder, and who is told about it.
+
+use std::path::Path;
+
+use burn::tensor::FloatDType;
+use tracing::Dispatch;
+use tracing::dispatcher::DefaultGuard;
+
+use super::clock::Clock;
+use super::inputs::PhaseData;
+use super::model_init::{ModelInit, float_dtype, loss_scale, optimizer};
+use super::saving::Saver;
+use super::{Event, Interrupt, Observer, RunFolder, StepSettings, TrainError, TrainState};
+use crate::adapter::Adapter;
+use crate::checkpoint::CheckpointStore;
+use crate::collective::Collective;
+use crate::config::{DecoderSpec, PhasePlan, Plan};
+use crate::data::{Batch, TrainingData};
+use crate::device::ComputeDevice;
+use crate::model::Decoder;
+use crate::objective::{CrossEntropy, Objective, ObjectiveSpec, Preference};
+use crate::phase::{Phase, Timeline};
+
+/// Everything of a run but what a step changes.
+pub(super) struct Session {
+    pub(super) plan: Plan,
+    pub(super) spec: DecoderSpec,
+    pub(super) device: ComputeDevice,
+    pub(super) timeline: Timeline,
+    /// The data of each phase, in order.
+    pub(super) data: Vec<PhaseData>,
+    pub(super) active: ActivePhase,
+    /// The initial adapter; none if it starts at zero.
+    pub(super) initial_adapter: Option<Adapter>,
+    pub(super) collective: Box<dyn Collective>,
+    pub(super) clock: Clock,
+    pub(super) store: CheckpointStore,
+    pub(super) saver: Saver,
+    pub(super) folder: RunFolder,
+    pub(super) observers: Vec<Box<dyn Observer>>,
+    pub(super) interrupt: Interrupt,
+    /// Bytes that may still be written beside a path: the disk's own word, but in tests.
+    pub(super) free_space: fn(&Path) -> std::io::Result<u64>,
+    /// Where `tracing` records of this run go: logs/train.log.
+    pub(super) log: Dispatch,
+}
+
+/// The phase that a run is in, ready to be trained in.
+pub(super) struct ActivePhase {
+    pub(super) phase: Phase,
+    pub(super) data: PhaseData,
+    pub(super) objective: Box<dyn Objective>,
+    /// Dtype of the forward and backward pass.
+    pub(super) dtype: FloatDType,
+}
+
+impl ActivePhase {
+    /// `reference` is the model that answers are held against, in f32, for an objective that needs
+    /// one.
+    pub(super) fn new(phase: &Phase, data: &[PhaseData], reference: Option<Decoder>) -> Self {
+        let dtype = float_dtype(phase.plan.dtype);
+        Self {
+            objective: objective(&phase.plan, reference, dtype),
+            data: data[phase.number].clone(),
+            phase: phase.clone(),
+            dtype,
+        }
+    }
+
+    /// What holds for a step of the run within this phase.
+    pub(super) fn settings(&self, step: u64, seed: u64) -> StepSettings {
+        let plan = &self.phase.plan;
+        StepSettings {
+            dtype: self.dtype,
+            gradient_checkpointing: plan.gradient_checkpointing,
+            int8_forward: plan.int8_forward,
+            max_grad_norm: plan.max_grad_norm,
+            learning_rate: self.phase.learning_rate(step),
+            seed,
+        }
+    }
+}
+
+/// What a phase minimises.
+pub(super) fn objective(
+    phase: &PhasePlan,
+    reference: Option<Decoder>,
+    dtype: FloatDType,
+) -> Box<dyn Objective> {
+    match (&phase.dpo, reference) {
+        (Some(dpo), Some(reference)) => Box::new(Preference {
+            loss: dpo.into(),
+            // Rounded once: in f32 it goes on sharing its weights.
+            reference: reference.cast(dtype),
+        }),
+        (Some(_), None) => unreachable!("a run with pairs of answers has a reference model"),
+        (None, _) => Box::new(CrossEntropy),
+    }
+}
+
+impl Session {
+    /// Sends this thread's `tracing` records to the run's log until the guard is dropped.
+    pub(super) fn log_here(&self) -> DefaultGuard {
+        tracing::dispatcher::set_default(&self.log)
+    }
+
+    /// The data whose tokenizer goes with the exported model: that of the last phase.
+    pub(super) fn exported_data(&self) -> &dyn TrainingData {
+        let last = self.data.last().unwrap_or(&self.active.data);
+        last.source.as_ref()
+    }
+
+    /// What the objectives of all phases measure, each once.
+    pub(super) fn objective_specs(&self) -> Vec<ObjectiveSpec> {
+        objective_specs(&self.plan)
+    }
+
+    /// Goes over to the phase of the next step, if that is another one: other parameters are
+    /// trained, by another rule, on other data, towards another objective.
+    pub(super) fn enter_phase(
+        &mut self,
+        state: &mut TrainState,
+        phase: &Phase,
+    ) -> Result<(), TrainError> {
+        let before = &self.active.phase;
+        if phase.number == before.number {
+            return Ok(());
+        }
+        let is_comparable = before.plan.is_evaluated_as(&phase.plan);
+        let reference = match phase.plan.dpo {
+            Some(_) => self.model_init().reference()?,
+            None => None,
+        };
+        self.active = ActivePhase::new(phase, &self.data, reference);
+        let selectors = &phase.plan.freeze;
+        let model = state.model().clone().with_frozen(selectors)?;
+        let rules = optimizer(&self.plan, &phase.plan);
+        let fresh = state.enter_phase(model, rules);
+        let progress = &mut state.progress;
+        progress.loss_scale = loss_scale(&phase.plan, progress.loss_scale);
+        progress.phase = phase.number as u64;
+        progress.sequences = 0;
+        if !is_comparable {
+            // Losses of two objectives, or of two validation splits, say nothing about each other.
+            progress.best = None;
+            progress.evaluations_since_best = 0;
+            self.store.forget_best()?;
+        }
+        self.emit(&Event::PhaseStarted {
+            step: progress.step,
+            phase: phase.number,
+            name: phase.plan.name.clone(),
+        })?;
+        self.note_fresh_state(&fresh)
+    }
+
+    /// Says which parameters begin without optimizer state.
+    pub(super) fn note_fresh_state(&mut self, paths: &[String]) -> Result<(), TrainError> {
+        let Some(first) = paths.first() else {
+            return Ok(());
+        };
+        let text = match paths.len() {
+            1 => format!("the optimizer's state of {first} starts fresh"),
+            all => format!("the optimizer's state of {all} parameters starts fresh, {first} first"),
+        };
+        self.emit(&Event::Note { text })
+    }
+
+    pub(super) fn model_init(&self) -> ModelInit<'_> {
+        ModelInit {
+            plan: &self.plan,
+            spec: &self.spec,
+            device: &self.device.device,
+        }
+    }
+
+    /// The micro-batches of a step: sequences in data order, whatever their grouping.
+    pub(super) fn micro_batches(&self, first: u64) -> Vec<Batch> {
+        let phase = &self.active.phase.plan;
+        let rows = phase.micro_batch_size;
+        (0..phase.gradient_accumulation_steps as u64)
+            .map(|pass| {
+                self.active
+                    .data
+                    .view
+                    .batch(first + pass * rows as u64, rows)
+            })
+            .collect()
+    }
+
+    /// Whether something done every `every` steps is due; at the last step it always is.
+    pub(super) fn is_due(&self, step: u64, every: u64) -> bool {
+        step == self.timeline.steps() || (every > 0 && step.is_multiple_of(every))
+    }
+
+    /// Tells every observer.
+    pub(super) fn emit(&mut self, event: &Event) -> Result<(), TrainError> {
+        self.observers
+            .iter_mut()
+            .try_for_each(|observer| observer.observe(event))
+    }
+
+    /// Tells every observer that the run ends early. That some of them cannot take it, perhaps
+    /// because of the very error, matters less than the error.
+    pub(super) fn emit_end(&mut self, step: u64, error: &TrainError) {
+        let event = Event::Stopped {
+            step,
+            kind: error.kind().to_string(),
+            message: error.to_string(),
+        };
+        for observer in &mut self.observers {
+            let _ = observer.observe(&event);
+        }
+    }
+}
+
+/// What the objectives of all phases measure, each once.
+pub(super) fn objective_specs(plan: &Plan) -> Vec<ObjectiveSpec> {
+    let mut specs: Vec<ObjectiveSpec> = Vec::new();
+    for phase in &plan.phases {
+        let spec = match phase.dpo {
+            Some(_) => Preference::SPEC,
+            None => CrossEntropy::SPEC,
+        };
+        if !specs.contains(&spec) {
+            specs.push(spec);
+        }
+    }
+    specs
+}

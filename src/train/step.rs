@@ -1,0 +1,188 @@
+//! One training step, without disk and without events.
+
+use std::time::{Duration, Instant};
+
+use burn::tensor::FloatDType;
+
+use super::TrainState;
+use crate::collective::{Collective, CollectiveError};
+use crate::data::Batch;
+use crate::gradient::{PipelineError, StepContext};
+use crate::model::ModelError;
+use crate::objective::{Metrics, Objective, Precision, backward_part, weight_of};
+
+/// What holds for a step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepSettings {
+    /// Dtype of the forward and backward pass.
+    pub dtype: FloatDType,
+    /// Whether the backward pass computes each block again.
+    pub gradient_checkpointing: bool,
+    /// Whether the forward pass multiplies ternary weights as integers.
+    pub int8_forward: bool,
+    /// Largest norm of the whole gradient; 0 = no limit.
+    pub max_grad_norm: f64,
+    /// Learning rate of the step.
+    pub learning_rate: f64,
+    /// What dropout and the gradient pipeline draw their random numbers from, with the step's number.
+    pub seed: u64,
+}
+
+/// What came of a step.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepReport {
+    /// The mean loss over all ranks, in the objective's unit.
+    pub loss: f64,
+    /// Trained tokens of all ranks.
+    pub tokens: f64,
+    /// Norm of the whole gradient before clipping.
+    pub grad_norm: f64,
+    /// What else the objective measures.
+    pub metrics: Metrics,
+    /// Whether the weights were updated.
+    pub outcome: StepOutcome,
+    /// Where the time went.
+    pub time: StepTime,
+}
+
+/// Whether a step was taken.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum StepOutcome {
+    /// The weights were updated.
+    Updated,
+    /// A gradient overflowed f16: the weights stay, and the loss scale is lower from now on.
+    Overflowed {
+        /// The new loss scale.
+        loss_scale: f64,
+    },
+    /// Loss or gradient was not finite: the weights stay.
+    NotFinite,
+}
+
+/// Where the time of a step went. On a GPU, whose work is only queued, the parts tell little.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepTime {
+    /// Forward and backward passes.
+    pub backward: Duration,
+    /// Vote, gradient pipeline, norm and clipping.
+    pub gradient: Duration,
+    /// The optimizer.
+    pub update: Duration,
+}
+
+/// A step that could not be computed. The weights are as they were.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    /// The model refuses a batch.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The ranks could not meet.
+    #[error(transparent)]
+    Collective(#[from] CollectiveError),
+    /// The gradient could not be passed on.
+    #[error(transparent)]
+    Pipeline(#[from] PipelineError),
+}
+
+/// Takes one optimizer step on the micro-batches of this rank: backward, unscale, finite vote,
+/// gradient pipeline, norm, clip, update.
+///
+/// With several ranks every one of them has to call it, for the same step; all of them then hold
+/// the same weights. A step that is not finite on one rank is skipped by all.
+///
+/// # Errors
+/// [`StepError`]
+pub fn train_step(
+    state: &mut TrainState,
+    batches: &[Batch],
+    objective: &dyn Objective,
+    settings: &StepSettings,
+    collective: &dyn Collective,
+) -> Result<StepReport, StepError> {
+    let begun = Instant::now();
+    // The weight of the whole step, which each rank divides its own losses by.
+    let own_tokens: f64 = batches.iter().map(Batch::weight).sum();
+    let mut of_all = [weight_of(objective, batches), own_tokens];
+    collective.sum(&mut of_all)?;
+    let [weight, tokens] = of_all;
+
+    let precision = Precision {
+        dtype: settings.dtype,
+        loss_scale: state.progress.loss_scale.map_or(1.0, |scale| scale.scale),
+        gradient_checkpointing: settings.gradient_checkpointing,
+        int8_forward: settings.int8_forward,
+        dropout_seed: Some([settings.seed, state.progress.step]),
+    };
+    let mut found = backward_part(state.model(), batches, objective, (precision, weight))?;
+    let backward = begun.elapsed();
+
+    collective.sum(std::slice::from_mut(&mut found.sums.loss))?;
+    collective.sum(&mut found.sums.others)?;
+    let loss = found.loss();
+    let metrics = objective.step_metrics(&found.sums, weight);
+    let mut gradient = found.gradient;
+    let mut grad_norm = gradient.norm();
+    let mut is_finite = collective.all(loss.is_finite() && grad_norm.is_finite())?;
+    if is_finite && !state.pipeline.is_identity(collective) {
+        let context = StepContext {
+            step: state.progress.step,
+            seed: settings.seed,
+            collective,
+        };
+        gradient = state.pipeline.reduce(gradient, &context)?;
+        // The same bits on every rank, so that all of them decide alike.
+        grad_norm = gradient.norm();
+        is_finite = grad_norm.is_finite();
+    }
+    let mut report = StepReport {
+        loss,
+        tokens,
+        grad_norm,
+        metrics,
+        outcome: StepOutcome::Updated,
+        time: StepTime {
+            backward,
+            gradient: Duration::ZERO,
+            update: Duration::ZERO,
+        },
+    };
+    if is_finite {
+        let gradient = gradient.clip(grad_norm, settings.max_grad_norm);
+        report.time.gradient = begun.elapsed() - backward;
+        state.change_model(|model, optimizer| {
+            optimizer.step(model, gradient, settings.learning_rate)
+        });
+    } else {
+        report.time.gradient = begun.elapsed() - backward;
+    }
+    report.outcome = state.count_step(is_finite, &report);
+    report.time.update = begun.elapsed() - backward - report.time.gradient;
+    Ok(report)
+}
+
+impl TrainState {
+    /// Counts a step, and adapts the loss scale to how it went.
+    fn count_step(&mut self, is_finite: bool, report: &StepReport) -> StepOutcome {
+        let progress = &mut self.progress;
+        progress.step += 1;
+        progress.val_loss = None;
+        if is_finite {
+            if let Some(scale) = &mut progress.loss_scale {
+                scale.held();
+            }
+            progress.nonfinite_in_a_row = 0;
+            progress.tokens += report.tokens as u64;
+            return StepOutcome::Updated;
+        }
+        // With a finite loss only the scale may be too large, as long as it can be lowered.
+        if let Some(scale) = &mut progress.loss_scale
+            && report.loss.is_finite()
+            && scale.overflowed()
+        {
+            let loss_scale = scale.scale;
+            return StepOutcome::Overflowed { loss_scale };
+        }
+        progress.nonfinite_in_a_row += 1;
+        StepOutcome::NotFinite
+    }
+}
