@@ -3,6 +3,7 @@
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -34,7 +35,13 @@ pub(super) fn run(args: &InspectArgs) -> Result<(), CliError> {
     let plan = config::load(&args.config, &args.sets)?;
     let cache = TokenCache::from_environment();
     for (number, phase) in plan.phases.iter().enumerate() {
-        let data = load_training_data(phase.task, &phase.data, &plan.config.tokenizer, &cache)?;
+        let data = load_training_data(
+            phase.task,
+            &phase.data,
+            &plan.config.tokenizer,
+            &cache,
+            SystemTime::now(),
+        )?;
         let view = data.view(&ViewSpec::of_phase(phase, number, plan.config.seed))?;
         show(args, phase, (data.as_ref(), view.as_ref()))?;
     }

@@ -6,6 +6,9 @@
 //! nothing to save but the number.
 
 use std::fmt::Debug;
+use std::time::SystemTime;
+
+use jiff::Timestamp;
 
 use super::{Batch, Chat, ChatTemplate, Corpus, DataError, FileRecord, PairData, Place, RowCorpus};
 use super::{TokenCache, Tokenizer};
@@ -154,7 +157,8 @@ impl Segment {
     }
 }
 
-/// Reads and tokenises the data of a task.
+/// Reads and tokenises the data of a task. `time` is the time that chat templates may write: that
+/// at which the run was started.
 ///
 /// # Errors
 /// Whatever is wrong with the data.
@@ -163,11 +167,14 @@ pub fn load_training_data(
     data: &DataConfig,
     tokenizer: &TokenizerConfig,
     cache: &TokenCache,
+    time: SystemTime,
 ) -> Result<Box<dyn TrainingData>, DataError> {
+    // A clock that stands before 1970 by more than the format allows is as good as none.
+    let time = Timestamp::try_from(time).unwrap_or(Timestamp::UNIX_EPOCH);
     Ok(match task {
         Task::Pretrain => Box::new(Corpus::load(data, tokenizer, cache)?),
-        Task::Sft => Box::new(RowCorpus::load(data, tokenizer, cache)?),
-        Task::Dpo => Box::new(PairData::load(data, tokenizer, cache)?),
+        Task::Sft => Box::new(RowCorpus::load_at(data, tokenizer, cache, time)?),
+        Task::Dpo => Box::new(PairData::load_at(data, tokenizer, cache, time)?),
     })
 }
 

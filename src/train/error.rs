@@ -138,6 +138,36 @@ pub enum TrainError {
         /// The first file that differs.
         file: String,
     },
+    /// The folder holds a run whose tokens were made in another way.
+    #[error("{} holds a run with another {what}", folder.display())]
+    OtherTokens {
+        /// The run folder.
+        folder: PathBuf,
+        /// What differs: the chat template, say.
+        what: String,
+    },
+    /// The folder holds a run with other phases.
+    #[error("{} holds a run with other phases:\n{difference}", folder.display())]
+    OtherPhases {
+        /// The run folder.
+        folder: PathBuf,
+        /// What differs.
+        difference: String,
+    },
+    /// The folder holds a run that has come to its end, and that cannot go on.
+    #[error(
+        "{} holds a run that ended at step {step}, and its checkpoints are gone: it cannot go on to \
+         step {steps}",
+        folder.display()
+    )]
+    CheckpointsGone {
+        /// The run folder.
+        folder: PathBuf,
+        /// The step at which it ended.
+        step: u64,
+        /// The steps that it is to have.
+        steps: u64,
+    },
     /// The folder holds a run that began from other weights.
     #[error("{} holds a run from another base model: {file} has changed", folder.display())]
     OtherBaseModel {
@@ -214,6 +244,8 @@ impl TrainError {
             | Self::Device(_)
             | Self::OtherConfig { .. }
             | Self::OtherPhase { .. }
+            | Self::OtherPhases { .. }
+            | Self::OtherTokens { .. }
             | Self::OtherTokenizer { .. }
             | Self::NothingTrained { .. }
             | Self::Timeline(_)
@@ -240,6 +272,8 @@ impl TrainError {
             | Self::OtherConfig { .. }
             | Self::OtherBaseModel { .. }
             | Self::OtherPhase { .. }
+            | Self::OtherPhases { .. }
+            | Self::OtherTokens { .. }
             | Self::OtherTokenizer { .. }
             | Self::NothingTrained { .. }
             | Self::Timeline(_)
@@ -250,6 +284,7 @@ impl TrainError {
             Self::Model(_) => "model",
             Self::Adapter(_) => "adapter",
             Self::Checkpoint(_) | Self::Optimizer(_) | Self::UnknownOwner { .. } => "checkpoint",
+            Self::CheckpointsGone { .. } => "checkpoint",
             Self::InsufficientDisk(_) => "disk",
             Self::Diverged { .. } => "diverged",
             Self::Interrupted { .. } => "interrupted",
@@ -276,6 +311,9 @@ impl TrainError {
             Self::NotEmpty { .. }
             | Self::NotARun { .. }
             | Self::OtherConfig { .. }
+            | Self::OtherPhases { .. }
+            | Self::OtherTokens { .. }
+            | Self::CheckpointsGone { .. }
             | Self::OtherBaseModel { .. }
             | Self::OtherData { .. } => {
                 Some("give this run its own --output-dir, or delete the folder".to_string())

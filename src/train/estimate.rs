@@ -1,6 +1,6 @@
 //! What a run would do, take and cost, without running it.
 
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use serde::Serialize;
 
@@ -59,7 +59,7 @@ impl Run {
     /// A folder that this plan cannot be run in.
     pub fn would_start_at(plan: &Plan, resume: Resume) -> Result<Option<u64>, TrainError> {
         let (plan, _) = on_device(plan)?;
-        starting_point(&plan.config.output_dir, &plan, resume)
+        Ok(starting_point(&plan.config.output_dir, &plan, resume)?.checkpoint())
     }
 
     /// Loads the data and works out what the plan amounts to; with `timed`, builds the model too and
@@ -75,7 +75,7 @@ impl Run {
     ) -> Result<Estimate, TrainError> {
         start_threads(plan.config.train.threads)?;
         let (plan, device) = on_device(plan)?;
-        let inputs = RunInputs::load(&plan)?;
+        let inputs = RunInputs::load(&plan, SystemTime::now())?;
         let notes = inputs.notes(&plan, &device, &Environment::detect());
         notes.iter().skip(1).for_each(|text| note(text));
         let forecast = inputs.forecast(&plan, &device)??;

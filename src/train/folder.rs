@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -42,6 +42,12 @@ pub(super) struct RunRecord {
     pub(super) train_tokens: u64,
     pub(super) val_tokens: u64,
     pub(super) data: serde_json::Value,
+    /// What else decides tokens, by phase; null in the record of an older version.
+    #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
+    pub(super) token_inputs: serde_json::Value,
+    /// The phases of a plan that was made in code; null where resolved.toml says it all.
+    #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
+    pub(super) phases: serde_json::Value,
     /// The files of `model.base_model`, as `data`; null without one.
     #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
     pub(super) base_model: serde_json::Value,
@@ -92,11 +98,36 @@ impl RunRecord {
             train_tokens: tokens[0],
             val_tokens: tokens[1],
             data: data_record(files),
+            token_inputs: serde_json::Value::Null,
+            phases: serde_json::Value::Null,
             base_model: serde_json::Value::Null,
             exported_step: None,
             bigram_loss: None,
             end: None,
         }
+    }
+}
+
+impl RunRecord {
+    /// The record of the run in a folder; none in a folder without one.
+    pub(super) fn read(run_folder: &Path) -> Result<Option<Self>, TrainError> {
+        let path = run_folder.join("run.json");
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(TrainError::io(&path)(error)),
+        };
+        let record = serde_json::from_str(&text);
+        record.map(Some).map_err(|error| TrainError::Record {
+            path,
+            message: error.to_string(),
+        })
+    }
+
+    /// When the run was started; now, if the record does not say.
+    pub(super) fn start_time(&self) -> SystemTime {
+        let time = self.started.parse::<jiff::Timestamp>();
+        time.map_or_else(|_| SystemTime::now(), SystemTime::from)
     }
 }
 
@@ -193,17 +224,7 @@ impl RunFolder {
 
     /// The record of the run in this folder; none in a folder without one.
     pub(super) fn read_record(&self) -> Result<Option<RunRecord>, TrainError> {
-        let path = self.file("run.json");
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(TrainError::io(&path)(error)),
-        };
-        let record = serde_json::from_str(&text);
-        record.map(Some).map_err(|error| TrainError::Record {
-            path,
-            message: error.to_string(),
-        })
+        RunRecord::read(&self.path)
     }
 
     /// Writes the tokenizer and a model, ready for Hugging Face's tools and for `--model`.

@@ -1,15 +1,19 @@
 //! What a run trains on and with, and what follows from the plan once the data is counted.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use burn::tensor::Device;
+use serde_json::json;
 
 use super::TrainError;
 use super::estimate::Summary;
 use super::folder::RunRecord;
+use super::resume::StartingPoint;
 use crate::config::{DecoderSpec, PhasePlan, Plan, Task};
 use crate::data::{
-    DataView, EpochSize, FileRecord, TokenCache, TrainingData, ViewSpec, load_training_data,
+    DataView, EpochSize, FileRecord, SpecialToken, TokenCache, TrainingData, ViewSpec,
+    load_training_data,
 };
 use crate::device::{ComputeDevice, is_cpu, lanes};
 use crate::environment::{Environment, resident_memory_bytes};
@@ -41,11 +45,12 @@ pub(super) struct PhaseData {
 }
 
 impl RunInputs {
-    pub(super) fn load(plan: &Plan) -> Result<Self, TrainError> {
+    /// `started` is the time at which the run was started, which chat templates may write.
+    pub(super) fn load(plan: &Plan, started: SystemTime) -> Result<Self, TrainError> {
         let config = &plan.config;
         // Before the data: what reading it takes is free again when training begins.
         let program_bytes = resident_memory_bytes().unwrap_or_default();
-        let data = load_phases(plan)?;
+        let data = load_phases(plan, started)?;
         let epochs: Vec<EpochSize> = data.iter().map(|data| data.view.epoch()).collect();
         let timeline = Timeline::new(plan, &epochs)?;
         let spec = decoder_spec(plan, exported_data(&data))?;
@@ -94,17 +99,38 @@ impl RunInputs {
         files
     }
 
-    /// Whether the run with this last checkpoint has nothing left to do: its last step is
-    /// done, or it stopped early, and its model is exported. A crash can come in between.
+    /// What decides the tokens of each phase besides the data files, as run.json keeps it: the
+    /// tokenizer, its special tokens, and the chat template.
+    pub(super) fn token_inputs(&self) -> serde_json::Value {
+        let of_phase = |data: &PhaseData| {
+            let tokenizer = data.source.tokenizer();
+            let text = |token: Option<&SpecialToken>| token.map(|token| token.text.clone());
+            let hash = |text: &str| blake3::hash(text.as_bytes()).to_hex().to_string();
+            json!({
+                "tokenizer": hash(tokenizer.to_json()),
+                "bos token": text(tokenizer.bos()),
+                "eos token": text(tokenizer.eos()),
+                "end of a turn": data.source.turn_end(),
+                "chat template": data.source.chat_template().map(|template| hash(template.source())),
+            })
+        };
+        self.data.iter().map(of_phase).collect()
+    }
+
+    /// Whether the run in the folder has nothing left to do: its last step is done, or it stopped
+    /// early, and its model is exported. A crash can come in between.
     pub(super) fn is_complete(
         &self,
         plan: &Plan,
-        step: Option<u64>,
+        start: StartingPoint,
         record: Option<&RunRecord>,
     ) -> bool {
         let end = record.and_then(|record| record.end.as_ref());
-        let (Some(step), Some(end)) = (step, end) else {
-            return false;
+        let (step, end) = match (start, end) {
+            (StartingPoint::Checkpoint(step) | StartingPoint::FinishedAt(step), Some(end)) => {
+                (step, end)
+            }
+            _ => return false,
         };
         let steps = self.timeline.steps();
         let patience = plan.config.eval.early_stopping_patience;
@@ -205,7 +231,7 @@ fn exported_data(data: &[PhaseData]) -> &dyn TrainingData {
 }
 
 /// Reads the data of every phase. What several phases train on is read once.
-fn load_phases(plan: &Plan) -> Result<Vec<PhaseData>, TrainError> {
+fn load_phases(plan: &Plan, started: SystemTime) -> Result<Vec<PhaseData>, TrainError> {
     let cache = TokenCache::from_environment();
     let mut phases: Vec<PhaseData> = Vec::with_capacity(plan.phases.len());
     for (number, phase) in plan.phases.iter().enumerate() {
@@ -216,7 +242,7 @@ fn load_phases(plan: &Plan) -> Result<Vec<PhaseData>, TrainError> {
             Some(earlier) => phases[earlier].source.clone(),
             None => {
                 let tokenizer = &plan.config.tokenizer;
-                load_training_data(phase.task, &phase.data, tokenizer, &cache)?.into()
+                load_training_data(phase.task, &phase.data, tokenizer, &cache, started)?.into()
             }
         };
         if let Some(first) = phases.first()

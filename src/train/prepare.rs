@@ -1,12 +1,14 @@
 //! From a plan to a run that only has to be started: threads, folder, data, model, resume.
 
+use std::time::SystemTime;
+
 use super::clock::Clock;
 use super::folder::{RunRecord, data_record, device_record};
 use super::inputs::RunInputs;
 use super::model_init::ModelInit;
 use super::observers::{Journal, LogEvents};
 use super::report::HtmlReport;
-use super::resume::starting_point;
+use super::resume::{StartingPoint, starting_point};
 use super::saving::{Saver, free_space};
 use super::session::{ActivePhase, Session, objective_specs};
 use super::{
@@ -53,22 +55,37 @@ impl Run {
             folder,
             inputs,
             forecast,
-            checkpoint,
+            start,
         } = LockedRun::take(&plan, &device, options.resume)?;
+        let checkpoint = start.checkpoint();
         let log = folder.log()?;
         let _log = tracing::dispatcher::set_default(&log);
         options.observers.push(Box::new(LogEvents));
 
         let environment = Environment::detect();
-        let old = folder.read_record()?.filter(|_| checkpoint.is_some());
-        if options.resume == Resume::Auto && inputs.is_complete(&plan, checkpoint, old.as_ref()) {
+        let old = folder.read_record()?;
+        if options.resume == Resume::Auto && inputs.is_complete(&plan, start, old.as_ref()) {
             return Ok(None);
         }
+        if let StartingPoint::FinishedAt(step) = start {
+            let (folder, steps) = (folder.path().to_path_buf(), inputs.timeline.steps());
+            return Err(TrainError::CheckpointsGone {
+                folder,
+                step,
+                steps,
+            });
+        }
+        let old = old.filter(|_| checkpoint.is_some());
         let forecast = forecast?;
         let mut notes = inputs.notes(&plan, &device, &environment);
+        if start == StartingPoint::Again {
+            notes.push(
+                "no checkpoint is left of the run in this folder: it starts over".to_string(),
+            );
+        }
         notes.extend(forecast.describe(&inputs.summary(), &plan));
         if let Some(step) = checkpoint {
-            same_inputs(&folder, old.as_ref(), &inputs)?;
+            same_inputs(&folder, old.as_ref(), (&plan, &inputs))?;
             notes.extend(rounding_warning(old.as_ref(), &environment, &device));
             notes.extend(lossy_warning(&folder, step)?);
         }
@@ -144,17 +161,23 @@ struct LockedRun {
     folder: RunFolder,
     inputs: RunInputs,
     forecast: Result<Forecast, Shortage>,
-    checkpoint: Option<u64>,
+    start: StartingPoint,
 }
 
 impl LockedRun {
     fn take(plan: &Plan, device: &ComputeDevice, resume: Resume) -> Result<Self, TrainError> {
         let path = &plan.config.output_dir;
-        starting_point(path, plan, resume)?;
+        let start = starting_point(path, plan, resume)?;
+        // A run that goes on writes the date on which it began.
+        let old = match start {
+            StartingPoint::Checkpoint(_) => RunRecord::read(path)?,
+            _ => None,
+        };
+        let started = old.map_or_else(SystemTime::now, |old| old.start_time());
         // A folder that is there is taken before the data is read, so that a live run is noticed at
         // once; a new one is made after, so that bad data leaves nothing behind.
         let existing = path.exists().then(|| RunFolder::open(path)).transpose()?;
-        let inputs = RunInputs::load(plan)?;
+        let inputs = RunInputs::load(plan, started)?;
         let mut forecast = inputs.forecast(plan, device)?;
         let folder = match existing {
             Some(folder) => folder,
@@ -164,12 +187,12 @@ impl LockedRun {
             }
         };
         // Again, now that it is ours: another run may have come and gone in the meantime.
-        let checkpoint = starting_point(path, plan, resume)?;
+        let start = starting_point(path, plan, resume)?;
         Ok(Self {
             folder,
             inputs,
             forecast,
-            checkpoint,
+            start,
         })
     }
 }
@@ -261,14 +284,31 @@ fn rounding_warning(
 }
 
 /// Other bytes are another run: the order of the data and a tokenizer learned on it would change,
-/// and from another base model it would have come elsewhere.
+/// and from another base model it would have come elsewhere. What an older version did not record
+/// cannot be compared.
 fn same_inputs(
     folder: &RunFolder,
     record: Option<&RunRecord>,
-    inputs: &RunInputs,
+    (plan, inputs): (&Plan, &RunInputs),
 ) -> Result<(), TrainError> {
     let Some(record) = record else { return Ok(()) };
     let folder = || folder.path().to_path_buf();
+    if record.phases != phases_in_code(plan) {
+        return Err(TrainError::OtherPhases {
+            folder: folder(),
+            difference: format!("  {} there, {} here", record.phases, phases_in_code(plan)),
+        });
+    }
+    let before = record.token_inputs.as_array().into_iter().flatten();
+    let now = inputs.token_inputs();
+    for (before, now) in before.zip(now.as_array().into_iter().flatten()) {
+        let facts = before.as_object().into_iter().flatten();
+        let mut changed = facts.filter(|(what, value)| now[what.as_str()] != **value);
+        if let Some((what, _)) = changed.next() {
+            let (folder, what) = (folder(), what.clone());
+            return Err(TrainError::OtherTokens { folder, what });
+        }
+    }
     if let Some(file) = changed(&record.base_model, &data_record(&inputs.base)) {
         let folder = folder();
         return Err(TrainError::OtherBaseModel { folder, file });
@@ -279,6 +319,16 @@ fn same_inputs(
             file,
         }),
         None => Ok(()),
+    }
+}
+
+/// The phases of a plan that was made in code; null where its config says it all.
+fn phases_in_code(plan: &Plan) -> serde_json::Value {
+    let of_config = Plan::from_config(plan.config.clone()).map(|plan| plan.phases);
+    if of_config.is_ok_and(|phases| phases == plan.phases) {
+        serde_json::Value::Null
+    } else {
+        serde_json::json!(plan.phases)
     }
 }
 
@@ -316,6 +366,8 @@ fn record(
         tokens,
         &inputs.files(),
     );
+    record.token_inputs = inputs.token_inputs();
+    record.phases = phases_in_code(plan);
     if !inputs.base.is_empty() {
         record.base_model = data_record(&inputs.base);
     }

@@ -6,8 +6,9 @@ use std::fs;
 use std::path::Path;
 
 use super::TrainError;
+use super::folder::RunRecord;
 use crate::checkpoint::{CheckpointError, CheckpointStore};
-use crate::config::Plan;
+use crate::config::{Config, Plan};
 use crate::durable::is_temporary;
 
 /// What to do with a run that is already in the output folder.
@@ -53,24 +54,44 @@ const FREE: [&str; 10] = [
     "output_dir",
 ];
 
-/// Where to start: the checkpoint to load, or none for a fresh run.
+/// Where a run starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum StartingPoint {
+    /// At the beginning.
+    New,
+    /// At the beginning again: the run in the folder has not saved anything, or what it saved is
+    /// gone.
+    Again,
+    /// At the checkpoint of this step.
+    Checkpoint(u64),
+    /// The run in the folder has come to its end at this step, and its checkpoints are gone.
+    FinishedAt(u64),
+}
+
+impl StartingPoint {
+    /// The checkpoint to load.
+    pub(super) fn checkpoint(self) -> Option<u64> {
+        match self {
+            Self::Checkpoint(step) => Some(step),
+            Self::New | Self::Again | Self::FinishedAt(_) => None,
+        }
+    }
+}
+
+/// Where a run in this folder starts.
 pub(super) fn starting_point(
     folder: &Path,
     plan: &Plan,
     resume: Resume,
-) -> Result<Option<u64>, TrainError> {
+) -> Result<StartingPoint, TrainError> {
     let available = CheckpointStore::new(folder).steps()?;
     let step = match (resume, available.last()) {
         (Resume::Never, _) if is_used(folder)? => {
             let folder = folder.to_path_buf();
             return Err(TrainError::NotEmpty { folder });
         }
-        // A run that died before its first save has a resolved.toml and can be started over.
-        (Resume::Auto, None) if is_used(folder)? && !folder.join("resolved.toml").exists() => {
-            let folder = folder.to_path_buf();
-            return Err(TrainError::NotARun { folder });
-        }
-        (Resume::Never, _) | (Resume::Auto, None) => return Ok(None),
+        (Resume::Never, _) => return Ok(StartingPoint::New),
+        (Resume::Auto, None) => return without_checkpoints(folder, plan),
         (Resume::Auto, Some(&last)) => last,
         (Resume::Step(step), _) if available.contains(&step) => step,
         (Resume::Step(step), _) => {
@@ -84,7 +105,27 @@ pub(super) fn starting_point(
         }
     };
     same_config(folder, plan)?;
-    Ok(Some(step))
+    Ok(StartingPoint::Checkpoint(step))
+}
+
+/// Where a run starts in a folder that has no checkpoints. A run that died before its first save
+/// has a resolved.toml and can be started over; one that has come to its end is not overwritten.
+fn without_checkpoints(folder: &Path, plan: &Plan) -> Result<StartingPoint, TrainError> {
+    if !is_used(folder)? {
+        return Ok(StartingPoint::New);
+    }
+    if !folder.join("resolved.toml").exists() {
+        let folder = folder.to_path_buf();
+        return Err(TrainError::NotARun { folder });
+    }
+    let end = RunRecord::read(folder)?.and_then(|record| record.end);
+    match end {
+        Some(end) => {
+            same_config(folder, plan)?;
+            Ok(StartingPoint::FinishedAt(end.step))
+        }
+        None => Ok(StartingPoint::Again),
+    }
 }
 
 /// Whether anything but what opening it makes is in the folder.
@@ -102,19 +143,11 @@ fn is_used(folder: &Path) -> Result<bool, TrainError> {
     Ok(names.any(|name| !ours(&name)))
 }
 
+/// Compares what the run in the folder was to be with what this one is to be, key by key, after
+/// defaults: a key that the older run did not know has its default there.
 fn same_config(folder: &Path, plan: &Plan) -> Result<(), TrainError> {
-    let path = folder.join("resolved.toml");
-    let text = fs::read_to_string(&path).map_err(TrainError::io(&path))?;
-    let record = |message: String| TrainError::Record {
-        path: path.clone(),
-        message,
-    };
-    let old: toml::Table = text
-        .parse()
-        .map_err(|error: toml::de::Error| record(error.to_string()))?;
-    let new = toml::Table::try_from(&plan.config).map_err(|error| record(error.to_string()))?;
-    let (old, new) = (flatten(&old), flatten(&new));
-
+    let old = flatten(&older_config(&folder.join("resolved.toml"))?);
+    let new = flatten(&as_table(&plan.config));
     let absent = "(absent)".to_string();
     let keys: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
     let lines: Vec<String> = keys
@@ -133,6 +166,24 @@ fn same_config(folder: &Path, plan: &Plan) -> Result<(), TrainError> {
     }
     let (folder, difference) = (folder.to_path_buf(), lines.join("\n"));
     Err(TrainError::OtherConfig { folder, difference })
+}
+
+/// The configuration in a resolved.toml, with the default of every key that it does not have.
+fn older_config(path: &Path) -> Result<toml::Table, TrainError> {
+    let text = fs::read_to_string(path).map_err(TrainError::io(path))?;
+    let config: Config = toml::from_str(&text).map_err(|error| TrainError::Record {
+        path: path.to_path_buf(),
+        message: error.message().to_string(),
+    })?;
+    // Some defaults follow from other keys. A config that no longer resolves, because its base model
+    // has been moved for instance, is compared as it was written.
+    let resolved = Plan::from_config(config.clone()).map(|plan| plan.config);
+    Ok(as_table(&resolved.unwrap_or(config)))
+}
+
+fn as_table(config: &Config) -> toml::Table {
+    // Every config was read from TOML, so all its numbers, strings and paths fit into it.
+    toml::Table::try_from(config).expect("a config is TOML")
 }
 
 /// `a.b = v` for every leaf.

@@ -197,7 +197,13 @@ fn r11_validation_sees_every_row_once() {
     let mut bench = bench(&(1..=20).collect::<Vec<_>>());
     bench.data.val_fraction = 0.5;
     bench.data.sequence_len = 32;
-    let data = load_training_data(Task::Sft, &bench.data, &bench.tokenizer, &bench.cache());
+    let data = load_training_data(
+        Task::Sft,
+        &bench.data,
+        &bench.tokenizer,
+        &bench.cache(),
+        std::time::SystemTime::now(),
+    );
     let data = data.unwrap();
     let view = data.view(&ViewSpec::new(&bench.data, 1)).unwrap();
     for rows in [1, 4] {

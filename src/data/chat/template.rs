@@ -164,6 +164,20 @@ impl ChatTemplate {
         })
     }
 
+    /// The same template at another time: what `strftime_now` gives it. A run keeps the time at
+    /// which it was started, so that it goes on with the texts that it began with.
+    pub(in crate::data) fn at(mut self, time: jiff::Timestamp) -> Self {
+        let mut environment = (*self.environment).clone();
+        environment.add_function("strftime_now", move |format: String| at(time, &format));
+        self.environment = Arc::new(environment);
+        self
+    }
+
+    /// Whether the template writes the date.
+    pub fn writes_date(&self) -> bool {
+        self.source.contains("strftime_now")
+    }
+
     /// The template as it was written.
     pub fn source(&self) -> &str {
         &self.source
@@ -336,16 +350,17 @@ fn environment(special: &SpecialTexts) -> Environment<'static> {
             Err(Error::new(ErrorKind::InvalidOperation, said).with_source(Raised(message)))
         },
     );
-    environment.add_function("strftime_now", strftime_now);
+    let now = jiff::Timestamp::now();
+    environment.add_function("strftime_now", move |format: String| at(now, &format));
     environment.add_global("bos_token", special.bos.clone());
     environment.add_global("eos_token", special.eos.clone());
     environment
 }
 
-/// The time now, in UTC, in Python's format.
-fn strftime_now(format: String) -> Result<String, Error> {
-    let now = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC);
-    jiff::fmt::strtime::format(&format, &now)
+/// A time, in UTC, in Python's format.
+fn at(time: jiff::Timestamp, format: &str) -> Result<String, Error> {
+    let time = time.to_zoned(jiff::tz::TimeZone::UTC);
+    jiff::fmt::strtime::format(format, &time)
         .map_err(|error| Error::new(ErrorKind::InvalidOperation, error.to_string()))
 }
 

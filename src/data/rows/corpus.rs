@@ -9,6 +9,8 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use jiff::Timestamp;
+
 use super::findings::RowSummary;
 use super::prepare::{Preparation, VAL, train_name};
 use super::set::file_paths;
@@ -66,16 +68,27 @@ impl RowCorpus {
         tokenizer: &TokenizerConfig,
         cache: &TokenCache,
     ) -> Result<Self, DataError> {
+        Self::load_at(data, tokenizer, cache, Timestamp::now())
+    }
+
+    /// The same as if it were another time, which templates may write.
+    pub(in crate::data) fn load_at(
+        data: &DataConfig,
+        tokenizer: &TokenizerConfig,
+        cache: &TokenCache,
+        time: Timestamp,
+    ) -> Result<Self, DataError> {
         let source = Source::survey(data)?;
         let mut notes = source.warnings();
         let mut files = source.files();
         let place = notes.len();
         let tokenizer = ready_tokenizer(tokenizer, &source, cache, &mut notes, &mut files)?;
-        let template = find_template(data, &tokenizer)?;
+        let template = find_template(data, &tokenizer, time)?;
         let preparation = Preparation {
             source: &source,
             tokenizer: &tokenizer,
             template: template.as_ref().map_err(Clone::clone),
+            time,
         };
         let (streams, summary, origin) = preparation.rows(cache, &mut notes)?;
         let paths = file_paths(preparation.files().map(|file| file.path.as_path()));
@@ -160,11 +173,13 @@ pub(super) fn ready_tokenizer(
 pub(super) fn find_template(
     data: &DataConfig,
     tokenizer: &Tokenizer,
+    time: Timestamp,
 ) -> Result<Result<ChatTemplate, TemplateError>, DataError> {
-    match &data.chat_template {
-        Some(choice) => Ok(Ok(ChatTemplate::find(choice, tokenizer)?)),
-        None => Ok(ChatTemplate::find("tokenizer", tokenizer)),
-    }
+    let found = match &data.chat_template {
+        Some(choice) => Ok(ChatTemplate::find(choice, tokenizer)?),
+        None => ChatTemplate::find("tokenizer", tokenizer),
+    };
+    Ok(found.map(|template| template.at(time)))
 }
 
 /// Gives the tokenizer the template, and the end token that the model learns to end with.

@@ -6,6 +6,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use rand::SeedableRng;
 use rand::rngs::ChaCha8Rng;
 
@@ -37,7 +38,17 @@ impl PairData {
         tokenizer: &TokenizerConfig,
         cache: &TokenCache,
     ) -> Result<Self, DataError> {
-        let pairs = Pairs::load(data, tokenizer, cache)?;
+        Self::load_at(data, tokenizer, cache, Timestamp::now())
+    }
+
+    /// The same as if it were another time, which templates may write.
+    pub(in crate::data) fn load_at(
+        data: &DataConfig,
+        tokenizer: &TokenizerConfig,
+        cache: &TokenCache,
+        time: Timestamp,
+    ) -> Result<Self, DataError> {
+        let pairs = Pairs::load_at(data, tokenizer, cache, time)?;
         Ok(Self::new(pairs, data.val_fraction)?)
     }
 

@@ -1,5 +1,6 @@
 //! Preference data: for each prompt a chosen and a rejected answer.
 
+use jiff::Timestamp;
 use rayon::prelude::*;
 
 use super::corpus::{find_template, mark_tokenizer, ready_tokenizer};
@@ -63,15 +64,26 @@ impl Pairs {
         tokenizer: &TokenizerConfig,
         cache: &TokenCache,
     ) -> Result<Self, DataError> {
+        Self::load_at(data, tokenizer, cache, Timestamp::now())
+    }
+
+    /// The same as if it were another time, which templates may write.
+    pub(in crate::data) fn load_at(
+        data: &DataConfig,
+        tokenizer: &TokenizerConfig,
+        cache: &TokenCache,
+        time: Timestamp,
+    ) -> Result<Self, DataError> {
         let source = Source::survey(data)?;
         let mut notes = source.warnings();
         let mut files = source.files();
         let mut tokenizer = ready_tokenizer(tokenizer, &source, cache, &mut notes, &mut files)?;
-        let template = find_template(data, &tokenizer)?;
+        let template = find_template(data, &tokenizer, time)?;
         let preparation = Preparation {
             source: &source,
             tokenizer: &tokenizer,
             template: template.as_ref().map_err(Clone::clone),
+            time,
         };
         let paths = file_paths(preparation.files().map(|file| file.path.as_path()));
         let writer = Writer {

@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use rayon::prelude::*;
 use serde_json::{Map, Value};
 
@@ -50,6 +51,8 @@ pub(super) struct Preparation<'a> {
     pub(super) source: &'a Source<'a>,
     pub(super) tokenizer: &'a Tokenizer,
     pub(super) template: Result<&'a ChatTemplate, TemplateError>,
+    /// When templates are rendered, as far as they know.
+    pub(super) time: Timestamp,
 }
 
 impl<'a> Preparation<'a> {
@@ -94,7 +97,7 @@ impl<'a> Preparation<'a> {
         key.add(template);
         if template.contains("strftime_now") {
             // Such a template writes another text every day.
-            key.add(&jiff::Timestamp::now().strftime("%F").to_string());
+            key.add(&self.time.strftime("%F").to_string());
         }
         key.add(self.tokenizer.to_json());
         for token in [self.tokenizer.bos(), self.tokenizer.eos()] {
