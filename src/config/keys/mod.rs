@@ -28,6 +28,9 @@ pub use quantization::*;
 pub use run::*;
 pub use train::*;
 
+use super::optimizer::OptimizerConfig;
+use super::schedule::LrSchedulerConfig;
+
 /// One training experiment. `runner train FILE` runs it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
