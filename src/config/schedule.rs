@@ -233,19 +233,15 @@ impl Checks<'_> {
                 continue;
             }
             let takers = SchedulerName::ALL.iter().filter(|rule| rule.takes(is_set));
-            let takers: Vec<&str> = takers.map(|rule| rule.key()).collect();
+            let takers = takers.map(|rule| rule.key().to_string());
             let path = format!("lr_scheduler.{key}");
             if key == MIN_LR_RATIO {
-                let (last, others) = takers.split_last().unwrap_or((&"", &[]));
-                self.refuse(
-                    &[&path, decider],
-                    format!("{} ignores {}", name.key(), describe(&path)),
-                    &format!("remove it, or choose {} or {last}", others.join(", ")),
-                );
+                let help = format!("remove it, or choose {}", alternatives(takers.collect()));
+                let message = format!("{} ignores {}", name.key(), describe(&path));
+                self.refuse(&[&path, decider], message, &help);
             } else {
-                let takers = takers.iter().map(|taker| format!("\"{taker}\""));
-                let takers: Vec<String> = takers.collect();
-                self.only_with(true, &path, decider, &takers.join(" or "));
+                let takers = takers.map(|taker| format!("\"{taker}\""));
+                self.only_with(true, &path, decider, &alternatives(takers.collect()));
             }
         }
     }
@@ -314,6 +310,14 @@ impl Warmup {
             Warmup::Steps(steps) => *steps == 0,
             Warmup::Ratio(ratio) => *ratio == 0.0,
         }
+    }
+}
+
+/// As in "linear, cosine or wsd".
+fn alternatives(names: Vec<String>) -> String {
+    match names.as_slice() {
+        [others @ .., last] if !others.is_empty() => format!("{} or {last}", others.join(", ")),
+        _ => names.concat(),
     }
 }
 
