@@ -97,9 +97,15 @@ impl Start<'_> {
             }
         };
         let mut optimizer = self.optimizer();
-        // A run whose every step was skipped as not finite has no moments yet.
-        if !snapshot.optimizer.tensors.is_empty() {
-            optimizer.load_state(&model, snapshot.optimizer, self.device)?;
+        let fresh = optimizer.load_state(&model, snapshot.optimizer, self.device)?;
+        // Before the first step there is no state; nor in a run whose every step was skipped as not
+        // finite, of which it is said.
+        if !fresh.is_empty() && snapshot.progress.step > 0 {
+            tracing::warn!(
+                "no optimizer state of {} parameters, which start fresh: {}",
+                fresh.len(),
+                fresh.join(", ")
+            );
         }
         Ok(State {
             model,
