@@ -60,7 +60,9 @@ impl CheckpointStore {
     ) -> Result<PathBuf, CheckpointError> {
         self.add(progress.step, |folder| {
             let model = write_tensors(&folder.join(MODEL), &model())?;
-            let OptimizerState { tensors, scalars } = optimizer();
+            let OptimizerState {
+                tensors, scalars, ..
+            } = optimizer();
             let optimizer = write_tensors(&folder.join(OPTIMIZER), &tensors)?;
             let form = Form::Whole { model, optimizer };
             State::new(&folder.join(STATE), progress.clone(), scalars, form)
@@ -184,6 +186,7 @@ impl CheckpointStore {
             optimizer: OptimizerState {
                 tensors,
                 scalars: state.optimizer,
+                ..OptimizerState::default()
             },
             progress: state.progress,
             extra: Default::default(),

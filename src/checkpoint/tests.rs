@@ -18,6 +18,7 @@ fn snapshot(step: u64) -> Snapshot {
         optimizer: OptimizerState {
             tensors: tensors(0.5),
             scalars: scalars.into(),
+            ..OptimizerState::default()
         },
         progress: Progress {
             step,
@@ -214,6 +215,7 @@ fn capture(step: u64) -> Capture {
         optimizer: OptimizerState {
             tensors: [moment("1"), moment("2")].into(),
             scalars: [("w.momentum.time".to_string(), StateScalar::Uint(step))].into(),
+            ..OptimizerState::default()
         },
         steps: Default::default(),
         config: serde_json::Value::Null,

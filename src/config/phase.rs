@@ -5,7 +5,8 @@ use std::fmt;
 use serde::{Serialize, Serializer};
 
 use super::keys::{Config, DataConfig, DpoConfig, Dtype, Task};
-use super::plan::{OptimizerPlan, SchedulePlan};
+use super::optimizer::OptimizerPlan;
+use super::schedule::SchedulePlan;
 
 /// What holds in a phase of a run: everything that may differ from one phase to the next. A TOML
 /// file describes one phase; a plan made in code may have several.

@@ -8,15 +8,14 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use super::adapter::AdapterPlan;
 use super::check::check;
 use super::document::Document;
 use super::error::{ConfigError, Issue};
 use super::keys::{
-    AdapterInit, Config, DataConfig, DecayShape, QuantizationConfig, Sampling, Task,
-    TokenizerConfig,
+    AdapterInit, Config, DataConfig, QuantizationConfig, Sampling, Task, TokenizerConfig,
 };
 use super::phase::PhasePlan;
 use super::resolve::resolve;
@@ -51,136 +50,6 @@ pub enum Length {
     Epochs(f64),
     /// Trained tokens.
     Tokens(u64),
-}
-
-/// The update rule with its parameters.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OptimizerPlan {
-    /// Adam with decoupled weight decay.
-    AdamW {
-        /// Decay of the first and second moment estimates.
-        betas: [f64; 2],
-        /// Added to the denominator.
-        eps: f64,
-        /// Decay of matrices and embeddings.
-        weight_decay: f64,
-    },
-    /// The same with both moments in eight bits.
-    AdamW8bit {
-        /// Decay of the first and second moment estimates.
-        betas: [f64; 2],
-        /// Added to the denominator.
-        eps: f64,
-        /// Decay of matrices and embeddings.
-        weight_decay: f64,
-    },
-    /// Adam; weight decay is added to the gradient.
-    Adam {
-        /// Decay of the first and second moment estimates.
-        betas: [f64; 2],
-        /// Added to the denominator.
-        eps: f64,
-        /// Decay of matrices and embeddings.
-        weight_decay: f64,
-    },
-    /// Stochastic gradient descent; weight decay is added to the gradient.
-    Sgd {
-        /// Momentum; 0 = none.
-        momentum: f64,
-        /// Nesterov's form of it.
-        nesterov: bool,
-        /// Decay of matrices and embeddings.
-        weight_decay: f64,
-    },
-    /// Sign of the momentum, decoupled weight decay.
-    Lion {
-        /// Interpolation of the update and decay of the momentum.
-        betas: [f64; 2],
-        /// Decay of matrices and embeddings.
-        weight_decay: f64,
-    },
-    /// Factored second moments.
-    Adafactor {
-        /// Decay of matrices and embeddings.
-        weight_decay: f64,
-    },
-    /// Orthogonalised momentum for the blocks' matrices, AdamW for the rest.
-    Muon {
-        /// Momentum of the matrices.
-        momentum: f64,
-        /// Nesterov's form of it.
-        nesterov: bool,
-        /// AdamW's moments, for the rest.
-        betas: [f64; 2],
-        /// AdamW's epsilon, for the rest.
-        eps: f64,
-        /// Decay of matrices and embeddings.
-        weight_decay: f64,
-    },
-}
-
-impl OptimizerPlan {
-    /// The name of the rule in a configuration.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::AdamW { .. } => "adamw",
-            Self::AdamW8bit { .. } => "adamw8bit",
-            Self::Adam { .. } => "adam",
-            Self::Sgd { .. } => "sgd",
-            Self::Lion { .. } => "lion",
-            Self::Adafactor { .. } => "adafactor",
-            Self::Muon { .. } => "muon",
-        }
-    }
-}
-
-/// The learning rate over the run, in multiples of the peak (`optimizer.learning_rate`): linear
-/// warm-up to 1, then the decay.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct SchedulePlan {
-    /// What follows the warm-up.
-    pub decay: Decay,
-    /// Length of the warm-up.
-    pub warmup: Warmup,
-    /// Share of the peak at the last step; 0 for the schedules that take none.
-    pub min_lr_ratio: f64,
-}
-
-/// Length of the warm-up.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Warmup {
-    /// Optimizer steps; 0 = none.
-    Steps(u64),
-    /// Share of the run.
-    Ratio(f64),
-}
-
-/// The learning rate after warm-up.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Decay {
-    /// The peak all the way.
-    Constant,
-    /// A straight line.
-    Linear,
-    /// Half a cosine.
-    Cosine,
-    /// The peak, then a decay at the end.
-    Wsd {
-        /// Share of the run spent decaying.
-        ratio: f64,
-        /// Shape of that decay.
-        shape: DecayShape,
-    },
-    /// (1 - progress)^power.
-    Polynomial {
-        /// The exponent.
-        power: f64,
-    },
-    /// peak x sqrt(warm-up / step).
-    InverseSqrt,
 }
 
 /// Reads a configuration file, applies `--set` arguments (`train.max_steps=100`) and resolves it.

@@ -190,7 +190,7 @@ impl Sizes {
                     .any(|module| head.contains(&module.as_str()))
             }),
             optimizer_state: counts.optimizer_state,
-            optimizer: phase.optimizer.name().to_string(),
+            optimizer: phase.optimizer.name(),
             rounded: rounded(plan, shape, counts, element),
             element,
             lanes,

@@ -135,7 +135,7 @@ impl Session {
         let selectors = &phase.plan.freeze;
         let model = state.model().clone().with_frozen(selectors)?;
         let rules = optimizer(&self.plan, &phase.plan);
-        let fresh = state.enter_phase(model, rules);
+        let fresh = state.enter_phase(model, rules, &self.device.device)?;
         let progress = &mut state.progress;
         progress.loss_scale = loss_scale(&phase.plan, progress.loss_scale);
         progress.phase = phase.number as u64;

@@ -1,9 +1,11 @@
 //! What a training step changes.
 
+use burn::tensor::Device;
+
 use crate::checkpoint::Progress;
 use crate::gradient::Pipeline;
 use crate::model::Decoder;
-use crate::optimizer::Optimizer;
+use crate::optimizer::{Optimizer, OptimizerError};
 
 /// What a training step changes: the weights, the optimizer's state, what the gradient pipeline
 /// remembers, and how far the run has come. Several may exist in one process; they share nothing.
@@ -48,11 +50,19 @@ impl TrainState {
     /// an optimizer without state. What the optimizer keeps of a parameter goes on where it means
     /// the same under the new rules, and is dropped where the parameter is no longer trained.
     /// Returns the trained parameters that begin without state.
-    pub(super) fn enter_phase(&mut self, model: Decoder, rules: Optimizer) -> Vec<String> {
-        self.model = Some(model);
+    ///
+    /// # Errors
+    /// A state that does not fit its parameter.
+    pub(super) fn enter_phase(
+        &mut self,
+        model: Decoder,
+        rules: Optimizer,
+        device: &Device,
+    ) -> Result<Vec<String>, OptimizerError> {
         let before = std::mem::replace(&mut self.optimizer, rules);
-        let model = self.model.as_ref().expect("it has just been put there");
-        self.optimizer.take_over(before, model)
+        let fresh = self.optimizer.take_over(&before, &model, device)?;
+        self.model = Some(model);
+        Ok(fresh)
     }
 
     /// Puts what `change` makes of the model in its place.

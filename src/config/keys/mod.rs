@@ -2,7 +2,9 @@
 //!
 //! These structs are the single source of truth. The strict checker, the JSON Schema
 //! (`runner schema`), the templates (`runner init`) and the reference page in the book are all
-//! generated from them, doc comments included, so a key is documented here or nowhere.
+//! generated from them, doc comments included, so a key is documented here or nowhere. The sections
+//! of which each choice brings keys of its own, `[optimizer]` and `[lr_scheduler]`, are files one
+//! folder up, together with what follows from them.
 //!
 //! `x-aliases` lists the names other trainers use for the same thing; the checker offers ours when
 //! it meets one of them. Keys that are absent from the file take the default shown in the schema.
@@ -27,6 +29,9 @@ pub use model::*;
 pub use quantization::*;
 pub use run::*;
 pub use train::*;
+
+use super::optimizer::OptimizerConfig;
+use super::schedule::LrSchedulerConfig;
 
 /// One training experiment. `runner train FILE` runs it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -7,7 +7,6 @@
 mod adapter;
 mod model;
 mod quantization;
-mod update;
 
 use super::document::Document;
 use super::error::Issue;
@@ -23,7 +22,7 @@ use super::plan::{Length, Plan};
 const MOST_TOKENS_PER_STEP: f64 = 1e9;
 
 /// Collects contradictions.
-struct Checks<'d> {
+pub(super) struct Checks<'d> {
     document: &'d Document,
     rejected: &'d [String],
     issues: Vec<Issue>,
@@ -70,7 +69,7 @@ pub(super) fn resolve(
 impl Checks<'_> {
     /// Keys that cannot stand as they are. The issue points at the first of `keys` that was
     /// written, by a path such as `train.max_steps`; what a section lacks is said of the section.
-    fn refuse(&mut self, keys: &[&str], message: String, help: &str) {
+    pub(super) fn refuse(&mut self, keys: &[&str], message: String, help: &str) {
         if keys.iter().any(|key| self.is_rejected(key)) {
             return;
         }
@@ -94,7 +93,7 @@ impl Checks<'_> {
     }
 
     /// A key that takes effect only together with another one's value.
-    fn only_with(&mut self, given: bool, key: &str, decider: &str, needed: &str) {
+    pub(super) fn only_with(&mut self, given: bool, key: &str, decider: &str, needed: &str) {
         if given {
             let name = decider.rsplit('.').next().unwrap_or(decider);
             self.refuse(

@@ -1,8 +1,14 @@
-//! The learning rate as a function of the step.
+//! The learning rate as a function of the step: one file per schedule, and the table of them in
+//! [`Schedule::learning_rate`].
 
-use std::f64::consts::PI;
+mod constant;
+mod cosine;
+mod inverse_sqrt;
+mod linear;
+mod polynomial;
+mod wsd;
 
-use crate::config::{Decay, DecayShape, Warmup};
+use crate::config::{Decay, Warmup};
 
 /// Learning rate over a run of known length. Steps count from 0; the schedule is stepped once per
 /// optimizer step.
@@ -22,9 +28,7 @@ use crate::config::{Decay, DecayShape, Warmup};
 pub struct Schedule {
     peak: f64,
     decay: Decay,
-    warmup: u64,
-    floor: f64,
-    steps: u64,
+    span: Span,
 }
 
 impl Schedule {
@@ -38,45 +42,49 @@ impl Schedule {
         Self {
             peak,
             decay: decay.clone(),
-            warmup,
-            floor: min_ratio,
-            steps,
+            span: Span {
+                warmup,
+                floor: min_ratio,
+                steps,
+            },
         }
     }
 
     /// Steps before the peak.
     pub fn warmup_steps(&self) -> u64 {
-        self.warmup
+        self.span.warmup
     }
 
     /// The learning rate of the given step, counted from 0.
     pub fn learning_rate(&self, step: u64) -> f64 {
-        if step < self.warmup {
-            return self.peak * (step + 1) as f64 / (self.warmup + 1) as f64;
+        let span = &self.span;
+        if step < span.warmup {
+            return self.peak * (step + 1) as f64 / (span.warmup + 1) as f64;
         }
-        let floored = |share: f64| self.floor + (1.0 - self.floor) * share;
-        let share = match &self.decay {
-            Decay::Constant => 1.0,
-            Decay::InverseSqrt => ((self.warmup + 1) as f64 / (step + 1) as f64).sqrt(),
-            Decay::Linear => floored(1.0 - self.progress(step, self.warmup)),
-            Decay::Cosine => floored(half_cosine(self.progress(step, self.warmup))),
-            Decay::Polynomial { power } => {
-                floored((1.0 - self.progress(step, self.warmup)).powf(*power))
-            }
-            Decay::Wsd { ratio, shape } => {
-                let decay_steps = (ratio * self.steps as f64).round() as u64;
-                let last_at_peak = self.last().saturating_sub(decay_steps).max(self.warmup);
-                let x = self.progress(step, last_at_peak);
-                floored(match shape {
-                    DecayShape::Linear => 1.0 - x,
-                    DecayShape::Sqrt => 1.0 - x.sqrt(),
-                    DecayShape::Cosine => half_cosine(x),
-                })
-            }
+        let share = match self.decay {
+            Decay::Constant => constant::share(),
+            Decay::Linear => linear::share(span, step),
+            Decay::Cosine => cosine::share(span, step),
+            Decay::Wsd { ratio, shape } => wsd::share(span, step, ratio, shape),
+            Decay::Polynomial { power } => polynomial::share(span, step, power),
+            Decay::InverseSqrt => inverse_sqrt::share(span, step),
         };
         self.peak * share
     }
+}
 
+/// The steps of a run as every schedule sees them.
+#[derive(Debug, Clone, PartialEq)]
+struct Span {
+    /// Steps before the peak.
+    warmup: u64,
+    /// Share of the peak that is left at the last step.
+    floor: f64,
+    /// Steps of the run.
+    steps: u64,
+}
+
+impl Span {
     /// 0 up to step `from`, 1 from the last step on, a straight line between.
     fn progress(&self, step: u64, from: u64) -> f64 {
         if step <= from {
@@ -89,15 +97,17 @@ impl Schedule {
     fn last(&self) -> u64 {
         self.steps.saturating_sub(1)
     }
-}
 
-fn half_cosine(x: f64) -> f64 {
-    0.5 * (1.0 + (PI * x).cos())
+    /// A share that falls from 1 to 0, so that it falls to the floor.
+    fn floored(&self, share: f64) -> f64 {
+        self.floor + (1.0 - self.floor) * share
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::DecayShape;
 
     fn schedule(decay: Decay, warmup: u64, floor: f64) -> Schedule {
         Schedule::new(2.0, &decay, &Warmup::Steps(warmup), floor, 101)

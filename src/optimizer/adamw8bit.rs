@@ -14,26 +14,39 @@
 
 use std::cmp::Ordering;
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::kind::BridgeTensor;
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use firebrick_kernels::dynamic::{BLOCK, Dynamic8, DynamicMap};
 use rayon::prelude::*;
 
+use super::rule::{RuleState, SavedState, StateLayout, StateTensor, UpdateRule};
+use super::rules::Rules;
 use super::{OptimizerState, StateScalar};
+use crate::model::Tensors;
 
 /// Weights of a tensor from which on its moments are in eight bits.
-pub(super) const SMALLEST: usize = 4096;
+const SMALLEST: usize = 4096;
+
+pub(super) fn rules(betas: [f64; 2], eps: f64, weight_decay: f64) -> Rules {
+    let rule = |weight_decay: f64| AdamW8bit {
+        betas: betas.map(|beta| beta as f32),
+        eps: eps as f32,
+        weight_decay: weight_decay as f32,
+    };
+    Rules::uniform(rule(weight_decay), rule(0.0))
+}
 
 /// The rule with its parameters.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct AdamW8bit {
-    pub(super) betas: [f32; 2],
-    pub(super) eps: f32,
-    pub(super) weight_decay: f32,
+struct AdamW8bit {
+    betas: [f32; 2],
+    eps: f32,
+    weight_decay: f32,
 }
 
 /// The moments of one parameter.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct State {
+struct State {
     updates: u64,
     moments: Moments,
 }
@@ -47,20 +60,16 @@ enum Moments {
 /// Weights that one core updates at a time: whole blocks.
 const TASK: usize = 64 * BLOCK;
 
-const NAMES: [&str; 2] = ["moment_1", "moment_2"];
+const UPDATES: &str = "updates";
+const EXACT: [&str; 2] = ["moment_1", "moment_2"];
+/// Codes and absmax of both moments.
+const CODED: [[&str; 2]; 2] = [
+    ["moment_1_codes", "moment_1_absmax"],
+    ["moment_2_codes", "moment_2_absmax"],
+];
 
 fn maps() -> [&'static DynamicMap; 2] {
     [DynamicMap::signed(), DynamicMap::unsigned()]
-}
-
-/// Bytes that are kept of a parameter of so many weights.
-pub(super) fn kept_bytes(weights: usize) -> u64 {
-    let bytes = if weights < SMALLEST {
-        8 * weights
-    } else {
-        2 * weights + 8 * weights.div_ceil(BLOCK)
-    };
-    bytes as u64
 }
 
 /// What one update multiplies with.
@@ -85,18 +94,8 @@ impl Factors {
 }
 
 impl AdamW8bit {
-    /// The updated parameter and its state. All tensors are on the plain device.
-    pub(super) fn step<const D: usize>(
-        &self,
-        learning_rate: f64,
-        value: Tensor<D>,
-        gradient: Tensor<D>,
-        state: Option<State>,
-    ) -> (Tensor<D>, State) {
-        let (device, shape) = (value.device(), value.shape());
-        let mut weights: Vec<f32> = values(value);
-        let gradient: Vec<f32> = values(gradient);
-        let mut state = state.unwrap_or_else(|| State::new(weights.len()));
+    /// Updates the weights of a parameter and its state.
+    fn update(&self, learning_rate: f64, weights: &mut [f32], gradient: &[f32], state: &mut State) {
         state.updates += 1;
         let power = i32::try_from(state.updates).unwrap_or(i32::MAX);
         let factors = Factors {
@@ -110,15 +109,116 @@ impl AdamW8bit {
         match &mut state.moments {
             Moments::Exact([first, second]) => {
                 let moments = first.iter_mut().zip(second);
-                let all = weights.iter_mut().zip(&gradient).zip(moments);
+                let all = weights.iter_mut().zip(gradient).zip(moments);
                 all.for_each(|((weight, gradient), (first, second))| {
                     factors.update(weight, *gradient, first, second);
                 });
             }
-            Moments::Coded(moments) => update_coded(&factors, &mut weights, &gradient, moments),
+            Moments::Coded(moments) => update_coded(&factors, weights, gradient, moments),
         }
-        let value = Tensor::from_data(TensorData::new(weights, shape), &device);
-        (value, state)
+    }
+}
+
+impl UpdateRule for AdamW8bit {
+    fn state_family(&self) -> &'static str {
+        "adamw8bit"
+    }
+
+    fn layout(&self, dims: &[usize]) -> StateLayout {
+        let weights = dims.iter().product();
+        let tensor = |name, dtype, length| StateTensor {
+            name,
+            dtype,
+            dims: vec![length],
+        };
+        let tensors = if weights < SMALLEST {
+            let moments = EXACT.map(|name| tensor(name, DType::F32, weights));
+            Vec::from(moments)
+        } else {
+            let moments = CODED.map(|[codes, absmax]| {
+                let blocks = weights.div_ceil(BLOCK);
+                [
+                    tensor(codes, DType::U8, weights),
+                    tensor(absmax, DType::F32, blocks),
+                ]
+            });
+            moments.into_iter().flatten().collect()
+        };
+        StateLayout {
+            tensors,
+            scalars: &[UPDATES],
+        }
+    }
+
+    fn step(
+        &self,
+        _rank: usize,
+        learning_rate: f64,
+        value: BridgeTensor,
+        gradient: BridgeTensor,
+        state: Option<RuleState>,
+    ) -> (BridgeTensor, Option<RuleState>) {
+        // Whatever their rank: only their data is looked at.
+        let value = Tensor::<1>::from_bridge(value);
+        let gradient = Tensor::<1>::from_bridge(gradient);
+        let device = value.device();
+        let value = value.into_data();
+        let shape = value.shape().clone();
+        let (mut weights, gradient) = (values(value), values(gradient.into_data()));
+        let state = state.map(RuleState::into_inner::<State>);
+        let mut state = state.unwrap_or_else(|| State::new(weights.len()));
+        self.update(learning_rate, &mut weights, &gradient, &mut state);
+        let value = on_device(TensorData::new(weights, shape), &device);
+        (value, Some(RuleState::new(self, state)))
+    }
+
+    fn save(&self, path: &str, state: &RuleState, _spare: Tensors, saved: &mut OptimizerState) {
+        let State { updates, moments } = state.inner();
+        let mut put = |name: &str, data: TensorData| {
+            saved.tensors.insert(format!("{path}.{name}"), data);
+        };
+        match moments {
+            Moments::Exact(moments) => {
+                for (name, values) in EXACT.iter().zip(moments) {
+                    put(name, TensorData::new(values.clone(), [values.len()]));
+                }
+            }
+            Moments::Coded(moments) => {
+                for ([codes, absmax], moment) in CODED.iter().zip(moments) {
+                    let (length, blocks) = ([moment.codes.len()], [moment.absmax.len()]);
+                    put(codes, TensorData::new(moment.codes.clone(), length));
+                    put(absmax, TensorData::new(moment.absmax.clone(), blocks));
+                }
+            }
+        }
+        let updates = StateScalar::Uint(*updates);
+        saved.scalars.insert(format!("{path}.{UPDATES}"), updates);
+    }
+
+    fn load(&self, dims: &[usize], mut saved: SavedState, _device: &Device) -> Option<RuleState> {
+        let Some(&StateScalar::Uint(updates)) = saved.scalars.get(UPDATES) else {
+            return None;
+        };
+        let mut take = |name: &str| saved.tensors.remove(name);
+        let floats = |data: TensorData| {
+            let values: Vec<f32> = data.try_into_vec().ok()?;
+            values
+                .iter()
+                .all(|value| value.is_finite())
+                .then_some(values)
+        };
+        let moments = if dims.iter().product::<usize>() < SMALLEST {
+            let [a, b] = EXACT.map(|name| floats(take(name)?));
+            Moments::Exact([a?, b?])
+        } else {
+            let [a, b] = CODED.map(|[codes, absmax]| {
+                let codes = take(codes)?.try_into_vec().ok()?;
+                let absmax = floats(take(absmax)?)?;
+                Some(Dynamic8 { codes, absmax })
+            });
+            Moments::Coded([a?, b?])
+        };
+        Some(RuleState::new(self, State { updates, moments }))
     }
 }
 
@@ -192,11 +292,23 @@ fn towards(end: u8, code: u8) -> u8 {
 }
 
 /// The values of a tensor, without a copy where nothing else holds them.
-fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    let data = tensor.into_data();
+fn values(data: TensorData) -> Vec<f32> {
     // Parameters and their gradients are f32.
     data.try_into_vec()
         .unwrap_or_else(|error| unreachable!("f32: {error:?}"))
+}
+
+/// A tensor of the rank that its data has.
+fn on_device(data: TensorData, device: &Device) -> BridgeTensor {
+    match data.shape().num_dims() {
+        1 => Tensor::<1>::from_data(data, device).into_bridge(),
+        2 => Tensor::<2>::from_data(data, device).into_bridge(),
+        3 => Tensor::<3>::from_data(data, device).into_bridge(),
+        4 => Tensor::<4>::from_data(data, device).into_bridge(),
+        // A kernel of a convolution over volumes has the most.
+        5 => Tensor::<5>::from_data(data, device).into_bridge(),
+        rank => unreachable!("a parameter of rank {rank}"),
+    }
 }
 
 impl State {
@@ -211,73 +323,11 @@ impl State {
             moments,
         }
     }
-
-    /// Puts it into a checkpoint, under the path of its parameter.
-    pub(super) fn save(&self, path: &str, kept: &mut OptimizerState) {
-        kept.scalars
-            .insert(format!("{path}.updates"), StateScalar::Uint(self.updates));
-        let mut put = |name: String, data: TensorData| {
-            kept.tensors.insert(format!("{path}.{name}"), data);
-        };
-        match &self.moments {
-            Moments::Exact(moments) => {
-                for (name, values) in NAMES.iter().zip(moments) {
-                    put(
-                        name.to_string(),
-                        TensorData::new(values.clone(), [values.len()]),
-                    );
-                }
-            }
-            Moments::Coded(moments) => {
-                for (name, moment) in NAMES.iter().zip(moments) {
-                    let (codes, absmax) = (moment.codes.clone(), moment.absmax.clone());
-                    let (length, blocks) = ([codes.len()], [absmax.len()]);
-                    put(format!("{name}_codes"), TensorData::new(codes, length));
-                    put(format!("{name}_absmax"), TensorData::new(absmax, blocks));
-                }
-            }
-        }
-    }
-
-    /// Takes it out of a checkpoint; none where it is not there, or is of another size.
-    pub(super) fn load(path: &str, weights: usize, kept: &mut OptimizerState) -> Option<Self> {
-        let updates = match kept.scalars.remove(&format!("{path}.updates"))? {
-            StateScalar::Uint(updates) => updates,
-            _ => return None,
-        };
-        let mut take = |name: String| kept.tensors.remove(&format!("{path}.{name}"));
-        let floats = |data: TensorData, count: usize| {
-            let values: Vec<f32> = data.try_into_vec().ok()?;
-            (values.len() == count && values.iter().all(|value| value.is_finite()))
-                .then_some(values)
-        };
-        let moments = if weights < SMALLEST {
-            let [a, b] = NAMES.map(|name| floats(take(name.to_string())?, weights));
-            Moments::Exact([a?, b?])
-        } else {
-            let [a, b] = NAMES.map(|name| {
-                let codes: Vec<u8> = take(format!("{name}_codes"))?.try_into_vec().ok()?;
-                let absmax = floats(take(format!("{name}_absmax"))?, weights.div_ceil(BLOCK))?;
-                (codes.len() == weights).then_some(Dynamic8 { codes, absmax })
-            });
-            Moments::Coded([a?, b?])
-        };
-        Some(Self { updates, moments })
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::Device;
-
     use super::*;
-
-    fn tensor(values: &[f32]) -> Tensor<1> {
-        Tensor::from_data(
-            TensorData::new(values.to_vec(), [values.len()]),
-            &Device::flex(),
-        )
-    }
 
     const RULE: AdamW8bit = AdamW8bit {
         betas: [0.9, 0.95],
@@ -288,16 +338,15 @@ mod tests {
     #[test]
     fn q7_small_tensors_are_updated_as_the_paper_says_and_large_ones_nearly_so() {
         for count in [5, SMALLEST - 1, SMALLEST, SMALLEST + 77] {
-            let weights: Vec<f32> = (0..count).map(|i| (i as f32 * 0.37).sin()).collect();
-            let (mut found, mut state) = (tensor(&weights), None);
-            let mut expected: Vec<f64> = weights.iter().map(|&w| f64::from(w)).collect();
+            let mut found: Vec<f32> = (0..count).map(|i| (i as f32 * 0.37).sin()).collect();
+            let mut state = State::new(count);
+            let mut expected: Vec<f64> = found.iter().map(|&w| f64::from(w)).collect();
             let mut moments = vec![[0f64; 2]; count];
             for step in 1..=20 {
                 let gradient: Vec<f32> = (0..count)
                     .map(|i| ((i * step) as f32 * 0.11).cos() * 0.2f32.powi(i as i32 % 3))
                     .collect();
-                let (value, new) = RULE.step(1e-2, found, tensor(&gradient), state);
-                (found, state) = (value, Some(new));
+                RULE.update(1e-2, &mut found, &gradient, &mut state);
                 for ((w, [m, v]), g) in expected.iter_mut().zip(&mut moments).zip(&gradient) {
                     let g = f64::from(*g);
                     *m = 0.9 * *m + 0.1 * g;
@@ -307,7 +356,6 @@ mod tests {
                     *w -= 1e-2 * (mean / spread + 0.1 * *w);
                 }
             }
-            let found: Vec<f32> = values(found);
             let errors = found
                 .iter()
                 .zip(&expected)
@@ -316,14 +364,15 @@ mod tests {
             // Twenty updates of about 1e-2 each.
             let limit = if count < SMALLEST { 1e-5 } else { 1e-2 };
             assert!(mean < limit, "{count}: {mean}");
-            assert_eq!(kept_bytes(count) < 8 * count as u64, count >= SMALLEST);
+            let bytes = RULE.state_bytes(&[count]);
+            assert_eq!(bytes < 8 * count as u64, count >= SMALLEST);
         }
     }
 
     #[test]
     fn q7_no_update_is_without_bound_and_what_has_no_gradient_any_more_stays() {
         let count = SMALLEST;
-        let (mut weights, mut state) = (tensor(&vec![0.0; count]), None);
+        let (mut weights, mut state) = (vec![0.0; count], State::new(count));
         let rule = AdamW8bit {
             weight_decay: 0.0,
             ..RULE
@@ -336,37 +385,41 @@ mod tests {
                 at => 10f32.powf(-8.0 * at as f32 / BLOCK as f32),
             };
             let gradient: Vec<f32> = (0..count).map(gradient).collect();
-            let (value, new) = rule.step(1e-2, weights, tensor(&gradient), state);
-            (weights, state) = (value, Some(new));
-            let now: Vec<f32> = values(weights.clone());
-            for (i, (now, before)) in now.iter().zip(&before).enumerate() {
+            rule.update(1e-2, &mut weights, &gradient, &mut state);
+            for (i, (now, before)) in weights.iter().zip(&before).enumerate() {
                 let moved = (now - before).abs();
                 assert!(moved < 5e-2, "step {step}, weight {i}: {moved}");
                 let is_idle = step > 150 && i % BLOCK >= BLOCK / 2;
                 assert!(!is_idle || moved < 1e-4, "step {step}, weight {i}: {moved}");
             }
-            before = now;
+            before.clone_from(&weights);
         }
     }
 
     #[test]
     fn q7_a_state_comes_back_as_it_was() {
-        for count in [7, SMALLEST + 3] {
+        let device = Device::flex();
+        for dims in [[1, 7], [3, SMALLEST / 3 + 1]] {
+            let count: usize = dims.iter().product();
             let values: Vec<f32> = (0..count).map(|i| (i as f32).sin()).collect();
-            let (_, state) = RULE.step(1e-2, tensor(&values), tensor(&values), None);
-            let mut kept = OptimizerState::default();
-            state.save("a.b", &mut kept);
-            let bytes: usize = kept
-                .tensors
-                .values()
-                .map(|data| data.as_bytes().len())
-                .sum();
-            assert_eq!(bytes as u64, kept_bytes(count));
-            assert!(State::load("a.b", count + 1, &mut kept).is_none());
-            state.save("a.b", &mut kept);
-            assert_eq!(State::load("a.b", count, &mut kept), Some(state));
-            assert!(kept.tensors.is_empty() && kept.scalars.is_empty());
-            assert_eq!(State::load("a.b", count, &mut kept), None);
+            let mut state = State::new(count);
+            RULE.update(1e-2, &mut values.clone(), &values, &mut state);
+            let kept = RuleState::new(&RULE, state.clone());
+            let save = || {
+                let mut saved = OptimizerState::default();
+                RULE.save("a.b", &kept, Tensors::new(), &mut saved);
+                SavedState::take("a.b", &mut saved).unwrap()
+            };
+            let load = |saved: SavedState| saved.load("a.b", &dims, &RULE, &device);
+            assert_eq!(load(save()).unwrap().inner::<State>(), &state);
+            // What is no number would spread through the weights.
+            let mut broken = save();
+            let is_float = |data: &&mut TensorData| data.dtype() == DType::F32;
+            let data = broken.tensors.values_mut().find(is_float).unwrap();
+            let mut values: Vec<f32> = data.clone().try_into_vec().unwrap();
+            values[0] = f32::NAN;
+            *data = TensorData::new(values, data.shape().clone());
+            assert!(load(broken).is_err());
         }
     }
 }

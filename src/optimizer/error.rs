@@ -1,0 +1,44 @@
+//! Why a saved state was refused.
+
+/// A saved state that does not belong to this optimizer and model.
+#[derive(Debug, thiserror::Error)]
+pub enum OptimizerError {
+    /// The state was saved by a rule whose state means something else.
+    #[error("optimizer state of `{path}` is of {found}, and its rule here keeps {expected}")]
+    OtherRule {
+        /// Path of the parameter.
+        path: String,
+        /// The family of states that this optimizer's rule continues from.
+        expected: &'static str,
+        /// The family that the state says it is of.
+        found: String,
+    },
+    /// A state that does not say whose it is has a part that this rule does not keep.
+    #[error("optimizer state `{name}` is another rule's: {family} keeps none of that name")]
+    NotKept {
+        /// Name of the state tensor or scalar; begins with the parameter's path.
+        name: String,
+        /// The family of states that this optimizer's rule continues from.
+        family: &'static str,
+    },
+    /// A part of a parameter's state is absent.
+    #[error("optimizer state of `{path}` is there in part: `{name}` is missing")]
+    Incomplete {
+        /// Path of the parameter.
+        path: String,
+        /// Name of the first state tensor or scalar that is missing.
+        name: String,
+    },
+    /// A part of a parameter's state is of another shape or type than the parameter's.
+    #[error("optimizer state `{name}` does not fit its parameter")]
+    Unfit {
+        /// Name of the state tensor or scalar, or path of the parameter.
+        name: String,
+    },
+    /// The state names a parameter that the model does not have, or does not train.
+    #[error("optimizer state `{name}` belongs to no parameter of this model")]
+    Unexpected {
+        /// Name of the state tensor or scalar.
+        name: String,
+    },
+}

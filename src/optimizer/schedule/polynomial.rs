@@ -1,0 +1,8 @@
+//! A power of what is left of the run.
+
+use super::Span;
+
+/// Share of the peak after warm-up.
+pub(super) fn share(span: &Span, step: u64, power: f64) -> f64 {
+    span.floored((1.0 - span.progress(step, span.warmup)).powf(power))
+}

@@ -1,0 +1,55 @@
+//! Going on with the state of another optimizer.
+
+use burn::module::Param;
+use burn::tensor::{Device, Tensor};
+
+use super::{Optimizer, OptimizerError, OptimizerState};
+use crate::model::{Decoder, VisitParameters};
+
+impl Optimizer {
+    /// Takes the state of another optimizer over, where it means the same under this one's rules:
+    /// Adam and AdamW keep the same moments. The state of a parameter that is not trained any more,
+    /// or whose rule keeps something else, is dropped. `device` is the plain one. Returns the paths
+    /// of the trained parameters that begin without state.
+    ///
+    /// # Errors
+    /// A state that does not fit its parameter.
+    pub fn take_over(
+        &mut self,
+        before: &Self,
+        model: &Decoder,
+        device: &Device,
+    ) -> Result<Vec<String>, OptimizerError> {
+        let mut keep = Keep {
+            rules: self,
+            saved: before.state(model),
+            kept: OptimizerState::default(),
+        };
+        model.visit_trained(&mut keep);
+        let kept = keep.kept;
+        self.load_state(model, kept, device)
+    }
+}
+
+/// Moves what goes on from one state to another.
+struct Keep<'a> {
+    rules: &'a Optimizer,
+    saved: OptimizerState,
+    kept: OptimizerState,
+}
+
+impl VisitParameters for Keep<'_> {
+    fn visit<const D: usize>(&mut self, path: &str, _param: &Param<Tensor<D>>) {
+        let family = self.rules.rules.rule_for(path, D).state_family();
+        if self.saved.families.get(path).map(String::as_str) != Some(family) {
+            return;
+        }
+        let prefix = format!("{path}.");
+        let own = |name: &String| name.starts_with(&prefix);
+        let tensors = self.saved.tensors.extract_if(prefix.clone().., |name, _| own(name));
+        self.kept.tensors.extend(tensors);
+        let scalars = self.saved.scalars.extract_if(prefix.clone().., |name, _| own(name));
+        self.kept.scalars.extend(scalars);
+        self.kept.families.insert(path.to_string(), family.to_string());
+    }
+}

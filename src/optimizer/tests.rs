@@ -1,0 +1,427 @@
+//! Every rule: steps, states and what may continue from what.
+
+use burn::module::{Module, Param};
+use burn::tensor::{DType, Device, Tensor, TensorData};
+
+use super::*;
+use crate::model::{Tensors, parameters};
+
+#[derive(Module, Debug)]
+struct Block {
+    weight: Param<Tensor<2>>,
+    bias: Param<Tensor<1>>,
+}
+
+/// Sides that are no multiples of anything; some tensors have 4096 weights and more.
+#[derive(Module, Debug)]
+struct Net {
+    layers: Vec<Block>,
+    head: Param<Tensor<2>>,
+    norm: Param<Tensor<1>>,
+}
+
+const FIRST: &str = "layers.0.weight";
+
+fn param<const D: usize>(dims: [usize; D], phase: f32) -> Param<Tensor<D>> {
+    let count: usize = dims.iter().product();
+    let values: Vec<f32> = (0..count)
+        .map(|i| (i as f32 * 0.37 + phase).sin())
+        .collect();
+    Param::from_data(TensorData::new(values, dims), &Device::flex().autodiff())
+}
+
+fn net() -> Net {
+    let block = |[rows, columns]: [usize; 2]| Block {
+        weight: param([rows, columns], 0.1),
+        bias: param([columns], 0.2),
+    };
+    Net {
+        layers: vec![block([61, 71]), block([5, 3])],
+        head: param([7, 1], 0.3),
+        norm: param([4099], 0.4),
+    }
+}
+
+/// One step towards a target that is another for every step, but for elements that have arrived.
+fn step(optimizer: &mut Optimizer, net: Net, time: usize) -> Net {
+    fn distance<const D: usize>(param: &Param<Tensor<D>>, target: f32) -> Tensor<1> {
+        (param.val().clamp_min(-0.5) - target).square().sum()
+    }
+    let target = (time as f32).cos();
+    let mut loss = distance(&net.head, target) + distance(&net.norm, target);
+    for block in &net.layers {
+        loss = loss + distance(&block.weight, target) + distance(&block.bias, target);
+    }
+    let gradient = Gradient::backward(&loss, &net);
+    optimizer.step(net, gradient, 1e-2)
+}
+
+fn stepped(plan: &OptimizerPlan) -> (Optimizer, Net) {
+    let (mut optimizer, mut net) = (Optimizer::new(plan), net());
+    for time in 0..3 {
+        net = step(&mut optimizer, net, time);
+    }
+    (optimizer, net)
+}
+
+fn plans() -> [OptimizerPlan; 8] {
+    let (betas, eps, weight_decay) = ([0.9, 0.95], 1e-8, 0.1);
+    let sgd = |momentum: f64| OptimizerPlan::Sgd {
+        momentum,
+        nesterov: momentum > 0.0,
+        weight_decay,
+    };
+    [
+        OptimizerPlan::AdamW {
+            betas,
+            eps,
+            weight_decay,
+        },
+        OptimizerPlan::AdamW8bit {
+            betas,
+            eps,
+            weight_decay,
+        },
+        OptimizerPlan::Adam {
+            betas,
+            eps,
+            weight_decay,
+        },
+        sgd(0.9),
+        sgd(0.0),
+        OptimizerPlan::Lion {
+            betas,
+            weight_decay,
+        },
+        OptimizerPlan::Adafactor { weight_decay },
+        OptimizerPlan::Muon {
+            momentum: 0.95,
+            nesterov: true,
+            betas,
+            eps,
+            weight_decay,
+        },
+    ]
+}
+
+fn paths() -> Vec<(String, Vec<usize>)> {
+    let dims = |data: &TensorData| data.shape().iter().copied().collect();
+    let all = parameters(&net()).into_iter();
+    all.map(|(path, data)| (path, dims(&data))).collect()
+}
+
+fn load(
+    plan: &OptimizerPlan,
+    net: &Net,
+    state: OptimizerState,
+) -> Result<(Optimizer, Vec<String>), OptimizerError> {
+    let mut optimizer = Optimizer::new(plan);
+    let fresh = optimizer.load_state(net, state, &Device::flex())?;
+    Ok((optimizer, fresh))
+}
+
+fn refusal(plan: &OptimizerPlan, net: &Net, state: OptimizerState) -> OptimizerError {
+    load(plan, net, state).expect_err("a state that must not be taken")
+}
+
+fn all_of(state: &OptimizerState) -> (&Tensors, &BTreeMap<String, StateScalar>) {
+    (&state.tensors, &state.scalars)
+}
+
+#[test]
+fn optimizers_go_from_thread_to_thread() {
+    fn is_send<T: Send + Sync>() {}
+    is_send::<Optimizer>();
+    is_send::<OptimizerState>();
+}
+
+#[test]
+fn every_rule_continues_from_its_saved_state_to_the_same_bits() {
+    for plan in plans() {
+        let (mut optimizer, mut net) = stepped(&plan);
+        let state = optimizer.state(&net);
+        let spare = optimizer.state(&net).tensors;
+        let again = optimizer.state_into(&net, spare);
+        assert_eq!(all_of(&again), all_of(&state), "{plan:?}");
+        let (mut restored, fresh) = load(&plan, &net, again).unwrap();
+        assert!(fresh.is_empty(), "{plan:?}: {fresh:?}");
+        let restored_state = restored.state(&net);
+        assert_eq!(all_of(&restored_state), all_of(&state), "{plan:?}");
+        assert_eq!(restored_state.families, state.families, "{plan:?}");
+        let mut other = net.clone();
+        for time in 3..6 {
+            net = step(&mut optimizer, net, time);
+            other = step(&mut restored, other, time);
+            assert_eq!(parameters(&net), parameters(&other), "{plan:?}");
+        }
+    }
+}
+
+#[test]
+fn the_bytes_of_a_state_are_known_before_there_is_one() {
+    for plan in plans() {
+        let (optimizer, net) = stepped(&plan);
+        let state = optimizer.state(&net);
+        for (path, dims) in paths() {
+            let prefix = format!("{path}.");
+            let own = state.tensors.iter();
+            let own = own.filter(|(name, _)| name.starts_with(&prefix));
+            let found: usize = own.map(|(_, data)| data.as_bytes().len()).sum();
+            let rule = optimizer.rules.rule_for(&path, dims.len());
+            assert_eq!(rule.state_bytes(&dims), found as u64, "{plan:?} {path}");
+        }
+    }
+}
+
+#[test]
+fn no_rule_takes_the_state_of_another_family() {
+    for from in plans() {
+        let (optimizer, net) = stepped(&from);
+        for to in plans() {
+            let rules = (&optimizer.rules, &Rules::new(&to));
+            // In the order of the module.
+            let first_other = ["layers.0.weight", "layers.0.bias"]
+                .into_iter()
+                .find(|path| {
+                    let rank = if path.ends_with("bias") { 1 } else { 2 };
+                    let family = |rules: &Rules| rules.rule_for(path, rank).state_family();
+                    family(rules.0) != family(rules.1)
+                });
+            let state = optimizer.state(&net);
+            let keeps = |plan: &OptimizerPlan| !matches!(plan, OptimizerPlan::Sgd { momentum, .. } if *momentum == 0.0);
+            match (keeps(&from), keeps(&to), first_other) {
+                (false, true, _) => {
+                    let (_, fresh) = load(&to, &net, state).unwrap();
+                    assert_eq!(fresh.len(), paths().len(), "{from:?} to {to:?}");
+                }
+                (true, false, None) => {
+                    let error = refusal(&to, &net, state).to_string();
+                    assert!(error.contains(FIRST), "{from:?} to {to:?}: {error}");
+                }
+                (_, _, None) => {
+                    let (taken, fresh) = load(&to, &net, state).unwrap();
+                    assert!(fresh.is_empty(), "{from:?} to {to:?}");
+                    let (taken, state) = (taken.state(&net), optimizer.state(&net));
+                    assert_eq!(all_of(&taken), all_of(&state), "{from:?} to {to:?}");
+                }
+                (_, _, Some(path)) => {
+                    let error = refusal(&to, &net, state);
+                    let OptimizerError::OtherRule { path: found, .. } = &error else {
+                        panic!("{from:?} to {to:?}: {error}");
+                    };
+                    assert_eq!(found, path, "{from:?} to {to:?}");
+                }
+            }
+        }
+    }
+}
+
+/// As checkpoints of before families were written: the names of tensors are all there is to go by.
+#[test]
+fn a_state_that_does_not_say_whose_it_is_is_told_by_its_tensors() {
+    let keeps_the_same = |a: &OptimizerPlan, b: &OptimizerPlan| {
+        use OptimizerPlan::{Adam, AdamW};
+        let adams = |plan| matches!(plan, &Adam { .. } | &AdamW { .. });
+        a == b || (adams(a) && adams(b))
+    };
+    for from in plans() {
+        let (optimizer, net) = stepped(&from);
+        let state = || OptimizerState {
+            families: BTreeMap::new(),
+            ..optimizer.state(&net)
+        };
+        if state().tensors.is_empty() {
+            continue;
+        }
+        for to in plans() {
+            if keeps_the_same(&from, &to) {
+                let (taken, fresh) = load(&to, &net, state()).unwrap();
+                assert!(fresh.is_empty());
+                let taken = taken.state(&net);
+                assert_eq!(all_of(&taken), all_of(&state()), "{from:?} to {to:?}");
+                continue;
+            }
+            let error = refusal(&to, &net, state());
+            let is_named = matches!(&error, OptimizerError::NotKept { name, .. } if name.starts_with("layers.0."));
+            assert!(is_named, "{from:?} to {to:?}: {error}");
+        }
+    }
+}
+
+#[test]
+fn a_parameter_without_any_state_starts_fresh_and_is_reported() {
+    for plan in plans() {
+        let (mut optimizer, net) = stepped(&plan);
+        let mut state = optimizer.state(&net);
+        let is_kept = !state.tensors.is_empty();
+        state.tensors.retain(|name, _| !name.starts_with("norm."));
+        state.scalars.retain(|name, _| !name.starts_with("norm."));
+        state.families.remove("norm");
+        let (mut restored, fresh) = load(&plan, &net, state).unwrap();
+        let expected: &[&str] = if is_kept { &["norm"] } else { &[] };
+        assert_eq!(fresh, expected, "{plan:?}");
+        // The others go on, and this one takes a first step.
+        let going_on = parameters(&step(&mut optimizer, net.clone(), 3));
+        let first = parameters(&step(&mut Optimizer::new(&plan), net.clone(), 3));
+        let found = parameters(&step(&mut restored, net.clone(), 3));
+        for (path, data) in found {
+            let expected = if path == "norm" { &first } else { &going_on };
+            assert_eq!(data, expected[&path], "{plan:?} {path}");
+        }
+        // Nothing at all: as before the first step, and what the optimizer had is gone.
+        let device = Device::flex();
+        let fresh = optimizer.load_state(&net, OptimizerState::default(), &device);
+        assert_eq!(fresh.unwrap().len(), if is_kept { 6 } else { 0 });
+        assert!(optimizer.state(&net).tensors.is_empty());
+    }
+}
+
+#[test]
+fn a_state_that_is_there_in_part_or_does_not_fit_is_refused_by_name() {
+    for plan in plans() {
+        let (optimizer, net) = stepped(&plan);
+        let whole = optimizer.state(&net);
+        let changed = |change: &dyn Fn(&mut OptimizerState)| {
+            let mut state = optimizer.state(&net);
+            change(&mut state);
+            refusal(&plan, &net, state).to_string()
+        };
+        for (name, data) in &whole.tensors {
+            let error = changed(&|state| drop(state.tensors.remove(name)));
+            assert!(error.contains(name) && error.contains("in part"), "{error}");
+            let put = |new: TensorData| {
+                let error = changed(&|state| drop(state.tensors.insert(name.clone(), new.clone())));
+                assert!(error.contains(name), "{plan:?}: {error}");
+            };
+            let dims: Vec<usize> = data.shape().iter().copied().collect();
+            // Another rank, one element more, another type.
+            put(TensorData::from_bytes_vec(
+                data.as_bytes().to_vec(),
+                [&[1], &dims[..]].concat(),
+                data.dtype(),
+            ));
+            let mut larger = dims.clone();
+            larger[0] += 1;
+            put(TensorData::zeros::<f32, _>(larger));
+            put(TensorData::zeros::<i32, _>(dims));
+        }
+        for name in whole.scalars.keys() {
+            let error = changed(&|state| {
+                state.scalars.remove(name);
+            });
+            assert!(error.contains(name) && error.contains("in part"), "{error}");
+            let flag = StateScalar::Bool(true);
+            let error = changed(&|state| {
+                state.scalars.insert(name.clone(), flag);
+            });
+            let path = name.split(".momentum").next().unwrap();
+            let path = path.trim_end_matches(".time").trim_end_matches(".updates");
+            assert!(error.contains(path), "{plan:?} {name}: {error}");
+        }
+        for path in whole.families.keys() {
+            let error = changed(&|state| {
+                state.tensors.retain(|name, _| !name.starts_with(path));
+                state.scalars.retain(|name, _| !name.starts_with(path));
+            });
+            assert!(error.contains(path) && error.contains("in part"), "{error}");
+        }
+    }
+}
+
+#[test]
+fn what_belongs_to_no_trained_parameter_is_refused() {
+    for plan in plans() {
+        let (mut optimizer, net) = stepped(&plan);
+        let before = optimizer.state(&net);
+        let mut refused = |net: &Net, change: &dyn Fn(&mut OptimizerState)| {
+            let mut state = optimizer.state(net);
+            change(&mut state);
+            let error = optimizer.load_state(net, state, &Device::flex());
+            error.unwrap_err().to_string()
+        };
+        let tensor = || TensorData::zeros::<f32, _>([1]);
+        let name = || "elsewhere.momentum".to_string();
+        for error in [
+            refused(&net, &|state| drop(state.tensors.insert(name(), tensor()))),
+            refused(&net, &|state| {
+                state.scalars.insert(name(), StateScalar::Uint(1));
+            }),
+            refused(&net, &|state| {
+                state.families.insert(name(), "adam".to_string());
+            }),
+        ] {
+            assert!(error.contains("elsewhere"), "{plan:?}: {error}");
+        }
+        // Names that only begin like a parameter's.
+        for name in ["norm2.momentum", "nor.momentum", "norm"] {
+            let error = refused(&net, &|state| {
+                state.tensors.insert(name.to_string(), tensor());
+            });
+            assert!(error.contains(name), "{plan:?}: {error}");
+        }
+        if !before.tensors.is_empty() {
+            let mut frozen = net.clone();
+            frozen.norm = frozen.norm.no_grad();
+            let error = refused(&frozen, &|_| {});
+            assert!(error.contains("norm"), "{plan:?}: {error}");
+        }
+        // A refusal leaves the optimizer as it was.
+        let after = optimizer.state(&net);
+        assert_eq!(all_of(&before), all_of(&after));
+    }
+}
+
+#[test]
+fn what_is_not_trained_is_neither_kept_nor_missed() {
+    for plan in plans() {
+        let mut net = net();
+        net.norm = net.norm.no_grad();
+        let mut optimizer = Optimizer::new(&plan);
+        net = step(&mut optimizer, net, 0);
+        let state = optimizer.state(&net);
+        assert!(!state.families.contains_key("norm"));
+        let (_, fresh) = load(&plan, &net, state).unwrap();
+        assert!(fresh.is_empty(), "{plan:?}: {fresh:?}");
+    }
+}
+
+#[test]
+fn steps_of_adam_are_those_of_the_rules_that_take_them() {
+    for plan in plans() {
+        let (optimizer, net) = stepped(&plan);
+        let optimizer = optimizer.with_lora_plus(16.0);
+        let applied = optimizer.applied(&net, &optimizer.state(&net), 1e-2);
+        let has = |path: &str| applied.contains_key(path);
+        let decay = |path: &str| applied[path].weight_decay;
+        match plan {
+            OptimizerPlan::AdamW { .. } => {
+                assert_eq!([FIRST, "head", "norm"].map(decay), [0.1, 0.1, 0.0]);
+            }
+            OptimizerPlan::Adam { .. } => {
+                assert_eq!([FIRST, "head", "norm"].map(decay), [0.0; 3]);
+            }
+            OptimizerPlan::Muon { .. } => {
+                assert!(!has(FIRST));
+                let others = ["head", "layers.0.bias", "norm"];
+                assert_eq!(others.map(decay), [0.1, 0.0, 0.0]);
+            }
+            _ => assert!(applied.is_empty(), "{plan:?}"),
+        }
+        assert!(applied.values().all(|applied| applied.time == 3));
+    }
+}
+
+#[test]
+fn moments_are_f32_or_codes_of_eight_bits() {
+    for plan in plans() {
+        let (optimizer, net) = stepped(&plan);
+        for (name, data) in optimizer.state(&net).tensors {
+            let expected = if name.ends_with("_codes") {
+                DType::U8
+            } else {
+                DType::F32
+            };
+            assert_eq!(data.dtype(), expected, "{plan:?} {name}");
+        }
+    }
+}
