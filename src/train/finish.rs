@@ -7,6 +7,7 @@ use super::folder::FinalRecord;
 use super::run::{Outcome, Trainer};
 use super::{Evaluation, Event, TrainError};
 use crate::adapter::{Adapter, OWN_BASE, PeftOptions};
+use crate::checkpoint::Weights;
 use crate::data::{Bigram, Feed};
 use crate::model::Tensors;
 
@@ -25,9 +26,7 @@ impl Trainer {
                 best_step: self.progress.best.map_or(0, |best| best.step),
             })?;
         }
-        let best = self.progress.best.map(|best| best.step);
-        let exported_step = best.filter(|&step| self.store.has(step)).unwrap_or(last);
-        let weights = self.store.load_model(exported_step)?;
+        let (exported_step, weights) = self.exported()?;
         let tensors = match self.plan.adapter {
             Some(_) => weights.tensors(),
             None => weights.files(&self.spec),
@@ -75,6 +74,25 @@ impl Trainer {
             exported_step,
             stopped_early,
         })
+    }
+
+    /// The step that is exported, and its weights: the best, or the last where the best is gone or cannot be read.
+    fn exported(&mut self) -> Result<(u64, Weights), TrainError> {
+        let last = self.progress.step;
+        let best = self.progress.best.map(|best| best.step);
+        if let Some(best) = best.filter(|&best| best != last && self.store.has(best)) {
+            match self.store.load_model(best) {
+                Ok(weights) => return Ok((best, weights)),
+                Err(error) => {
+                    let text = format!(
+                        "warning: the checkpoint of step {best}, the best, cannot be read: the last is \
+                         exported. {error}"
+                    );
+                    self.tell(&Event::Note { text })?;
+                }
+            }
+        }
+        Ok((last, self.store.load_model(last)?))
     }
 
     /// Writes the tokenizer and the model, or the adapter, ready for Hugging Face's tools and for

@@ -9,7 +9,7 @@ use super::run::Trainer;
 use super::saver::{Job, Saved};
 use super::{Evaluation, Event, TrainError};
 use crate::adapter::{OWN_BASE, trained_tensors, written_numbers};
-use crate::checkpoint::{Capture, ChainOptions};
+use crate::checkpoint::{Capture, ChainOptions, Extras, Warning};
 use crate::config::{CheckpointFormat, SaveDtype};
 use crate::durable;
 use crate::model::folder::{self as model_folder, SaveOptions, hf_tensors};
@@ -114,7 +114,7 @@ impl Trainer {
         self.tell(&Event::Saving { step })?;
         let config = &self.plan.config.checkpoint;
         let (format, background) = (config.format, config.background);
-        if self.store.has(step) {
+        if self.store.is_saved(step, self.has_to_be_exact(best)) {
             self.store.renew(&self.progress)?;
         } else {
             let needs = self.needs(model)?;
@@ -125,7 +125,8 @@ impl Trainer {
                 CheckpointFormat::Full => {
                     let weights = || weights(model);
                     let moments = || self.optimizer.state(model);
-                    self.store.save(&self.progress, weights, moments)?;
+                    self.store
+                        .save(&self.progress, weights, moments, Extras::new)?;
                 }
                 CheckpointFormat::Delta => {
                     let job = self.job(model, best);
@@ -146,6 +147,13 @@ impl Trainer {
         self.rotate()
     }
 
+    /// Whether a step is saved without loss whatever `checkpoint.lossy` says: its weights may be exported, or it is where
+    /// the run will go on.
+    fn has_to_be_exact(&self, best: bool) -> bool {
+        let is_last = self.progress.step == self.timeline.steps() || self.stops_early();
+        best || is_last || self.interrupt.raised().is_some()
+    }
+
     fn job(&mut self, model: &Decoder, best: bool) -> Job {
         let (weights, moments) = self.saver.spare();
         let config = &self.plan.config.checkpoint;
@@ -164,12 +172,13 @@ impl Trainer {
                 steps: self.one_step(model, &optimizer),
                 weights: capture.0,
                 optimizer,
+                extra: Extras::new(),
                 config: capture.1,
             },
             best,
             options: ChainOptions {
                 keyframe_every: config.keyframe_every,
-                lossy: config.lossy,
+                lossy: config.lossy.filter(|_| !self.has_to_be_exact(best)),
                 lossy_moments: config.lossy_moments,
             },
             limit: config.save_total_limit,
@@ -210,8 +219,10 @@ impl Trainer {
             step,
             seconds,
             deleted,
+            warnings,
         } = saved;
         self.tell(&Event::Saved { step, seconds })?;
+        self.tell_warnings(&warnings)?;
         for step in deleted {
             self.tell(&Event::Deleted { step })?;
         }
@@ -221,10 +232,19 @@ impl Trainer {
     /// Deletes the checkpoints beyond those to keep, and says so.
     pub(super) fn rotate(&mut self) -> Result<(), TrainError> {
         let limit = self.plan.config.checkpoint.save_total_limit;
-        for step in self.store.rotate(limit)? {
+        let rotated = self.store.rotate(limit)?;
+        self.tell_warnings(&rotated.warnings)?;
+        for step in rotated.deleted {
             self.tell(&Event::Deleted { step })?;
         }
         Ok(())
+    }
+
+    fn tell_warnings(&mut self, warnings: &[Warning]) -> Result<(), TrainError> {
+        warnings.iter().try_for_each(|warning| {
+            let text = format!("warning: {warning}");
+            self.tell(&Event::Note { text })
+        })
     }
 
     /// Saves and ends the run if a signal has come.
@@ -237,7 +257,7 @@ impl Trainer {
             return Ok(());
         }
         self.settle()?;
-        if self.store.latest()? != Some(step) {
+        if !self.store.is_saved(step, true) {
             self.save(model, false)?;
             self.settle()?;
         }
