@@ -154,5 +154,6 @@ fn train(folder: &Path, saves: bool, sets: &[&str]) -> (Vec<f64>, usize) {
         .map(|pair| (pair[1] - pair[0]).as_secs_f64());
     let took = took.collect();
     let list = CheckpointStore::new(&run).list().expect("checkpoints");
-    (took, list[0].tensor_bytes as usize)
+    let details = list[0].details.as_ref().expect("a checkpoint");
+    (took, details.tensor_bytes as usize)
 }

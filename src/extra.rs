@@ -9,15 +9,18 @@ use std::collections::BTreeMap;
 use burn::tensor::TensorData;
 use serde::{Deserialize, Serialize};
 
-/// What the owners of a run have to save, by owner.
+/// What the owners of a run have to save, by owner. An owner's name is one or more of a-z, 0-9, `_`
+/// and `-`.
 pub type Extras = BTreeMap<String, ExtraState>;
 
 /// What one owner has to save.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ExtraState {
-    /// Tensors by name, on the host.
+    /// Tensors by name, on the host, of any type that a model's or an optimizer's tensors may have:
+    /// f64, f32, f16, bf16, i64, i32, u32, u8. They come back bit for bit, in lossy checkpoints too.
+    /// Names may have dots in them.
     pub tensors: BTreeMap<String, TensorData>,
-    /// Numbers by name.
+    /// Numbers by name, finite where they are floats.
     pub scalars: BTreeMap<String, StateScalar>,
 }
 

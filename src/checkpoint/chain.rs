@@ -1,15 +1,14 @@
 //! Checkpoints as differences from each other.
 //!
 //! One file holds weights and moments: `model.<path>` and `optimizer.<path>.<moment>`, as they are in memory, so that a
-//! weight lies at the same place as its moments. The first of a chain stands alone; every other names the step it is
+//! weight lies at the same place as its moments; and `extra.<owner>.<name>`, whatever else has a state. The first of a chain stands alone; every other names the step it is
 //! the difference from, whose tensors' id its header repeats.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{DType, TensorData};
+use burn::tensor::TensorData;
 use firebrick_kernels::difference::adam::Arithmetic;
-use safetensors::Dtype;
 
 use super::state::{Form, State};
 use super::store::{step_name, step_of};
@@ -20,57 +19,37 @@ use crate::delta::{
 };
 use crate::durable::{self, Failed};
 use crate::model::Tensors;
+use crate::model::folder::{file_dtype, memory_dtype};
 use crate::optimizer::AppliedStep;
 
 pub(super) const DELTA: &str = "delta.safetensors";
 
 const MODEL: &str = "model.";
 const OPTIMIZER: &str = "optimizer.";
+const EXTRA: &str = "extra.";
 
 /// Longest chain that is followed: reading takes some memory for each link.
 pub(super) const LONGEST: u64 = 1000;
 
-/// Weights and moments as one state.
-fn memory<'a>(model: &'a Tensors, optimizer: &'a Tensors) -> Memory<'a> {
-    let named = |prefix: &'static str, tensors: &'a Tensors| {
-        tensors.iter().map(move |(name, data)| {
-            let info = TensorInfo {
-                name: format!("{prefix}{name}"),
-                dtype: dtype(data.dtype()),
-                shape: data.shape().as_slice().to_vec(),
-            };
-            (info, data.as_bytes())
-        })
-    };
-    Memory::new(named(MODEL, model).chain(named(OPTIMIZER, optimizer)))
+/// Weights, moments and extra state as one state.
+fn memory(capture: &Capture) -> Memory<'_> {
+    let model = named(MODEL.to_string(), &capture.weights);
+    let optimizer = named(OPTIMIZER.to_string(), &capture.optimizer.tensors);
+    let extra = capture.extra.iter();
+    let extra = extra.flat_map(|(owner, state)| named(format!("{EXTRA}{owner}."), &state.tensors));
+    Memory::new(model.chain(optimizer).chain(extra))
 }
 
-/// What the file calls a type; what it has no name for is bytes to it.
-fn dtype(dtype: DType) -> Dtype {
-    match dtype {
-        DType::F64 => Dtype::F64,
-        DType::F32 => Dtype::F32,
-        DType::F16 => Dtype::F16,
-        DType::BF16 => Dtype::BF16,
-        DType::I64 => Dtype::I64,
-        DType::I32 => Dtype::I32,
-        DType::U32 => Dtype::U32,
-        DType::U8 => Dtype::U8,
-        other => unreachable!("parameters and moments are no {other:?}"),
-    }
-}
-
-fn burn_dtype(dtype: Dtype) -> Option<DType> {
-    Some(match dtype {
-        Dtype::F64 => DType::F64,
-        Dtype::F32 => DType::F32,
-        Dtype::F16 => DType::F16,
-        Dtype::BF16 => DType::BF16,
-        Dtype::I64 => DType::I64,
-        Dtype::I32 => DType::I32,
-        Dtype::U32 => DType::U32,
-        Dtype::U8 => DType::U8,
-        _ => return None,
+fn named(prefix: String, tensors: &Tensors) -> impl Iterator<Item = (TensorInfo, &[u8])> {
+    tensors.iter().map(move |(name, data)| {
+        let dtype = file_dtype(data.dtype());
+        let info = TensorInfo {
+            name: format!("{prefix}{name}"),
+            // Extra state was looked at before; the rest is made here.
+            dtype: dtype.unwrap_or_else(|| unreachable!("no tensor is {:?}", data.dtype())),
+            shape: data.shape().as_slice().to_vec(),
+        };
+        (info, data.as_bytes())
     })
 }
 
@@ -125,14 +104,14 @@ pub(super) fn write(
         name: Some(step_name(step)),
         known: Some(delta.state()),
     });
-    let child = memory(&capture.weights, &capture.optimizer.tensors);
+    let child = memory(capture);
     // Alone, what tensors are can be told one by one, and read so: weights without moments.
     let moments = match &parent {
         Some(_) => moments(capture),
         None => Vec::new(),
     };
-    let state = capture.optimizer.tensors.keys();
-    let state = state.map(|name| format!("{OPTIMIZER}{name}"));
+    let state = child.tensors().into_iter().map(|info| info.name);
+    let state = state.filter(|name| !name.starts_with(MODEL));
     // What else an optimizer keeps (Adafactor's rows and columns of squares, say) may not bear to be near what it was.
     let is_moment = |name: &String| {
         moments
@@ -224,7 +203,7 @@ fn open_link(
         message,
     };
     let made = opened.state().id;
-    if made != link.result {
+    if !link.makes(&made) {
         return Err(broken(format!(
             "it makes the tensors {made}, and state.json says {}",
             link.result
@@ -254,21 +233,27 @@ fn open_link(
     })
 }
 
-/// All tensors of a step, verified: weights and moments.
-pub(super) fn read(delta: &Delta) -> Result<(Tensors, Tensors), CheckpointError> {
+/// The tensors of a step, by what they belong to.
+#[derive(Debug, Default)]
+pub(super) struct Sections {
+    pub model: Tensors,
+    pub optimizer: Tensors,
+    /// As `<owner>.<name>`.
+    pub extra: Tensors,
+}
+
+/// All tensors of a step, verified.
+pub(super) fn read(delta: &Delta) -> Result<Sections, CheckpointError> {
     read_some(delta, |_| true)
 }
 
 /// The weights, verified.
 pub(super) fn read_model(delta: &Delta) -> Result<Tensors, CheckpointError> {
-    Ok(read_some(delta, |name| name.starts_with(MODEL))?.0)
+    Ok(read_some(delta, |name| name.starts_with(MODEL))?.model)
 }
 
-fn read_some(
-    delta: &Delta,
-    wanted: impl Fn(&str) -> bool,
-) -> Result<(Tensors, Tensors), CheckpointError> {
-    let (mut model, mut optimizer) = (Tensors::new(), Tensors::new());
+fn read_some(delta: &Delta, wanted: impl Fn(&str) -> bool) -> Result<Sections, CheckpointError> {
+    let mut sections = Sections::default();
     let mut bytes = HashMap::new();
     let infos: Vec<TensorInfo> = delta
         .tensors()
@@ -300,18 +285,24 @@ fn read_some(
                 info.name, info.dtype
             ),
         };
-        let dtype = burn_dtype(info.dtype).ok_or_else(unknown)?;
+        let dtype = memory_dtype(info.dtype).ok_or_else(unknown)?;
         let data = TensorData::from_bytes_vec(bytes, info.shape.clone(), dtype);
-        match (
-            info.name.strip_prefix(MODEL),
-            info.name.strip_prefix(OPTIMIZER),
-        ) {
-            (Some(name), _) => model.insert(name.to_string(), data),
-            (_, Some(name)) => optimizer.insert(name.to_string(), data),
+        let of = |prefix| info.name.strip_prefix(prefix).map(str::to_string);
+        match (of(MODEL), of(OPTIMIZER), of(EXTRA)) {
+            (Some(name), ..) => sections.model.insert(name, data),
+            (_, Some(name), _) => sections.optimizer.insert(name, data),
+            (.., Some(name)) => sections.extra.insert(name, data),
             _ => return Err(unknown()),
         };
     }
-    Ok((model, optimizer))
+    Ok(sections)
+}
+
+/// The tensors of extra state, as `<owner>.<name>`.
+pub(super) fn extra_names(delta: &Delta) -> Vec<String> {
+    let infos = delta.tensors().into_iter();
+    let names = infos.filter_map(|info| Some(info.name.strip_prefix(EXTRA)?.to_string()));
+    names.collect()
 }
 
 /// Reads all of a step and verifies it, and keeps nothing.

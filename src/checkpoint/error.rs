@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use serde_json::error::Category;
+
 use crate::delta::DeltaError;
 use crate::durable;
 use crate::model::ModelError;
@@ -78,6 +80,14 @@ pub enum CheckpointError {
         /// The step's folder.
         folder: PathBuf,
     },
+    /// Extra state that no checkpoint can hold.
+    #[error("the extra state of `{owner}` cannot be saved: {message}")]
+    Extra {
+        /// Whose state it is.
+        owner: String,
+        /// What is wrong with it.
+        message: String,
+    },
     /// There is a checkpoint of that step already.
     #[error("{} is there already", folder.display())]
     StepExists {
@@ -94,6 +104,46 @@ pub enum CheckpointError {
         /// The steps there are.
         available: Vec<u64>,
     },
+}
+
+/// What a run goes on in spite of, and a person should know.
+#[derive(Debug, thiserror::Error)]
+pub enum Warning {
+    /// A step would have been the difference from one that cannot be read, and stands alone instead.
+    #[error(
+        "the checkpoint of step {before} cannot be read: that of step {step} is stored without it. \
+         {cause}"
+    )]
+    StandsAlone {
+        /// The step that was saved.
+        step: u64,
+        /// The one before it.
+        before: u64,
+        /// Why that cannot be read.
+        cause: CheckpointError,
+    },
+    /// A step that is kept cannot be read, nor made to stand alone. What it may be a difference from stays with it.
+    #[error(
+        "the checkpoint of step {step} cannot be read{}. {cause}",
+        kept_with(held)
+    )]
+    Unreadable {
+        /// The step.
+        step: u64,
+        /// Earlier steps that would have been deleted.
+        held: Vec<u64>,
+        /// Why it cannot be read.
+        cause: CheckpointError,
+    },
+}
+
+fn kept_with(steps: &[u64]) -> String {
+    let listed: Vec<String> = steps.iter().map(u64::to_string).collect();
+    match steps {
+        [] => String::new(),
+        [_] => format!("; step {} is kept with it", listed.join(", ")),
+        _ => format!("; steps {} are kept with it", listed.join(", ")),
+    }
 }
 
 fn listed(steps: &[u64]) -> String {
@@ -121,6 +171,14 @@ impl CheckpointError {
         move |source| Self::Malformed { path, source }
     }
 
+    /// Whether, when something is written, it is what was saved before that is at fault: not the new file.
+    pub(super) fn is_of_source(&self) -> bool {
+        matches!(
+            self,
+            Self::Delta(DeltaError::Source(_)) | Self::Broken { .. }
+        )
+    }
+
     /// What to do about it where no run is being resumed.
     pub fn help_outside_runs(&self) -> Option<String> {
         match self {
@@ -143,6 +201,12 @@ impl CheckpointError {
                         .to_string(),
                 )
             }
+            // JSON, and not what this build writes.
+            Self::Malformed { source, .. } if source.classify() == Category::Data => Some(
+                "a newer version of this program may have written it: go on with that, or go back to \
+                 another checkpoint with --resume STEP"
+                    .to_string(),
+            ),
             Self::Damaged { .. }
             | Self::Malformed { .. }
             | Self::Foreign { .. }

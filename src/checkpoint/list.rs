@@ -4,8 +4,10 @@ use std::fs;
 use std::path::Path;
 
 use super::chain::{self, DELTA};
-use super::state::{Form, STATE, State};
-use super::whole::{MODEL, OPTIMIZER, write_tensors};
+use super::extra;
+use super::state::{Form, State};
+use super::store::write_whole;
+use super::whole::{EXTRA, MODEL, OPTIMIZER, write_tensors};
 use super::{CheckpointError, CheckpointStore, Progress, Snapshot};
 use crate::config::{CONFIG_JSON, DecoderSpec};
 use crate::delta::{self, Method, Opened};
@@ -13,20 +15,27 @@ use crate::durable;
 use crate::model::ModelError;
 
 /// A checkpoint, as its headers tell it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug)]
 pub struct Listed {
     /// Completed optimizer steps.
     pub step: u64,
-    /// How it is stored.
-    pub stored: Stored,
     /// Bytes of its files.
     pub bytes: u64,
+    /// Whether it is the best.
+    pub best: bool,
+    /// What is in it, or why that cannot be read.
+    pub details: Result<Details, CheckpointError>,
+}
+
+/// What is in a checkpoint.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Details {
+    /// How it is stored.
+    pub stored: Stored,
     /// Bytes of its tensors.
     pub tensor_bytes: u64,
     /// How some of its tensors were made smaller than they can be without loss.
     pub lossy: Option<Method>,
-    /// Whether it is the best.
-    pub best: bool,
     /// How far the run had come.
     pub progress: Progress,
 }
@@ -34,7 +43,7 @@ pub struct Listed {
 /// How a checkpoint is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stored {
-    /// Two files that other programs read.
+    /// Files that other programs read.
     Whole,
     /// One file that stands alone.
     Alone,
@@ -46,24 +55,11 @@ impl CheckpointStore {
     /// All checkpoints, by step; their headers are checked, their tensors not.
     ///
     /// # Errors
-    /// A header that is damaged; the file system's.
+    /// The file system's.
     pub fn list(&self) -> Result<Vec<Listed>, CheckpointError> {
         let best = self.best();
         let list = self.steps()?.into_iter().map(|step| {
             let folder = self.existing(step)?;
-            let state = State::read(&folder, step)?;
-            let (stored, tensor_bytes, lossy) = match state.form() {
-                Some(Form::Whole { .. }) => {
-                    let size = |name| file_bytes(&folder.join(name));
-                    (Stored::Whole, size(MODEL)? + size(OPTIMIZER)?, None)
-                }
-                _ => {
-                    let parent = chain::parent(&folder)?;
-                    let stored = parent.map_or(Stored::Alone, Stored::Beside);
-                    let opened = delta::open(&folder.join(DELTA))?;
-                    (stored, opened.state_bytes(), main_method(&opened))
-                }
-            };
             let mut bytes = 0;
             for entry in fs::read_dir(&folder).map_err(CheckpointError::io(&folder))? {
                 let path = entry.map_err(CheckpointError::io(&folder))?.path();
@@ -71,12 +67,9 @@ impl CheckpointStore {
             }
             Ok(Listed {
                 step,
-                stored,
                 bytes,
-                tensor_bytes,
-                lossy,
                 best: best == Some(step),
-                progress: state.progress,
+                details: details(&folder, step),
             })
         });
         list.collect()
@@ -101,14 +94,21 @@ impl CheckpointStore {
     /// As [`load`](Self::load).
     pub fn verify(&self, step: u64) -> Result<(), CheckpointError> {
         let folder = self.existing(step)?;
-        match State::read(&folder, step)?.form() {
+        let state = State::read(&folder, step)?;
+        match state.form() {
             Some(Form::Whole { .. }) => self.load(step).map(drop),
-            _ => chain::verify(&self.open(step)?.delta),
+            _ => {
+                let delta = self.open(step)?.delta;
+                let names = chain::extra_names(&delta);
+                let names = names.iter().map(String::as_str);
+                extra::check_owners(&folder.join(DELTA), names, &state.extra)?;
+                chain::verify(&delta)
+            }
         }
     }
 
     /// Writes a step to a folder of its own, whole: model.safetensors under Hugging Face's names with config.json, or the
-    /// trained tensors of an adapter; optimizer.safetensors; state.json. `out` must be absent or empty.
+    /// trained tensors of an adapter; optimizer.safetensors; extra.safetensors if there is extra state; state.json. `out` must be absent or empty.
     ///
     /// # Errors
     /// As [`load`](Self::load); the file system's, and then nothing is left of it.
@@ -121,8 +121,8 @@ impl CheckpointStore {
         let Snapshot {
             model,
             optimizer,
+            extra,
             progress,
-            extra: _,
         } = self.load(step)?;
         let temporary = durable::temporary_beside(out);
         let io = |path: &Path| CheckpointError::io(path.to_path_buf());
@@ -138,13 +138,7 @@ impl CheckpointStore {
                 model.files(&spec)
             };
             let model = write_tensors(&temporary.join(MODEL), &model)?;
-            let tensors = write_tensors(&temporary.join(OPTIMIZER), &optimizer.tensors)?;
-            let form = Form::Whole {
-                model,
-                optimizer: tensors,
-            };
-            let path = temporary.join(STATE);
-            State::new(&path, progress, optimizer.scalars, form)?.create(&temporary)?;
+            write_whole(&temporary, progress, model, optimizer, extra)?.create(&temporary)?;
             if out.exists() {
                 fs::remove_dir(out).map_err(io(out))?;
             }
@@ -158,6 +152,30 @@ impl CheckpointStore {
         }
         written
     }
+}
+
+fn details(folder: &Path, step: u64) -> Result<Details, CheckpointError> {
+    let state = State::read(folder, step)?;
+    let (stored, tensor_bytes, lossy) = match state.form() {
+        Some(Form::Whole { extra, .. }) => {
+            let names = [MODEL, OPTIMIZER].into_iter().chain(extra.map(|_| EXTRA));
+            let sizes = names.map(|name| file_bytes(&folder.join(name)));
+            let size = sizes.sum::<Result<u64, CheckpointError>>()?;
+            (Stored::Whole, size, None)
+        }
+        _ => {
+            let parent = chain::parent(folder)?;
+            let stored = parent.map_or(Stored::Alone, Stored::Beside);
+            let opened = delta::open(&folder.join(DELTA))?;
+            (stored, opened.state_bytes(), main_method(&opened))
+        }
+    };
+    Ok(Details {
+        stored,
+        tensor_bytes,
+        lossy,
+        progress: state.progress,
+    })
 }
 
 /// The method that most of the tensors that lost something were treated with.

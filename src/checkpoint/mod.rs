@@ -8,6 +8,7 @@
 //!                         state.json              position in data and schedule, checksums
 //! checkpoints/step-000200/model.safetensors       ... or whole: Hugging Face names and layout
 //!                         optimizer.safetensors   <parameter path>.<moment>
+//!                         extra.safetensors       <owner>.<name>, if there is extra state
 //!                         state.json
 //! checkpoints/best  checkpoints/last              text files holding a step folder's name
 //! ```
@@ -17,12 +18,18 @@
 //! hashed on their way to the file: a save holds one copy of the weights, then one of the moments. Differences are taken
 //! from a [`Capture`] of both, and from the chain on the disk, chunk by chunk.
 //!
-//! `store.rs` adds, reads and deletes; `chain.rs` is the differences, `whole.rs` the others, `state.rs` what is beside the
-//! tensors, `list.rs` what a person asks of them.
+//! A step that cannot be read, whatever has become of its folder, does not end a run that has no need to read it: the next
+//! save stands alone, and nothing that it might still be mended with is deleted. A [`Warning`] says so once.
+//!
+//! `store.rs` adds and reads; `rotate.rs` deletes; `chain.rs` is the differences, `whole.rs` the others, `extra.rs` the
+//! state that is neither the model's nor the optimizer's, `state.rs` what is beside the tensors, `list.rs` what a person
+//! asks of them.
 
 mod chain;
 mod error;
+mod extra;
 mod list;
+mod rotate;
 mod state;
 mod store;
 mod whole;
@@ -34,9 +41,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-pub use error::CheckpointError;
-pub use list::{Listed, Stored};
-pub use store::CheckpointStore;
+pub use error::{CheckpointError, Warning};
+pub use list::{Details, Listed, Stored};
+pub use rotate::Rotated;
+pub use store::{CheckpointStore, Saved};
 
 use burn::tensor::Device;
 
@@ -55,10 +63,10 @@ pub struct Snapshot {
     pub model: Weights,
     /// Moments and counters.
     pub optimizer: OptimizerState,
+    /// What others keep, by owner.
+    pub extra: Extras,
     /// How far the run has come.
     pub progress: Progress,
-    /// What other parts of the run have saved, by owner.
-    pub extra: Extras,
 }
 
 /// Weights as a checkpoint has them. Where only an adapter is trained, both are by its parameters' paths.
@@ -105,9 +113,12 @@ pub struct Capture {
     pub weights: Tensors,
     /// Moments and counters.
     pub optimizer: OptimizerState,
+    /// What others keep, by owner.
+    pub extra: Extras,
     /// The one step that led here from the last checkpoint, by parameter: none where there were more.
     pub steps: BTreeMap<String, AppliedStep>,
-    /// config.json of the model, in Hugging Face's form; null where only an adapter is trained.
+    /// config.json of the model, in Hugging Face's form; null where only an adapter is trained. Where it is another than the
+    /// last checkpoint's, a new chain begins.
     pub config: serde_json::Value,
 }
 
@@ -116,7 +127,8 @@ pub struct Capture {
 pub struct ChainOptions {
     /// One in so many stands alone; 1 for all.
     pub keyframe_every: u64,
-    /// How weights of the others may be made smaller than they can be without loss.
+    /// How weights of the others may be made smaller than they can be without loss. A step whose weights will be exported,
+    /// or that a run has to go on from bit for bit, is saved without.
     pub lossy: Option<Method>,
     /// Whether Adam's moments may, too; whatever else an optimizer keeps is exact.
     pub lossy_moments: bool,
@@ -136,6 +148,7 @@ impl ChainOptions {
 /// How far a run has come. The position in the data and in the schedule are functions of these
 /// numbers and the config, so nothing else needs saving to continue exactly.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Progress {
     /// Completed optimizer steps.
     pub step: u64,
@@ -169,6 +182,7 @@ fn is_zero(number: &u64) -> bool {
 
 /// The lowest validation loss of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct BestEvaluation {
     /// Completed optimizer steps when it was measured.
     pub step: u64,

@@ -1,4 +1,8 @@
 //! state.json: how far a checkpoint's run had come, and what its tensors hash to.
+//!
+//! A field that this build does not know is an error: a newer build wrote it, and to go on without it would not be to go on
+//! from that checkpoint. So a new field is optional, is left out where it says nothing, and is listed in
+//! [`State::checksum`]; checkpoints without it then keep the checksum that they were written with.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -6,6 +10,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::extra::OwnerScalars;
+use super::whole::EXTRA;
 use super::{CheckpointError, Progress};
 use crate::durable;
 use crate::optimizer::StateScalar;
@@ -18,10 +24,17 @@ const DIFFERENCE: u32 = 2;
 
 /// state.json.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct State {
     version: u32,
     pub progress: Progress,
     pub optimizer: BTreeMap<String, StateScalar>,
+    /// What kind of optimizer state each parameter has.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub optimizer_families: BTreeMap<String, String>,
+    /// All owners of extra state.
+    #[serde(default, skip_serializing_if = "OwnerScalars::is_empty")]
+    pub extra: OwnerScalars,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     delta: Option<Link>,
     blake3: Checksums,
@@ -29,32 +42,60 @@ pub(super) struct State {
 
 /// A checkpoint in a chain. Beside which other it is written is the file's to say: that may change.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Link {
     /// The id of the tensors that it makes.
     pub result: String,
+    /// The id of what it makes until its file has been replaced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaces: Option<String>,
     /// config.json of the model, in Hugging Face's form; null where only an adapter is trained.
     pub config: serde_json::Value,
 }
 
+impl Link {
+    /// Whether these tensors are a checkpoint's.
+    pub(super) fn makes(&self, id: &str) -> bool {
+        self.result == id || self.replaces.as_deref() == Some(id)
+    }
+}
+
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Checksums {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     model: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     optimizer: Option<String>,
-    /// Of all but the checksums and the version, as compact JSON.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    extra: Option<String>,
+    /// Of all that is not covered otherwise, as compact JSON.
     state: String,
+}
+
+/// What state.json holds beside the form.
+#[derive(Debug, Clone)]
+pub(super) struct Contents {
+    pub progress: Progress,
+    /// The optimizer's scalars.
+    pub optimizer: BTreeMap<String, StateScalar>,
+    /// What kind of optimizer state each parameter has.
+    pub optimizer_families: BTreeMap<String, String>,
+    /// All owners of extra state.
+    pub extra: OwnerScalars,
 }
 
 /// What a checkpoint's tensors are.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Form {
-    /// Two files, and their BLAKE3.
+    /// Two files or three, and their BLAKE3.
     Whole {
         /// Of model.safetensors.
         model: String,
         /// Of optimizer.safetensors.
         optimizer: String,
+        /// Of extra.safetensors, if there is one.
+        extra: Option<String>,
     },
     /// One file, perhaps the difference from another step's.
     Delta(Link),
@@ -63,25 +104,37 @@ pub(super) enum Form {
 impl State {
     pub(super) fn new(
         path: &Path,
-        progress: Progress,
-        optimizer: BTreeMap<String, StateScalar>,
+        contents: Contents,
         form: Form,
     ) -> Result<Self, CheckpointError> {
         let (version, delta, blake3) = match form {
-            Form::Whole { model, optimizer } => {
+            Form::Whole {
+                model,
+                optimizer,
+                extra,
+            } => {
                 let checksums = Checksums {
                     model: Some(model),
                     optimizer: Some(optimizer),
+                    extra,
                     ..Checksums::default()
                 };
                 (WHOLE, None, checksums)
             }
             Form::Delta(link) => (DIFFERENCE, Some(link), Checksums::default()),
         };
+        let Contents {
+            progress,
+            optimizer,
+            optimizer_families,
+            extra,
+        } = contents;
         let mut state = Self {
             version,
             progress,
             optimizer,
+            optimizer_families,
+            extra,
             delta,
             blake3,
         };
@@ -127,13 +180,17 @@ impl State {
     /// What its tensors are; none if it does not say.
     pub(super) fn form(&self) -> Option<Form> {
         let Checksums {
-            model, optimizer, ..
+            model,
+            optimizer,
+            extra,
+            ..
         } = &self.blake3;
-        match (&self.delta, model, optimizer) {
-            (Some(link), None, None) => Some(Form::Delta(link.clone())),
-            (None, Some(model), Some(optimizer)) => Some(Form::Whole {
+        match (&self.delta, model, optimizer, extra) {
+            (Some(link), None, None, None) => Some(Form::Delta(link.clone())),
+            (None, Some(model), Some(optimizer), extra) => Some(Form::Whole {
                 model: model.clone(),
                 optimizer: optimizer.clone(),
+                extra: extra.clone(),
             }),
             _ => None,
         }
@@ -146,6 +203,19 @@ impl State {
         progress: Progress,
     ) -> Result<Self, CheckpointError> {
         self.progress = progress;
+        self.blake3.state = self.checksum(path)?;
+        Ok(self)
+    }
+
+    /// The same of a step whose file is about to be replaced, and makes the tensors `id` until it is.
+    pub(super) fn replacing(
+        mut self,
+        path: &Path,
+        id: Option<String>,
+    ) -> Result<Self, CheckpointError> {
+        if let Some(link) = &mut self.delta {
+            link.replaces = id;
+        }
         self.blake3.state = self.checksum(path)?;
         Ok(self)
     }
@@ -171,9 +241,34 @@ impl State {
     }
 
     fn checksum(&self, path: &Path) -> Result<String, CheckpointError> {
-        let bytes = match &self.delta {
-            None => serde_json::to_vec(&(&self.progress, &self.optimizer)),
-            Some(link) => serde_json::to_vec(&(&self.progress, &self.optimizer, link)),
+        // By name, so that a new field cannot be forgotten.
+        let Self {
+            version: _,
+            progress,
+            optimizer,
+            optimizer_families,
+            extra,
+            delta,
+            blake3,
+        } = self;
+        // Fields that came later, where they say something.
+        let mut later = serde_json::Map::new();
+        if !optimizer_families.is_empty() {
+            let families = serde_json::to_value(optimizer_families);
+            let families = families.map_err(CheckpointError::malformed(path))?;
+            later.insert("optimizer_families".to_string(), families);
+        }
+        if !extra.is_empty() {
+            let extra = serde_json::to_value(extra).map_err(CheckpointError::malformed(path))?;
+            later.insert("extra".to_string(), extra);
+        }
+        if let Some(hash) = &blake3.extra {
+            later.insert(EXTRA.to_string(), hash.as_str().into());
+        }
+        let bytes = match (delta, later.is_empty()) {
+            (None, true) => serde_json::to_vec(&(progress, optimizer)),
+            (Some(link), true) => serde_json::to_vec(&(progress, optimizer, link)),
+            (link, false) => serde_json::to_vec(&(progress, optimizer, link, later)),
         };
         let bytes = bytes.map_err(CheckpointError::malformed(path))?;
         Ok(blake3::hash(&bytes).to_hex().to_string())

@@ -3,11 +3,13 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use super::chain::{self, DELTA};
-use super::state::{Form, Link, STATE, State};
-use super::whole::{MODEL, OPTIMIZER, read_tensors, write_tensors};
-use super::{Capture, ChainOptions, CheckpointError, Progress, Snapshot, Weights};
+use super::extra;
+use super::state::{Contents, Form, Link, STATE, State};
+use super::whole::{EXTRA, MODEL, OPTIMIZER, read_extra, read_tensors, write_tensors};
+use super::{Capture, ChainOptions, CheckpointError, Extras, Progress, Snapshot, Warning, Weights};
 use crate::durable;
 use crate::model::Tensors;
 use crate::optimizer::OptimizerState;
@@ -17,6 +19,7 @@ use crate::optimizer::OptimizerState;
 /// ```
 /// use burn::tensor::TensorData;
 /// use firebrick::checkpoint::{CheckpointStore, Progress};
+/// use firebrick::extra::Extras;
 /// use firebrick::model::Tensors;
 /// use firebrick::optimizer::OptimizerState;
 ///
@@ -27,6 +30,7 @@ use crate::optimizer::OptimizerState;
 ///     &Progress { step: 100, ..Progress::default() },
 ///     || Tensors::from([("norm.weight".to_string(), weights.clone())]),
 ///     OptimizerState::default,
+///     Extras::default,
 /// )?;
 /// assert_eq!(store.latest()?, Some(100));
 /// assert_eq!(store.load(100)?.model.tensors()["norm.weight"], weights);
@@ -34,7 +38,28 @@ use crate::optimizer::OptimizerState;
 /// ```
 #[derive(Debug, Clone)]
 pub struct CheckpointStore {
-    folder: PathBuf,
+    pub(super) folder: PathBuf,
+    /// Steps that are kept and were found to be unreadable: said once, and not tried again.
+    pub(super) unreadable: Arc<Mutex<BTreeSet<u64>>>,
+}
+
+/// A step that was saved.
+#[derive(Debug)]
+pub struct Saved {
+    /// Its folder.
+    pub folder: PathBuf,
+    /// What to tell of it.
+    pub warnings: Vec<Warning>,
+}
+
+/// What the next difference can be taken from.
+enum Before {
+    /// Nothing: a chain begins.
+    Nothing,
+    /// This step.
+    Parent(u64, chain::Open),
+    /// This step, if it could be read.
+    Unreadable(u64, CheckpointError),
 }
 
 impl CheckpointStore {
@@ -42,110 +67,234 @@ impl CheckpointStore {
     pub fn new(run_folder: &Path) -> Self {
         Self {
             folder: run_folder.join("checkpoints"),
+            unreadable: Arc::default(),
         }
     }
 
     /// Saves the state of a run under its step, whole, and makes it the last. Returns the step's folder.
     ///
     /// The weights are asked for when they are about to be written and given up before the
-    /// optimizer's state is asked for, so that memory holds one copy of one of them at a time.
+    /// optimizer's state is asked for, and so is that before the rest, so that memory holds one copy of one of them
+    /// at a time.
     ///
     /// # Errors
-    /// [`CheckpointError::StepExists`]; the file system's. What had been saved before is untouched.
+    /// [`CheckpointError::StepExists`], unless what is there cannot be read; [`CheckpointError::Extra`]; the file
+    /// system's. What had been saved before is untouched.
     pub fn save(
         &self,
         progress: &Progress,
         model: impl FnOnce() -> Tensors,
         optimizer: impl FnOnce() -> OptimizerState,
+        extra: impl FnOnce() -> Extras,
     ) -> Result<PathBuf, CheckpointError> {
+        self.refuse_existing(progress.step, false)?;
         self.add(progress.step, |folder| {
             let model = write_tensors(&folder.join(MODEL), &model())?;
-            let OptimizerState {
-                tensors, scalars, ..
-            } = optimizer();
-            let optimizer = write_tensors(&folder.join(OPTIMIZER), &tensors)?;
-            let form = Form::Whole { model, optimizer };
-            State::new(&folder.join(STATE), progress.clone(), scalars, form)
+            write_whole(folder, progress.clone(), model, optimizer(), extra())
         })
     }
 
-    /// Saves the state of a run as the difference from the last checkpoint, or alone where that is no part of a chain,
-    /// or its chain is as long as it may be; and makes it the last. Returns the step's folder.
+    /// Saves the state of a run as the difference from the last checkpoint and makes it the last. It stands alone where
+    /// that is no part of a chain, is of another model or cannot be read, or its chain is as long as it may be.
+    ///
+    /// A step that is there already is written again where that makes it better: it cannot be read, or it is lossy, the
+    /// last, and now saved without loss. A crash leaves the one or the other.
     ///
     /// # Errors
-    /// [`CheckpointError::StepExists`]; a last checkpoint that is not what was saved; the file system's. What had been
-    /// saved before is untouched.
+    /// [`CheckpointError::StepExists`] otherwise; [`CheckpointError::Extra`]; the file system's. What had been saved
+    /// before is untouched.
     pub fn save_delta(
         &self,
         progress: &Progress,
         capture: &Capture,
         options: &ChainOptions,
-    ) -> Result<PathBuf, CheckpointError> {
-        let parent = self.parent_for(options.keyframe_every)?;
-        self.add(progress.step, |folder| {
-            let parent = parent.as_ref().map(|(step, open)| (*step, &open.delta));
-            let written = chain::write(folder, parent, capture, options)?;
+    ) -> Result<Saved, CheckpointError> {
+        let step = progress.step;
+        let replaces = self.refuse_existing(step, options.lossy.is_none())?;
+        extra::check(&capture.extra)?;
+        let (mut warnings, mut parent) = (Vec::new(), None);
+        let mut stands_alone = |before, cause| {
+            warnings.push(Warning::StandsAlone {
+                step,
+                before,
+                cause,
+            });
+        };
+        match self.before(step, capture, options)? {
+            Before::Nothing => {}
+            Before::Parent(before, open) => parent = Some((before, open)),
+            Before::Unreadable(before, cause) => stands_alone(before, cause),
+        }
+        let write = |folder: &Path| {
+            let beside = parent.as_ref().map(|(step, open)| (*step, &open.delta));
+            let written = match (chain::write(folder, beside, capture, options), beside) {
+                // Damage inside of tensors shows only when these are read.
+                (Err(cause), Some((before, _))) if cause.is_of_source() => {
+                    stands_alone(before, cause);
+                    chain::write(folder, None, capture, options)?
+                }
+                (written, _) => written?,
+            };
             let form = Form::Delta(Link {
                 result: written.state.id,
+                replaces: None,
                 config: capture.config.clone(),
             });
-            let scalars = capture.optimizer.scalars.clone();
-            State::new(&folder.join(STATE), progress.clone(), scalars, form)
+            let contents = Contents {
+                progress: progress.clone(),
+                optimizer: capture.optimizer.scalars.clone(),
+                optimizer_families: capture.optimizer.families.clone(),
+                extra: extra::scalars(&capture.extra),
+            };
+            State::new(&folder.join(STATE), contents, form)
+        };
+        let folder = match replaces {
+            Some(old) => self.replace(step, &old, write)?,
+            None => self.add(step, write)?,
+        };
+        Ok(Saved { folder, warnings })
+    }
+
+    /// The checkpoint before a step, if the step is to be written beside it.
+    fn before(
+        &self,
+        step: u64,
+        capture: &Capture,
+        options: &ChainOptions,
+    ) -> Result<Before, CheckpointError> {
+        let steps = self.steps()?.into_iter();
+        // The trial of step 0 goes with the next save.
+        let last = steps.filter(|&other| 0 < other && other < step).next_back();
+        let Some(last) = last.filter(|_| options.keyframe_every > 1) else {
+            return Ok(Before::Nothing);
+        };
+        let state = match State::read(&self.step_folder(last), last) {
+            Ok(state) => state,
+            Err(cause) => return Ok(Before::Unreadable(last, cause)),
+        };
+        let same_model =
+            matches!(state.form(), Some(Form::Delta(link)) if link.config == capture.config);
+        if !same_model {
+            return Ok(Before::Nothing);
+        }
+        Ok(match self.open(last) {
+            Ok(open) if open.length < options.keyframe_every.min(chain::LONGEST) => {
+                Before::Parent(last, open)
+            }
+            Ok(_) => Before::Nothing,
+            Err(cause) => Before::Unreadable(last, cause),
         })
     }
 
-    /// The last checkpoint, if the next is to be written beside it.
-    fn parent_for(
-        &self,
-        keyframe_every: u64,
-    ) -> Result<Option<(u64, chain::Open)>, CheckpointError> {
-        // The trial of step 0 goes with the next save.
-        let lasting = |&step: &u64| step > 0 && keyframe_every > 1;
-        let Some(last) = self.latest()?.filter(lasting) else {
-            return Ok(None);
-        };
-        if !self.is_in_chain(last)? {
+    /// Whether a step has a checkpoint that can be read, as far as headers say, and that lost nothing if it must be exact.
+    pub fn is_saved(&self, step: u64, exact: bool) -> bool {
+        self.is_readable(step) && !(exact && self.lossy(step).is_ok_and(|method| method.is_some()))
+    }
+
+    fn is_readable(&self, step: u64) -> bool {
+        let folder = self.step_folder(step);
+        let form = State::read(&folder, step).map(|state| state.form());
+        match form {
+            Ok(Some(Form::Delta(_))) => self.open(step).is_ok(),
+            Ok(Some(Form::Whole { .. })) => [MODEL, OPTIMIZER]
+                .iter()
+                .all(|name| folder.join(name).is_file()),
+            _ => false,
+        }
+    }
+
+    /// Refuses to save a step that is saved already. Returns what state.json says of a lossy one that is to be replaced
+    /// by an exact one.
+    fn refuse_existing(&self, step: u64, exact: bool) -> Result<Option<State>, CheckpointError> {
+        let folder = self.step_folder(step);
+        if folder.exists() && !folder.is_dir() {
+            return Err(CheckpointError::StepExists { folder });
+        }
+        if !self.is_readable(step) {
             return Ok(None);
         }
-        let open = self.open(last)?;
-        let joins = open.length < keyframe_every.min(chain::LONGEST);
-        Ok(joins.then_some((last, open)))
+        // Others may be differences from one that is not the last.
+        if self.is_saved(step, exact) || self.latest()? != Some(step) {
+            return Err(CheckpointError::StepExists { folder });
+        }
+        State::read(&folder, step).map(Some)
     }
 
-    fn is_in_chain(&self, step: u64) -> Result<bool, CheckpointError> {
-        let state = State::read(&self.existing(step)?, step)?;
-        Ok(matches!(state.form(), Some(Form::Delta(_))))
-    }
-
-    /// Makes a step's folder: hidden until all of it is on the disk.
+    /// Makes a step's folder: hidden until all of it is on the disk. One that is there is moved out of the way.
     fn add(
         &self,
         step: u64,
         write: impl FnOnce(&Path) -> Result<State, CheckpointError>,
     ) -> Result<PathBuf, CheckpointError> {
         let target = self.step_folder(step);
-        if target.exists() {
-            return Err(CheckpointError::StepExists { folder: target });
-        }
-        durable::create_folder(&self.folder).map_err(CheckpointError::io(&self.folder))?;
-        self.sweep()?;
-        let unfinished = self.folder.join(format!(".{}.tmp", step_name(step)));
-        let folder = unfinished.as_path();
-        let saved = durable::create_folder(folder)
-            .map_err(CheckpointError::io(folder))
-            .and_then(|()| write(folder)?.create(folder))
-            .and_then(|()| durable::sync_folder(folder).map_err(CheckpointError::io(folder)))
-            .and_then(|()| {
-                durable::rename(folder, &target).map_err(CheckpointError::io(&target))?;
-                durable::sync_folder(&self.folder).map_err(CheckpointError::io(&self.folder))
-            });
-        if saved.is_err() {
-            // The error that matters is the one being returned.
-            let _ = fs::remove_dir_all(folder);
-        }
-        saved?;
+        self.hidden(step, write, |_, hidden| {
+            if target.exists() {
+                self.remove(step)?;
+            }
+            durable::rename(hidden, &target).map_err(CheckpointError::io(&target))?;
+            durable::sync_folder(&self.folder).map_err(CheckpointError::io(&self.folder))
+        })?;
+        self.unreadable().remove(&step);
         self.point("last", step)?;
         Ok(target)
+    }
+
+    /// Puts another file of differences in the place of a step's. state.json, which is replaced before, goes with both.
+    fn replace(
+        &self,
+        step: u64,
+        old: &State,
+        write: impl FnOnce(&Path) -> Result<State, CheckpointError>,
+    ) -> Result<PathBuf, CheckpointError> {
+        let target = self.step_folder(step);
+        self.hidden(step, write, |state, hidden| {
+            let (path, file) = (target.join(STATE), target.join(DELTA));
+            let before = match old.form() {
+                Some(Form::Delta(link)) => link.replaces.unwrap_or(link.result),
+                _ => {
+                    return Err(CheckpointError::StepExists {
+                        folder: target.clone(),
+                    });
+                }
+            };
+            state
+                .clone()
+                .replacing(&path, Some(before))?
+                .replace(&target)?;
+            durable::rename(&hidden.join(DELTA), &file).map_err(CheckpointError::io(&file))?;
+            durable::sync_folder(&target).map_err(CheckpointError::io(&target))?;
+            state.replace(&target)?;
+            durable::remove_folder(hidden).map_err(CheckpointError::io(hidden))
+        })?;
+        self.point("last", step)?;
+        Ok(target)
+    }
+
+    /// Writes a step to a hidden folder, flushes it, and lets `put` bring it where it belongs. Nothing of it is left in
+    /// case of an error.
+    fn hidden(
+        &self,
+        step: u64,
+        write: impl FnOnce(&Path) -> Result<State, CheckpointError>,
+        put: impl FnOnce(State, &Path) -> Result<(), CheckpointError>,
+    ) -> Result<(), CheckpointError> {
+        durable::create_folder(&self.folder).map_err(CheckpointError::io(&self.folder))?;
+        self.sweep()?;
+        let hidden = self.folder.join(format!(".{}.tmp", step_name(step)));
+        let hidden = hidden.as_path();
+        let write = || {
+            durable::create_folder(hidden).map_err(CheckpointError::io(hidden))?;
+            let state = write(hidden)?;
+            state.create(hidden)?;
+            durable::sync_folder(hidden).map_err(CheckpointError::io(hidden))?;
+            put(state, hidden)
+        };
+        let saved = write();
+        if saved.is_err() {
+            // The error that matters is the one being returned.
+            let _ = fs::remove_dir_all(hidden);
+        }
+        saved
     }
 
     /// Says anew how far the run of a saved step has come, and makes it the last. Weights and
@@ -169,16 +318,27 @@ impl CheckpointStore {
     pub fn load(&self, step: u64) -> Result<Snapshot, CheckpointError> {
         let folder = self.existing(step)?;
         let state = State::read(&folder, step)?;
-        let (model, tensors) = match state.form() {
-            Some(Form::Whole { model, optimizer }) => {
+        let (model, tensors, extra) = match state.form() {
+            Some(Form::Whole {
+                model,
+                optimizer,
+                extra,
+            }) => {
                 // The larger file first: while a file is read its bytes and its tensors are both in memory.
                 let tensors = read_tensors(&folder.join(OPTIMIZER), &optimizer)?;
                 let model = read_tensors(&folder.join(MODEL), &model)?;
-                (Weights::Files(model), tensors)
+                let path = folder.join(EXTRA);
+                let extra = match extra {
+                    Some(hash) => read_extra(&path, &hash)?,
+                    None => Tensors::new(),
+                };
+                let extra = extra::join(&path, extra, state.extra)?;
+                (Weights::Files(model), tensors, extra)
             }
             _ => {
-                let (model, tensors) = chain::read(&self.open(step)?.delta)?;
-                (Weights::Own(model), tensors)
+                let sections = chain::read(&self.open(step)?.delta)?;
+                let extra = extra::join(&folder.join(DELTA), sections.extra, state.extra)?;
+                (Weights::Own(sections.model), sections.optimizer, extra)
             }
         };
         Ok(Snapshot {
@@ -186,14 +346,14 @@ impl CheckpointStore {
             optimizer: OptimizerState {
                 tensors,
                 scalars: state.optimizer,
-                ..OptimizerState::default()
+                families: state.optimizer_families,
             },
+            extra,
             progress: state.progress,
-            extra: Default::default(),
         })
     }
 
-    /// The weights of a step; the rest is neither read nor verified.
+    /// The weights of a step; the rest, extra state included, is neither read nor verified.
     ///
     /// # Errors
     /// As [`load`](Self::load).
@@ -209,40 +369,6 @@ impl CheckpointStore {
 
     pub(super) fn open(&self, step: u64) -> Result<chain::Open, CheckpointError> {
         chain::open(&|step| self.step_folder(step), step)
-    }
-
-    /// Makes a step stand alone: whatever it was the difference from can go.
-    ///
-    /// # Errors
-    /// As [`load`](Self::load); the file system's. The step stays as it was.
-    pub fn squash(&self, step: u64) -> Result<(), CheckpointError> {
-        let folder = self.existing(step)?;
-        if self.is_in_chain(step)? && chain::parent(&folder)?.is_some() {
-            chain::squash(&self.open(step)?.delta)?;
-        }
-        Ok(())
-    }
-
-    /// Deletes steps, the newest first: a crash in between leaves none that is the difference from one that is gone.
-    /// Others that are the difference from one of them are made to stand alone before.
-    fn remove_all(&self, steps: &[u64]) -> Result<(), CheckpointError> {
-        let doomed: BTreeSet<u64> = steps.iter().copied().collect();
-        if doomed.is_empty() {
-            return Ok(());
-        }
-        for step in self.steps()? {
-            if doomed.contains(&step) || !self.step_folder(step).join(DELTA).exists() {
-                continue;
-            }
-            let parent = chain::parent(&self.step_folder(step))?;
-            if parent.is_some_and(|parent| doomed.contains(&parent)) {
-                self.squash(step)?;
-            }
-        }
-        doomed
-            .into_iter()
-            .rev()
-            .try_for_each(|step| self.remove(step))
     }
 
     pub(super) fn existing(&self, step: u64) -> Result<PathBuf, CheckpointError> {
@@ -272,7 +398,9 @@ impl CheckpointStore {
         let mut steps = Vec::new();
         for entry in entries {
             let entry = entry.map_err(CheckpointError::io(&self.folder))?;
-            steps.extend(entry.file_name().to_str().and_then(step_of));
+            let step = entry.file_name().to_str().and_then(step_of);
+            // A file of such a name is none of ours.
+            steps.extend(step.filter(|_| entry.path().is_dir()));
         }
         steps.sort_unstable();
         Ok(steps)
@@ -310,29 +438,6 @@ impl CheckpointStore {
         step_of(name.trim()).filter(|&step| self.has(step))
     }
 
-    /// Deletes the oldest checkpoints until `keep` are left besides the best and the last; 0 keeps
-    /// all. The one of step 0, which only shows that saving works, is deleted as soon as there is
-    /// another. Returns the deleted steps, to be announced.
-    ///
-    /// # Errors
-    /// The file system's.
-    pub fn rotate(&self, keep: usize) -> Result<Vec<u64>, CheckpointError> {
-        let steps = self.steps()?;
-        let (best, last) = (self.best(), steps.last().copied());
-        let deletable = |&step: &u64| Some(step) != best && Some(step) != last;
-        let (trial, ordinary): (Vec<u64>, Vec<u64>) = steps
-            .into_iter()
-            .filter(deletable)
-            .partition(|&step| step == 0);
-        let surplus = match keep {
-            0 => 0,
-            keep => ordinary.len().saturating_sub(keep),
-        };
-        let deleted = [&trial, &ordinary[..surplus]].concat();
-        self.remove_all(&deleted)?;
-        Ok(deleted)
-    }
-
     /// Whether a step has a checkpoint.
     pub fn has(&self, step: u64) -> bool {
         self.step_folder(step).is_dir()
@@ -351,54 +456,8 @@ impl CheckpointStore {
         }
     }
 
-    /// Deletes the checkpoints past a step, the newest first: a crash in between leaves a run that
-    /// is a little less far back, not one with a gap. Returns the deleted steps, to be announced.
-    ///
-    /// # Errors
-    /// The file system's.
-    pub fn discard_after(&self, step: u64) -> Result<Vec<u64>, CheckpointError> {
-        let mut later = self.steps()?;
-        later.retain(|&other| other > step);
-        later.reverse();
-        for &step in &later {
-            self.remove(step)?;
-        }
-        Ok(later)
-    }
-
-    fn step_folder(&self, step: u64) -> PathBuf {
+    pub(super) fn step_folder(&self, step: u64) -> PathBuf {
         self.folder.join(step_name(step))
-    }
-
-    /// Renames before deleting, so that a crash in between leaves no incomplete `step-*` folder.
-    pub(super) fn remove(&self, step: u64) -> Result<(), CheckpointError> {
-        let folder = self.step_folder(step);
-        let doomed = self
-            .folder
-            .join(format!(".{}.deleted.tmp", step_name(step)));
-        durable::rename(&folder, &doomed).map_err(CheckpointError::io(folder))?;
-        durable::remove_folder(&doomed).map_err(CheckpointError::io(&doomed))
-    }
-
-    /// Removes what a crash in the middle of a save or a deletion left behind. The run's lock makes
-    /// sure that no one else is in the middle of one.
-    ///
-    /// # Errors
-    /// The file system's.
-    pub fn sweep(&self) -> Result<(), CheckpointError> {
-        durable::sweep(&self.folder).map_err(CheckpointError::io(&self.folder))?;
-        let entries = match fs::read_dir(&self.folder) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            entries => entries.map_err(CheckpointError::io(&self.folder))?,
-        };
-        for entry in entries {
-            let path = entry.map_err(CheckpointError::io(&self.folder))?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            if name.starts_with(".step-") && name.ends_with(".tmp") {
-                durable::remove_folder(&path).map_err(CheckpointError::io(&path))?;
-            }
-        }
-        Ok(())
     }
 
     fn point(&self, name: &str, step: u64) -> Result<(), CheckpointError> {
@@ -414,4 +473,39 @@ pub(super) fn step_name(step: u64) -> String {
 
 pub(super) fn step_of(name: &str) -> Option<u64> {
     name.strip_prefix("step-")?.parse().ok()
+}
+
+/// Writes all of a whole checkpoint but its weights, whose BLAKE3 is `model`, to a folder that is being made.
+pub(super) fn write_whole(
+    folder: &Path,
+    progress: Progress,
+    model: String,
+    optimizer: OptimizerState,
+    extra: Extras,
+) -> Result<State, CheckpointError> {
+    extra::check(&extra)?;
+    let OptimizerState {
+        tensors,
+        scalars,
+        families,
+    } = optimizer;
+    let optimizer = write_tensors(&folder.join(OPTIMIZER), &tensors)?;
+    drop(tensors);
+    let (tensors, owners) = extra::split(extra);
+    let extra = match tensors.is_empty() {
+        true => None,
+        false => Some(write_tensors(&folder.join(EXTRA), &tensors)?),
+    };
+    let form = Form::Whole {
+        model,
+        optimizer,
+        extra,
+    };
+    let contents = Contents {
+        progress,
+        optimizer: scalars,
+        optimizer_families: families,
+        extra: owners,
+    };
+    State::new(&folder.join(STATE), contents, form)
 }

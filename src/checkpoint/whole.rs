@@ -1,16 +1,20 @@
-//! The tensors of a checkpoint that is whole: two files.
+//! The tensors of a checkpoint that is whole: two files, and a third if there is extra state.
 
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 
+use burn::tensor::TensorData;
+use safetensors::SafeTensors;
+
 use super::CheckpointError;
 use crate::durable;
-use crate::model::Tensors;
-use crate::model::folder::{stream_tensors, tensors_from_bytes, tensors_header};
+use crate::model::folder::{memory_dtype, stream_tensors, tensors_from_bytes, tensors_header};
+use crate::model::{ModelError, Tensors};
 
 pub(super) const MODEL: &str = "model.safetensors";
 pub(super) const OPTIMIZER: &str = "optimizer.safetensors";
+pub(super) const EXTRA: &str = "extra.safetensors";
 
 /// Writes and flushes a file. Returns its BLAKE3.
 pub(super) fn write_tensors(path: &Path, tensors: &Tensors) -> Result<String, CheckpointError> {
@@ -49,8 +53,32 @@ impl Write for Hashed<'_> {
     }
 }
 
-/// Reads a file and verifies it.
+/// Reads a file of the model or the optimizer and verifies it.
 pub(super) fn read_tensors(path: &Path, expected: &str) -> Result<Tensors, CheckpointError> {
+    let bytes = read_verified(path, expected)?;
+    Ok(tensors_from_bytes(path, &bytes)?)
+}
+
+/// Reads the file of extra state and verifies it.
+pub(super) fn read_extra(path: &Path, expected: &str) -> Result<Tensors, CheckpointError> {
+    let bytes = read_verified(path, expected)?;
+    let malformed = |source| ModelError::Safetensors {
+        path: path.to_path_buf(),
+        source,
+    };
+    let file = SafeTensors::deserialize(&bytes).map_err(malformed)?;
+    let tensors = file.iter().map(|(name, view)| {
+        let dtype = memory_dtype(view.dtype()).ok_or_else(|| CheckpointError::Broken {
+            path: path.to_path_buf(),
+            message: format!("no checkpoint has a tensor `{name}` of {}", view.dtype()),
+        })?;
+        let data = TensorData::from_bytes_vec(view.data().to_vec(), view.shape().to_vec(), dtype);
+        Ok((name.to_string(), data))
+    });
+    tensors.collect()
+}
+
+fn read_verified(path: &Path, expected: &str) -> Result<Vec<u8>, CheckpointError> {
     let bytes = fs::read(path).map_err(CheckpointError::io(path))?;
     let found = blake3::hash(&bytes).to_hex().to_string();
     if found != expected {
@@ -61,5 +89,5 @@ pub(super) fn read_tensors(path: &Path, expected: &str) -> Result<Tensors, Check
             found,
         });
     }
-    Ok(tensors_from_bytes(path, &bytes)?)
+    Ok(bytes)
 }

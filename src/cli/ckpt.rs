@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 
 use super::output::{check_empty, copy_beside};
 use super::{CliError, print_line};
-use crate::checkpoint::{CheckpointError, CheckpointStore, Listed, Stored};
+use crate::checkpoint::{CheckpointError, CheckpointStore, Details, Listed, Rotated, Stored};
 use crate::readable::{bytes, grouped};
 use crate::train::{RunFolder, kept_checkpoints};
 
@@ -103,14 +103,27 @@ fn list(args: &RunArgs) -> Result<(), CliError> {
     )];
     for Listed {
         step,
-        stored,
         bytes: size,
-        tensor_bytes,
-        lossy,
         best,
-        progress,
+        details,
     } in &list
     {
+        let mut mark = if *best { "  best" } else { "" }.to_string();
+        let Details {
+            stored,
+            tensor_bytes,
+            lossy,
+            progress,
+        } = match details {
+            Ok(details) => details,
+            Err(error) => {
+                let (stored, size) = ("unreadable", bytes(*size));
+                lines.push(format!(
+                    "{step:>width$}  {stored:<12}{size:>10}{mark}  {error}"
+                ));
+                continue;
+            }
+        };
         let stored = match stored {
             Stored::Whole => "whole".to_string(),
             Stored::Alone => "alone".to_string(),
@@ -119,7 +132,6 @@ fn list(args: &RunArgs) -> Result<(), CliError> {
         let loss = progress
             .val_loss
             .map_or("-".to_string(), |loss| format!("{loss:.4}"));
-        let mut mark = if *best { "  best" } else { "" }.to_string();
         if let Some(method) = lossy {
             mark += &format!("  lossy: {}", method.name());
         }
@@ -130,7 +142,10 @@ fn list(args: &RunArgs) -> Result<(), CliError> {
         ));
     }
     let total: u64 = list.iter().map(|listed| listed.bytes).sum();
-    let whole: u64 = list.iter().map(|listed| listed.tensor_bytes).sum();
+    let readable = list
+        .iter()
+        .filter_map(|listed| listed.details.as_ref().ok());
+    let whole: u64 = readable.map(|details| details.tensor_bytes).sum();
     lines.push(format!(
         "{} checkpoints, {} of {} ({:.2}x smaller)",
         grouped(list.len() as u64),
@@ -176,7 +191,10 @@ fn collect_garbage(args: &RunArgs) -> Result<(), CliError> {
     let keep = kept_checkpoints(&args.run_dir)?;
     let size = |list: Vec<Listed>| list.iter().map(|listed| listed.bytes).sum::<u64>();
     let before = size(store.list()?);
-    let deleted = store.rotate(keep)?;
+    let Rotated { deleted, warnings } = store.rotate(keep)?;
+    for warning in warnings {
+        super::remark(&format!("warning: {warning}"));
+    }
     let after = size(store.list()?);
     let steps: Vec<String> = deleted.iter().map(u64::to_string).collect();
     let what = if steps.is_empty() {

@@ -51,6 +51,10 @@ pub enum DeltaError {
         /// What is malformed.
         source: safetensors::SafeTensorError,
     },
+    /// While a difference was being written, one of the states it is made from could not be read, or
+    /// was not what it is known to be. Every other error of a write is about the new file.
+    #[error(transparent)]
+    Source(Box<DeltaError>),
 }
 
 impl DeltaError {
@@ -74,10 +78,16 @@ impl DeltaError {
         }
     }
 
+    /// Marks an error as one of the states that a difference is made from.
+    pub(super) fn of_source(self) -> Self {
+        Self::Source(Box::new(self))
+    }
+
     /// What to do about it, where there is something to say.
     pub fn help(&self) -> Option<String> {
         match self {
             Self::Io { source, .. } => durable::help(source).map(str::to_string),
+            Self::Source(error) => error.help(),
             Self::OtherParent { .. } => {
                 Some("apply it to the folder it was made from, unchanged".to_string())
             }

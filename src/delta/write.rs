@@ -93,8 +93,8 @@ struct CodedChunk {
 /// copies of a matrix.
 ///
 /// # Errors
-/// A source that cannot be read, a parent that is not what it is known to be, the file system's. The file is incomplete
-/// then; who calls sees to it that no one takes it for complete.
+/// [`DeltaError::Source`] for a source that cannot be read and a parent that is not what it is known to be; any other
+/// error is about the new file. The file is incomplete then; who calls sees to it that no one takes it for complete.
 pub fn write(
     path: &Path,
     parent: Option<&Parent>,
@@ -279,6 +279,7 @@ fn find_factors(
     };
     let energy = group.treatment.and_then(|treatment| treatment.energy);
     pair.factors(energy.unwrap_or(product::ENERGY))
+        .map_err(DeltaError::of_source)
 }
 
 /// Chunks' hashes, in order.
@@ -313,7 +314,7 @@ fn finish(
                 .iter()
                 .map(|(name, chunks)| (name, whole(&of_parent[name], chunks)));
             let found: BTreeMap<&String, String> = found.collect();
-            Some(parent.check(&found)?)
+            Some(parent.check(&found).map_err(DeltaError::of_source)?)
         }
     };
     let entries = tensors.iter().zip(&index.tensors);
@@ -389,10 +390,13 @@ impl Job<'_> {
             .iter()
             .map(|&tensor| tensors[tensor].name.as_str())
             .collect();
-        let children = child.read(&names, chunk)?;
+        let children = child.read(&names, chunk).map_err(DeltaError::of_source)?;
         let parent_names: Vec<&str> = group.parents.iter().flatten().map(String::as_str).collect();
         let mut read = match parent {
-            Some(parent) if !parent_names.is_empty() => parent.source.read(&parent_names, chunk)?,
+            Some(parent) if !parent_names.is_empty() => parent
+                .source
+                .read(&parent_names, chunk)
+                .map_err(DeltaError::of_source)?,
             _ => Vec::new(),
         }
         .into_iter();

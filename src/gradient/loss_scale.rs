@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 /// The scale and how long it has held.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct LossScale {
     /// What the loss is multiplied by.
     pub scale: f64,

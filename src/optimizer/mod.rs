@@ -39,6 +39,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 
 use crate::config::OptimizerPlan;
+pub use crate::extra::StateScalar;
 use crate::gradient::Gradient;
 use crate::model::{
     Decoder, MapParameters, Tensors, VisitParameters, copied_from, map_parameters, visit_parameters,
@@ -48,7 +49,6 @@ pub use error::OptimizerError;
 use rule::RuleState;
 use rules::Rules;
 pub use schedule::Schedule;
-pub use crate::extra::StateScalar;
 pub use state::OptimizerState;
 
 /// Updates a module's parameters from their gradients.
@@ -218,7 +218,7 @@ struct Update<'a> {
 
 impl MapParameters for Update<'_> {
     fn map<const D: usize>(&mut self, path: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let Some(gradient) = self.gradient.take(path) else {
+        let Some(gradient) = self.gradient.take::<D>(path) else {
             return param;
         };
         let learning_rate = self.optimizer.learning_rate(path, self.learning_rate);

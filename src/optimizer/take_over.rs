@@ -46,10 +46,18 @@ impl VisitParameters for Keep<'_> {
         }
         let prefix = format!("{path}.");
         let own = |name: &String| name.starts_with(&prefix);
-        let tensors = self.saved.tensors.extract_if(prefix.clone().., |name, _| own(name));
+        let tensors = self
+            .saved
+            .tensors
+            .extract_if(prefix.clone().., |name, _| own(name));
         self.kept.tensors.extend(tensors);
-        let scalars = self.saved.scalars.extract_if(prefix.clone().., |name, _| own(name));
+        let scalars = self
+            .saved
+            .scalars
+            .extract_if(prefix.clone().., |name, _| own(name));
         self.kept.scalars.extend(scalars);
-        self.kept.families.insert(path.to_string(), family.to_string());
+        self.kept
+            .families
+            .insert(path.to_string(), family.to_string());
     }
 }

@@ -6,6 +6,7 @@ use super::card::model_card;
 use super::folder::FinalRecord;
 use super::{Evaluation, Event, Outcome, Session, TrainError, TrainState};
 use crate::adapter::{Adapter, OWN_BASE, PeftOptions};
+use crate::checkpoint::{Progress, Weights};
 use crate::data::Bigram;
 use crate::model::Tensors;
 
@@ -29,9 +30,7 @@ impl Session {
                 best_step: progress.best.map_or(0, |best| best.step),
             })?;
         }
-        let best = progress.best.map(|best| best.step);
-        let exported_step = best.filter(|&step| self.store.has(step)).unwrap_or(last);
-        let weights = self.store.load_model(exported_step)?;
+        let (exported_step, weights) = self.exported(progress)?;
         let tensors = match self.plan.adapter {
             Some(_) => weights.tensors(),
             None => weights.files(&self.spec),
@@ -81,6 +80,25 @@ impl Session {
             exported_step,
             stopped_early,
         })
+    }
+
+    /// The step that is exported, and its weights: the best, or the last where the best is gone or cannot be read.
+    fn exported(&mut self, progress: &Progress) -> Result<(u64, Weights), TrainError> {
+        let last = progress.step;
+        let best = progress.best.map(|best| best.step);
+        if let Some(best) = best.filter(|&best| best != last && self.store.has(best)) {
+            match self.store.load_model(best) {
+                Ok(weights) => return Ok((best, weights)),
+                Err(error) => {
+                    let text = format!(
+                        "warning: the checkpoint of step {best}, the best, cannot be read: the last is \
+                         exported. {error}"
+                    );
+                    self.emit(&Event::Note { text })?;
+                }
+            }
+        }
+        Ok((last, self.store.load_model(last)?))
     }
 
     /// Writes the tokenizer and the model, or the adapter, ready for Hugging Face's tools and for

@@ -23,7 +23,7 @@ pub use layout::Quantiser;
 pub(crate) use layout::is_exact as is_scale;
 pub(crate) use layout::transpose;
 pub(crate) use parts::{FileLinear, file_linears, some_file_tensors, some_own_tensors};
-pub(crate) use tensors::read_float_tensors;
+pub(crate) use tensors::{file_dtype, memory_dtype, read_float_tensors};
 pub use tensors::{
     read_tensors, stream_tensors, tensors_from_bytes, tensors_header, write_tensors,
 };

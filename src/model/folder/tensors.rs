@@ -1,4 +1,4 @@
-//! Tensors of f32 and bytes as a safetensors file: checkpoints, and whatever else is exact.
+//! Tensors as a safetensors file, as they are: checkpoints, and whatever else is exact.
 
 use std::collections::HashMap;
 use std::fs;
@@ -118,10 +118,40 @@ pub(super) fn as_f32(
     Ok(())
 }
 
-/// Writes tensors of f32 and bytes as one safetensors file, atomically.
+/// What a file calls a type, if a file of ours can hold it.
+pub(crate) fn file_dtype(dtype: DType) -> Option<Dtype> {
+    Some(match dtype {
+        DType::F64 => Dtype::F64,
+        DType::F32 => Dtype::F32,
+        DType::F16 => Dtype::F16,
+        DType::BF16 => Dtype::BF16,
+        DType::I64 => Dtype::I64,
+        DType::I32 => Dtype::I32,
+        DType::U32 => Dtype::U32,
+        DType::U8 => Dtype::U8,
+        _ => return None,
+    })
+}
+
+/// The type that [`file_dtype`] makes this of.
+pub(crate) fn memory_dtype(dtype: Dtype) -> Option<DType> {
+    Some(match dtype {
+        Dtype::F64 => DType::F64,
+        Dtype::F32 => DType::F32,
+        Dtype::F16 => DType::F16,
+        Dtype::BF16 => DType::BF16,
+        Dtype::I64 => DType::I64,
+        Dtype::I32 => DType::I32,
+        Dtype::U32 => DType::U32,
+        Dtype::U8 => DType::U8,
+        _ => return None,
+    })
+}
+
+/// Writes tensors as one safetensors file, atomically.
 ///
 /// # Errors
-/// [`ModelError::Io`].
+/// As [`tensors_header`]; the file system's.
 pub fn write_tensors(path: &Path, tensors: &Tensors) -> Result<(), ModelError> {
     let header = tensors_header(path, tensors)?;
     durable::replace(path, |file| stream_tensors(file, &header, tensors))
@@ -131,20 +161,19 @@ pub fn write_tensors(path: &Path, tensors: &Tensors) -> Result<(), ModelError> {
 /// What a file of tensors begins with; `path` is for messages.
 ///
 /// # Errors
-/// [`ModelError::Safetensors`] for tensors that no file can hold.
+/// [`ModelError::TensorMismatch`] for a type, [`ModelError::Safetensors`] for tensors that no file can hold.
 pub fn tensors_header(path: &Path, tensors: &Tensors) -> Result<Vec<u8>, ModelError> {
     let infos = tensors.iter().map(|(name, data)| {
-        let dtype = match data.dtype() {
-            DType::U8 => Dtype::U8,
-            dtype => {
-                debug_assert_eq!(dtype, DType::F32);
-                Dtype::F32
-            }
-        };
+        let dtype = file_dtype(data.dtype()).ok_or_else(|| ModelError::TensorMismatch {
+            name: name.clone(),
+            expected: "a type that files hold".to_string(),
+            found: format!("{:?}", data.dtype()),
+        })?;
         let shape = data.shape().as_slice().to_vec();
-        (name.clone(), dtype, shape, data.as_bytes().len())
+        Ok((name.clone(), dtype, shape, data.as_bytes().len()))
     });
-    header(path, None, infos)
+    let infos: Vec<_> = infos.collect::<Result<_, ModelError>>()?;
+    header(path, None, infos.into_iter())
 }
 
 /// Writes a file of tensors after its [`header`](tensors_header), tensor by tensor: nothing is

@@ -15,7 +15,7 @@ use self::saver::{Job, Saved};
 use super::model_init::optimizer;
 use super::{Event, Session, TrainError, TrainState};
 use crate::adapter::{OWN_BASE, saved_tensors, written_numbers};
-use crate::checkpoint::{BestEvaluation, Capture, ChainOptions};
+use crate::checkpoint::{BestEvaluation, Capture, ChainOptions, Progress, Warning};
 use crate::config::{CheckpointFormat, SaveDtype};
 use crate::durable;
 use crate::model::folder::{self as model_folder, SaveOptions, hf_tensors};
@@ -144,7 +144,8 @@ impl Session {
         self.emit(&Event::Saving { step })?;
         let config = &self.plan.config.checkpoint;
         let (format, background) = (config.format, config.background);
-        if self.store.has(step) {
+        let is_exact = self.has_to_be_exact(&state.progress, best);
+        if self.store.is_saved(step, is_exact) {
             self.store.renew(&state.progress)?;
         } else {
             let moments = match step {
@@ -157,7 +158,8 @@ impl Session {
                 CheckpointFormat::Full => {
                     let weights = || weights(model);
                     let moments = || state.optimizer.state(model);
-                    self.store.save(&state.progress, weights, moments)?;
+                    let extra = || state.pipeline.state();
+                    self.store.save(&state.progress, weights, moments, extra)?;
                 }
                 CheckpointFormat::Delta => {
                     let job = self.job(state, best);
@@ -178,9 +180,17 @@ impl Session {
         self.rotate()
     }
 
+    /// Whether a step is saved without loss whatever `checkpoint.lossy` says: its weights may be
+    /// exported, or the run will go on from it.
+    fn has_to_be_exact(&self, progress: &Progress, best: bool) -> bool {
+        let is_last = progress.step == self.timeline.steps() || self.stops_early(progress);
+        best || is_last || self.interrupt.raised().is_some()
+    }
+
     fn job(&mut self, state: &TrainState, best: bool) -> Job {
         let model = state.model();
         let (weights, moments) = self.saver.spare();
+        let is_exact = self.has_to_be_exact(&state.progress, best);
         let config = &self.plan.config.checkpoint;
         let capture = match model.is_adapted() {
             true => (saved_tensors(model), serde_json::Value::Null),
@@ -197,12 +207,13 @@ impl Session {
                 steps: self.one_step(state, &optimizer),
                 weights: capture.0,
                 optimizer,
+                extra: state.pipeline.state(),
                 config: capture.1,
             },
             best,
             options: ChainOptions {
                 keyframe_every: config.keyframe_every,
-                lossy: config.lossy,
+                lossy: config.lossy.filter(|_| !is_exact),
                 lossy_moments: config.lossy_moments,
             },
             limit: config.save_total_limit,
@@ -250,8 +261,10 @@ impl Session {
             step,
             seconds,
             deleted,
+            warnings,
         } = saved;
         self.emit(&Event::Saved { step, seconds })?;
+        self.emit_warnings(&warnings)?;
         for step in deleted {
             self.emit(&Event::Deleted { step })?;
         }
@@ -261,10 +274,19 @@ impl Session {
     /// Deletes the checkpoints beyond those to keep, and says so.
     pub(super) fn rotate(&mut self) -> Result<(), TrainError> {
         let limit = self.plan.config.checkpoint.save_total_limit;
-        for step in self.store.rotate(limit)? {
+        let rotated = self.store.rotate(limit)?;
+        self.emit_warnings(&rotated.warnings)?;
+        for step in rotated.deleted {
             self.emit(&Event::Deleted { step })?;
         }
         Ok(())
+    }
+
+    fn emit_warnings(&mut self, warnings: &[Warning]) -> Result<(), TrainError> {
+        warnings.iter().try_for_each(|warning| {
+            let text = format!("warning: {warning}");
+            self.emit(&Event::Note { text })
+        })
     }
 
     /// Saves and ends the run if a signal has come.
@@ -277,7 +299,7 @@ impl Session {
             return Ok(());
         }
         self.wait_for_save()?;
-        if self.store.latest()? != Some(step) {
+        if !self.store.is_saved(step, true) {
             self.save(state, false)?;
             self.wait_for_save()?;
         }

@@ -7,7 +7,9 @@
 
 use std::thread::JoinHandle;
 
-use crate::checkpoint::{Capture, ChainOptions, CheckpointError, CheckpointStore, Progress};
+use crate::checkpoint::{
+    Capture, ChainOptions, CheckpointError, CheckpointStore, Progress, Warning,
+};
 use crate::model::Tensors;
 
 /// A state to be saved.
@@ -30,6 +32,8 @@ pub(super) struct Saved {
     pub(super) seconds: f64,
     /// Steps that were deleted after it.
     pub(super) deleted: Vec<u64>,
+    /// What to tell of it.
+    pub(super) warnings: Vec<Warning>,
 }
 
 /// What came of a save, and the copy that was saved.
@@ -39,15 +43,20 @@ impl Job {
     /// Returns the copy, too, whose memory serves for the next.
     pub(super) fn run(self) -> Result<Done, CheckpointError> {
         let step = self.progress.step;
-        self.store
+        let saved = self
+            .store
             .save_delta(&self.progress, &self.capture, &self.options)?;
+        let mut warnings = saved.warnings;
         if self.best {
             self.store.mark_best(step)?;
         }
+        let rotated = self.store.rotate(self.limit)?;
+        warnings.extend(rotated.warnings);
         let saved = Saved {
             step,
             seconds: self.progress.seconds,
-            deleted: self.store.rotate(self.limit)?,
+            deleted: rotated.deleted,
+            warnings,
         };
         Ok((saved, self.capture))
     }

@@ -1,0 +1,114 @@
+//! State of neither the model nor the optimizer, which others keep in a run's checkpoints: error feedback of compressed
+//! gradients, say.
+//!
+//! Each owner has a name, tensors and scalars. In a chain its tensors are `extra.<owner>.<name>`; a whole checkpoint has
+//! them as `<owner>.<name>` in a file of their own. Its scalars stand in state.json, whose list of owners says who is
+//! present: an owner may have nothing, and come back with nothing.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::CheckpointError;
+use crate::extra::{ExtraState, Extras, StateScalar};
+use crate::model::Tensors;
+use crate::model::folder::file_dtype;
+
+/// The scalars of owners.
+pub(super) type OwnerScalars = BTreeMap<String, BTreeMap<String, StateScalar>>;
+
+/// Whether checkpoints can hold these states and give them back.
+pub(super) fn check(extras: &Extras) -> Result<(), CheckpointError> {
+    for (owner, state) in extras {
+        let wrong = |message: String| CheckpointError::Extra {
+            owner: owner.clone(),
+            message,
+        };
+        let is_plain = |c: char| matches!(c, 'a'..='z' | '0'..='9' | '_' | '-');
+        if owner.is_empty() || !owner.chars().all(is_plain) {
+            let message = "its owner's name is made of other letters than a-z, 0-9, _ and -";
+            return Err(wrong(message.to_string()));
+        }
+        for (name, data) in &state.tensors {
+            let dtype = data.dtype();
+            if file_dtype(dtype).is_none() {
+                return Err(wrong(format!("tensor `{name}` is of {dtype:?}")));
+            }
+        }
+        for (name, scalar) in &state.scalars {
+            // JSON has no word for it.
+            if let StateScalar::Float(value) = scalar
+                && !value.is_finite()
+            {
+                return Err(wrong(format!("scalar `{name}` is {value}")));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Takes the tensors apart from the scalars: as `<owner>.<name>`, in no new memory.
+pub(super) fn split(extras: Extras) -> (Tensors, OwnerScalars) {
+    let (mut tensors, mut scalars) = (Tensors::new(), OwnerScalars::new());
+    for (owner, state) in extras {
+        let named = state.tensors.into_iter();
+        tensors.extend(named.map(|(name, data)| (format!("{owner}.{name}"), data)));
+        scalars.insert(owner, state.scalars);
+    }
+    (tensors, scalars)
+}
+
+/// The scalars alone.
+pub(super) fn scalars(extras: &Extras) -> OwnerScalars {
+    let of = |(owner, state): (&String, &ExtraState)| (owner.clone(), state.scalars.clone());
+    extras.iter().map(of).collect()
+}
+
+/// What [`split`] took apart. `path` is the file that the tensors were in.
+pub(super) fn join(
+    path: &Path,
+    tensors: Tensors,
+    scalars: OwnerScalars,
+) -> Result<Extras, CheckpointError> {
+    let mut extras: Extras = scalars
+        .into_iter()
+        .map(|(owner, scalars)| {
+            let tensors = Tensors::new();
+            (owner, ExtraState { tensors, scalars })
+        })
+        .collect();
+    for (full, data) in tensors {
+        let (owner, name) = owner_of(path, &full)?;
+        let state = extras
+            .get_mut(owner)
+            .ok_or_else(|| unknown_owner(path, &full))?;
+        state.tensors.insert(name.to_string(), data);
+    }
+    Ok(extras)
+}
+
+/// Whether all of these tensors, named `<owner>.<name>`, are of owners that state.json lists.
+pub(super) fn check_owners<'a>(
+    path: &Path,
+    mut names: impl Iterator<Item = &'a str>,
+    scalars: &OwnerScalars,
+) -> Result<(), CheckpointError> {
+    names.try_for_each(|full| {
+        let (owner, _) = owner_of(path, full)?;
+        let is_known = scalars.contains_key(owner);
+        is_known
+            .then_some(())
+            .ok_or_else(|| unknown_owner(path, full))
+    })
+}
+
+fn owner_of<'a>(path: &Path, full: &'a str) -> Result<(&'a str, &'a str), CheckpointError> {
+    full.split_once('.')
+        .ok_or_else(|| unknown_owner(path, full))
+}
+
+fn unknown_owner(path: &Path, full: &str) -> CheckpointError {
+    CheckpointError::Broken {
+        path: path.to_path_buf(),
+        message: format!("state.json knows no owner of the extra tensor `{full}`"),
+    }
+}
