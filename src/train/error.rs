@@ -257,6 +257,7 @@ impl TrainError {
             Self::Diverged { .. } => 5,
             Self::Interrupted { signal, .. } => signal.exit_code(),
             Self::OtherBaseModel { .. }
+            | Self::Model(ModelError::NoParameter { .. })
             | Self::Model(ModelError::Spec(SpecError::Shape { .. })) => 2,
             Self::Model(error) => error.exit_code(),
             Self::Adapter(error) => error.exit_code(),

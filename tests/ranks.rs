@@ -1,0 +1,277 @@
+//! Several ranks in one process: a collective of threads, each with a state of its own, and a stage
+//! between backward and update that looks at every gradient.
+#![allow(missing_docs)]
+
+mod support;
+
+use std::sync::{Arc, Barrier, Mutex};
+
+use burn::tensor::{Device, FloatDType};
+use firebrick::collective::{Collective, CollectiveError, SingleProcess};
+use firebrick::config::{Architecture, OptimizerPlan};
+use firebrick::data::Batch;
+use firebrick::gradient::{Gradient, ParameterOrder, Pipeline, PipelineError, Stage, StepContext};
+use firebrick::model::{Decoder, Tensors, parameters};
+use firebrick::objective::CrossEntropy;
+use firebrick::optimizer::Optimizer;
+use firebrick::train::{StepOutcome, StepReport, StepSettings, TrainState, train_step};
+use support::{batch, distance, tiny};
+
+const RANKS: usize = 4;
+const STEPS: u64 = 5;
+
+/// Threads that meet at a barrier. What each brings lies in a place of its own, and is added in the
+/// order of the ranks.
+struct Meeting {
+    barrier: Barrier,
+    places: Mutex<Vec<Vec<f64>>>,
+}
+
+struct ThreadRank {
+    rank: usize,
+    meeting: Arc<Meeting>,
+    /// The parameters whose gradients were summed, in the order in which they were.
+    summed: Mutex<Vec<String>>,
+}
+
+impl ThreadRank {
+    fn exchange(&self, values: Vec<f64>) -> Vec<f64> {
+        self.meeting.places.lock().unwrap()[self.rank] = values;
+        self.meeting.barrier.wait();
+        let places = self.meeting.places.lock().unwrap().clone();
+        // Nobody brings the next values before everybody has taken these.
+        self.meeting.barrier.wait();
+        let mut sums = places[0].clone();
+        for other in &places[1..] {
+            assert_eq!(
+                sums.len(),
+                other.len(),
+                "the ranks met for different things"
+            );
+            for (sum, value) in sums.iter_mut().zip(other) {
+                *sum += value;
+            }
+        }
+        sums
+    }
+}
+
+impl Collective for ThreadRank {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn ranks(&self) -> usize {
+        RANKS
+    }
+
+    fn sum(&self, values: &mut [f64]) -> Result<(), CollectiveError> {
+        let sums = self.exchange(values.to_vec());
+        values.copy_from_slice(&sums);
+        Ok(())
+    }
+
+    fn sum_gradient(&self, path: &str, values: &mut [f32]) -> Result<(), CollectiveError> {
+        self.summed.lock().unwrap().push(path.to_string());
+        let sums = self.exchange(values.iter().map(|&value| f64::from(value)).collect());
+        for (value, sum) in values.iter_mut().zip(sums) {
+            *value = sum as f32;
+        }
+        Ok(())
+    }
+}
+
+/// Writes down what it sees.
+#[derive(Clone, Default)]
+struct Looker(Arc<Mutex<Vec<(u64, Vec<String>)>>>);
+
+impl Stage for Looker {
+    fn owner(&self) -> &str {
+        "looker"
+    }
+
+    fn apply(
+        &mut self,
+        gradient: Gradient,
+        context: &StepContext,
+    ) -> Result<Gradient, PipelineError> {
+        let paths = gradient.paths().map(str::to_string).collect();
+        self.0.lock().unwrap().push((context.step, paths));
+        Ok(gradient)
+    }
+}
+
+fn state(stages: Vec<Box<dyn Stage>>) -> TrainState {
+    let model = Decoder::new(&tiny(Architecture::Llama), 5, &Device::flex().autodiff()).unwrap();
+    let optimizer = Optimizer::new(&OptimizerPlan::AdamW {
+        betas: [0.9, 0.95],
+        eps: 1e-8,
+        weight_decay: 0.1,
+    });
+    let mut state = TrainState::new(model, optimizer);
+    state.pipeline = Pipeline::new(stages).unwrap();
+    state
+}
+
+fn settings() -> StepSettings {
+    StepSettings {
+        dtype: FloatDType::F32,
+        gradient_checkpointing: false,
+        int8_forward: false,
+        max_grad_norm: 0.5,
+        learning_rate: 1e-2,
+        seed: 1,
+    }
+}
+
+/// Rows of which each trains another number of tokens; those of a rank are a quarter of them.
+fn rows(step: u64) -> Batch {
+    let mut batch = batch(2 * RANKS, 8, 13);
+    for (row, weights) in batch.weights.chunks_mut(8).enumerate() {
+        weights[(row + step as usize) % 8 + 1..].fill(0.0);
+    }
+    batch
+}
+
+fn step_of_rank(state: &mut TrainState, step: u64, collective: &ThreadRank) -> StepReport {
+    let rank = collective.rank();
+    let own = rows(step).rows(2 * rank..2 * rank + 2);
+    train_step(state, &[own], &CrossEntropy, &settings(), collective).unwrap()
+}
+
+/// What each rank has in the end: its weights, its reports, what its stage saw, and what was summed.
+type EndOfRank = (
+    Tensors,
+    Vec<StepReport>,
+    Vec<(u64, Vec<String>)>,
+    Vec<String>,
+);
+
+fn train_ranks(poison: Option<(usize, u64)>) -> Vec<EndOfRank> {
+    let meeting = Arc::new(Meeting {
+        barrier: Barrier::new(RANKS),
+        places: Mutex::new(vec![Vec::new(); RANKS]),
+    });
+    let threads = (0..RANKS).map(|rank| {
+        let meeting = meeting.clone();
+        std::thread::spawn(move || {
+            let collective = ThreadRank {
+                rank,
+                meeting,
+                summed: Mutex::default(),
+            };
+            let looker = Looker::default();
+            let mut state = state(vec![Box::new(looker.clone())]);
+            let mut reports = Vec::new();
+            for step in 0..STEPS {
+                if poison == Some((rank, step)) {
+                    let mut own = rows(step).rows(2 * rank..2 * rank + 2);
+                    own.weights[0] = f32::NAN;
+                    let report =
+                        train_step(&mut state, &[own], &CrossEntropy, &settings(), &collective);
+                    reports.push(report.unwrap());
+                } else {
+                    reports.push(step_of_rank(&mut state, step, &collective));
+                }
+            }
+            let seen = looker.0.lock().unwrap().clone();
+            let summed = collective.summed.lock().unwrap().clone();
+            (parameters(state.model()), reports, seen, summed)
+        })
+    });
+    let threads: Vec<_> = threads.collect();
+    threads
+        .into_iter()
+        .map(|thread| thread.join().unwrap())
+        .collect()
+}
+
+#[test]
+fn every_rank_sees_each_gradient_by_path_in_the_same_order_and_ends_with_the_same_weights() {
+    let ends = train_ranks(None);
+    let order = ParameterOrder::of(state(Vec::new()).model());
+    let all: Vec<String> = order.parameters().iter().map(|p| p.path.clone()).collect();
+    // The order of the modules, not of the alphabet: norms come before and after the projections.
+    assert_ne!(all, {
+        let mut sorted = all.clone();
+        sorted.sort();
+        sorted
+    });
+    for (weights, reports, seen, summed) in &ends {
+        assert_eq!(*weights, ends[0].0, "bit for bit");
+        let expected: Vec<(u64, Vec<String>)> =
+            (0..STEPS).map(|step| (step, all.clone())).collect();
+        assert_eq!(*seen, expected);
+        let expected: Vec<String> = (0..STEPS).flat_map(|_| all.clone()).collect();
+        assert_eq!(*summed, expected);
+        for (report, first) in reports.iter().zip(&ends[0].1) {
+            assert_eq!(report.loss, first.loss);
+            assert_eq!(report.grad_norm, first.grad_norm);
+            assert_eq!(report.tokens, first.tokens);
+        }
+    }
+}
+
+#[test]
+fn ranks_train_as_one_process_with_all_of_their_rows() {
+    let ends = train_ranks(None);
+    let mut alone = state(Vec::new());
+    for step in 0..STEPS {
+        let batches: Vec<Batch> = (0..RANKS)
+            .map(|rank| rows(step).rows(2 * rank..2 * rank + 2))
+            .collect();
+        let report = train_step(
+            &mut alone,
+            &batches,
+            &CrossEntropy,
+            &settings(),
+            &SingleProcess,
+        )
+        .unwrap();
+        let of_ranks = &ends[0].1[step as usize];
+        assert!((report.loss - of_ranks.loss).abs() < 1e-5 * report.loss);
+        assert!((report.grad_norm - of_ranks.grad_norm).abs() < 1e-4 * report.grad_norm);
+        assert_eq!(report.tokens, of_ranks.tokens);
+    }
+    let alone = parameters(alone.model());
+    for (path, data) in &ends[0].0 {
+        let [found, expected] =
+            [data, &alone[path]].map(|data| data.iter::<f32>().collect::<Vec<f32>>());
+        assert!(distance(&found, &expected) < 1e-4, "{path}");
+    }
+    assert_eq!(ends[0].0.len(), alone.len());
+}
+
+#[test]
+fn a_gradient_that_is_not_finite_on_one_rank_is_skipped_by_all() {
+    let ends = train_ranks(Some((2, 1)));
+    for (weights, reports, seen, _) in &ends {
+        assert_eq!(*weights, ends[0].0);
+        let outcomes: Vec<bool> = reports
+            .iter()
+            .map(|report| report.outcome == StepOutcome::Updated)
+            .collect();
+        assert_eq!(outcomes, [true, false, true, true, true]);
+        assert_eq!(reports[1].outcome, StepOutcome::NotFinite);
+        // What is not passed on does not change what stages remember.
+        let steps: Vec<u64> = seen.iter().map(|(step, _)| *step).collect();
+        assert_eq!(steps, [0, 2, 3, 4]);
+    }
+}
+
+#[test]
+fn a_pipeline_tells_its_stages_apart_and_refuses_state_that_is_not_theirs() {
+    let two: Vec<Box<dyn Stage>> = vec![Box::new(Looker::default()), Box::new(Looker::default())];
+    let error = Pipeline::new(two).unwrap_err().to_string();
+    assert_eq!(error, "gradient stage `looker`: there are two of that name");
+
+    let mut pipeline = Pipeline::new(vec![Box::new(Looker::default())]).unwrap();
+    assert!(pipeline.state().is_empty());
+    let mut extras = firebrick::extra::Extras::default();
+    let mut state = firebrick::extra::ExtraState::default();
+    let count = firebrick::extra::StateScalar::Uint(3);
+    state.scalars.insert("count".to_string(), count);
+    extras.insert("looker".to_string(), state);
+    let error = pipeline.load(&mut extras).unwrap_err().to_string();
+    assert!(error.contains("`looker` cannot be used"), "{error}");
+}
