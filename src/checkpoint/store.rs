@@ -38,7 +38,7 @@ use crate::optimizer::OptimizerState;
 #[derive(Debug, Clone)]
 pub struct CheckpointStore {
     pub(super) folder: PathBuf,
-    /// Steps that are kept and were found to be unreadable: said once, and not tried again.
+    /// Steps that were found to be unreadable: that is said once, and they are not tried again.
     pub(super) unreadable: Arc<Mutex<BTreeSet<u64>>>,
 }
 
@@ -113,6 +113,7 @@ impl CheckpointStore {
         extra::check(&capture.extra)?;
         let (mut warnings, mut parent) = (Vec::new(), None);
         let mut stands_alone = |before, cause| {
+            self.unreadable().insert(before);
             warnings.push(Warning::StandsAlone {
                 step,
                 before,
