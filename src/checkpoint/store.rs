@@ -56,7 +56,7 @@ enum Before {
     /// Nothing: a chain begins.
     Nothing,
     /// This step.
-    Parent(u64, chain::Open),
+    Parent(u64, Box<chain::Open>),
     /// This step, if it could be read.
     Unreadable(u64, CheckpointError),
 }
@@ -161,9 +161,9 @@ impl CheckpointStore {
         capture: &Capture,
         options: &ChainOptions,
     ) -> Result<Before, CheckpointError> {
-        let steps = self.steps()?.into_iter();
+        let mut steps = self.steps()?.into_iter();
         // The trial of step 0 goes with the next save.
-        let last = steps.filter(|&other| 0 < other && other < step).next_back();
+        let last = steps.rfind(|&other| 0 < other && other < step);
         let Some(last) = last.filter(|_| options.keyframe_every > 1) else {
             return Ok(Before::Nothing);
         };
@@ -178,7 +178,7 @@ impl CheckpointStore {
         }
         Ok(match self.open(last) {
             Ok(open) if open.length < options.keyframe_every.min(chain::LONGEST) => {
-                Before::Parent(last, open)
+                Before::Parent(last, Box::new(open))
             }
             Ok(_) => Before::Nothing,
             Err(cause) => Before::Unreadable(last, cause),

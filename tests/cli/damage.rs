@@ -84,6 +84,9 @@ fn step_folder(bench: &Bench, run: &str, step: u64) -> PathBuf {
     bench.path(run).join(format!("checkpoints/step-{step:06}"))
 }
 
+/// What happens to a step's folder.
+type Damage = fn(&Path);
+
 fn flip(folder: &Path) {
     let path = folder.join("delta.safetensors");
     let mut bytes = fs::read(&path).unwrap();
@@ -97,7 +100,7 @@ fn a_run_goes_on_when_an_older_checkpoint_is_damaged_or_gone() {
     let bench = Bench::new();
     undisturbed(&bench, "whole", &[]);
     let model = fs::read(bench.path("whole/model.safetensors")).unwrap();
-    let damages: [(&str, fn(&Path)); 4] = [
+    let damages: [(&str, Damage); 4] = [
         ("flipped", flip),
         ("emptied", |step| {
             fs::remove_dir_all(step).unwrap();
