@@ -36,7 +36,7 @@ impl CheckpointStore {
     /// another.
     ///
     /// A step that is kept and the difference from one that is not is made to stand alone before. If it cannot be read, what
-    /// it may be a difference from is kept with it, and this is said once; it goes when that step goes.
+    /// it may be a difference from is kept with it, and that is said, once for each such step; it goes when that step goes.
     ///
     /// # Errors
     /// The file system's.

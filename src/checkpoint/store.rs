@@ -39,7 +39,7 @@ use crate::optimizer::OptimizerState;
 #[derive(Debug, Clone)]
 pub struct CheckpointStore {
     pub(super) folder: PathBuf,
-    /// Steps that are kept and were found to be unreadable: said once, and not tried again.
+    /// Steps that were found to be unreadable: that is said once, and they are not tried again.
     pub(super) unreadable: Arc<Mutex<BTreeSet<u64>>>,
 }
 
@@ -57,7 +57,7 @@ enum Before {
     /// Nothing: a chain begins.
     Nothing,
     /// This step.
-    Parent(u64, chain::Open),
+    Parent(u64, Box<chain::Open>),
     /// This step, if it could be read.
     Unreadable(u64, CheckpointError),
 }
@@ -114,6 +114,7 @@ impl CheckpointStore {
         extra::check(&capture.extra)?;
         let (mut warnings, mut parent) = (Vec::new(), None);
         let mut stands_alone = |before, cause| {
+            self.unreadable().insert(before);
             warnings.push(Warning::StandsAlone {
                 step,
                 before,
@@ -162,9 +163,9 @@ impl CheckpointStore {
         capture: &Capture,
         options: &ChainOptions,
     ) -> Result<Before, CheckpointError> {
-        let steps = self.steps()?.into_iter();
+        let mut steps = self.steps()?.into_iter();
         // The trial of step 0 goes with the next save.
-        let last = steps.filter(|&other| 0 < other && other < step).next_back();
+        let last = steps.rfind(|&other| 0 < other && other < step);
         let Some(last) = last.filter(|_| options.keyframe_every > 1) else {
             return Ok(Before::Nothing);
         };
@@ -179,7 +180,7 @@ impl CheckpointStore {
         }
         Ok(match self.open(last) {
             Ok(open) if open.length < options.keyframe_every.min(chain::LONGEST) => {
-                Before::Parent(last, open)
+                Before::Parent(last, Box::new(open))
             }
             Ok(_) => Before::Nothing,
             Err(cause) => Before::Unreadable(last, cause),

@@ -84,8 +84,10 @@ fn strange(step: u64) -> (tempfile::TempDir, PathBuf) {
     (run, saved.unwrap().folder)
 }
 
+type Damage = fn(&Path);
+
 /// What can happen to a step's folder, by name.
-fn damages() -> Vec<(&'static str, fn(&Path))> {
+fn damages() -> Vec<(&'static str, Damage)> {
     vec![
         ("a flipped bit in a tensor", |step| {
             flip(&step.join(DELTA), 900)
