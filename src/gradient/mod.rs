@@ -215,6 +215,15 @@ impl Gradient {
         Ok(())
     }
 
+    /// As [`try_update`](Self::try_update), for a change that cannot fail.
+    pub fn update(&mut self, mut change: impl FnMut(&NamedParameter, &mut [f32])) {
+        let changed: Result<(), std::convert::Infallible> = self.try_update(|parameter, values| {
+            change(parameter, values);
+            Ok(())
+        });
+        let Ok(()) = changed;
+    }
+
     /// The same gradient with every tensor in `dtype`.
     pub(crate) fn cast(self, dtype: FloatDType) -> Self {
         self.map(|tensor| tensor.cast(dtype))

@@ -9,6 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use burn::tensor::TensorData;
 use serde_json::Value;
 
 use super::{Options, Outcome, Resume, Run, TrainError};
@@ -16,6 +17,8 @@ use crate::checkpoint::{CheckpointStore, Snapshot};
 use crate::config::{Plan, load};
 use crate::durable::Change;
 use crate::durable::watch::watching;
+use crate::extra::{ExtraState, StateScalar};
+use crate::gradient::{Gradient, PipelineError, Stage, StepContext};
 
 const CONFIG: &str = r#"
 seed = 3
@@ -48,6 +51,8 @@ logging_steps = 1
 
 struct Bench {
     folder: tempfile::TempDir,
+    /// What stands between backward and update, made anew for each session.
+    stages: fn() -> Vec<Box<dyn Stage>>,
 }
 
 impl Bench {
@@ -68,7 +73,16 @@ impl Bench {
         fs::write(&data, text).unwrap();
         let config = format!("{CONFIG}[[data.datasets]]\npath = {data:?}\n");
         fs::write(folder.path().join("x.toml"), config).unwrap();
-        Self { folder }
+        let stages = Vec::new;
+        Self { folder, stages }
+    }
+
+    /// With a stage that remembers.
+    fn with_memory() -> Self {
+        Self {
+            stages: || vec![Box::new(Memory::default())],
+            ..Self::new()
+        }
     }
 
     /// With checkpoints that are whole, each for itself.
@@ -113,6 +127,7 @@ impl Bench {
         let options = Options {
             resume,
             config_text: Some("# what the user wrote\n".to_string()),
+            stages: (self.stages)(),
             ..Options::default()
         };
         Run::prepare(&self.plan(run), options)
@@ -136,6 +151,68 @@ impl Bench {
         );
         assert!(trained.unwrap().is_some());
         recorder.take().made
+    }
+}
+
+/// A stage whose effect depends on all steps before: it adds a share of the last gradient to each,
+/// and counts.
+#[derive(Default)]
+struct Memory {
+    steps: u64,
+    last: BTreeMap<String, Vec<f32>>,
+}
+
+impl Stage for Memory {
+    fn owner(&self) -> &str {
+        "test-memory"
+    }
+
+    fn apply(
+        &mut self,
+        mut gradient: Gradient,
+        context: &StepContext,
+    ) -> Result<Gradient, PipelineError> {
+        assert_eq!(
+            context.step, self.steps,
+            "no step is seen twice, and none is left out"
+        );
+        self.steps += 1;
+        gradient.update(|parameter, values| {
+            let last = self.last.entry(parameter.path.clone()).or_default();
+            last.resize(values.len(), 0.0);
+            for (value, last) in values.iter_mut().zip(last) {
+                *value += 0.5 * *last;
+                *last = *value;
+            }
+        });
+        Ok(gradient)
+    }
+
+    fn state(&self) -> ExtraState {
+        let tensor = |(path, values): (&String, &Vec<f32>)| {
+            (
+                path.clone(),
+                TensorData::new(values.clone(), [values.len()]),
+            )
+        };
+        ExtraState {
+            tensors: self.last.iter().map(tensor).collect(),
+            scalars: [("steps".to_string(), StateScalar::Uint(self.steps))].into(),
+        }
+    }
+
+    fn load(&mut self, state: ExtraState) -> Result<(), PipelineError> {
+        let wrong = || PipelineError::State {
+            owner: self.owner().to_string(),
+            reason: "it has no count".to_string(),
+        };
+        let Some(StateScalar::Uint(steps)) = state.scalars.get("steps") else {
+            return Err(wrong());
+        };
+        self.steps = *steps;
+        let values = |(path, data): (String, TensorData)| (path, data.try_into_vec().unwrap());
+        self.last = state.tensors.into_iter().map(values).collect();
+        Ok(())
     }
 }
 
@@ -232,9 +309,12 @@ fn end_of(run: &Path) -> BTreeMap<String, String> {
     let store = CheckpointStore::new(run);
     for step in store.steps().unwrap() {
         let Snapshot {
-            model, optimizer, ..
+            model,
+            optimizer,
+            extra,
+            ..
         } = store.load(step).unwrap();
-        let tensors = format!("{model:?} {optimizer:?}");
+        let tensors = format!("{model:?} {optimizer:?} {extra:?}");
         end.insert(
             format!("tensors of {step}"),
             blake3::hash(tensors.as_bytes()).to_string(),
@@ -316,6 +396,40 @@ fn resume_all(bench: &Bench, copies: &[PathBuf], whole: &BTreeMap<String, String
         fs::remove_dir_all(copy).unwrap();
     }
     inside
+}
+
+#[test]
+fn d7_a_kill_at_any_change_of_a_run_with_extra_state_is_made_good() {
+    let plain = Bench::new();
+    plain.train(&plain.path("run"), Resume::Auto).unwrap();
+    let bench = Bench::with_memory();
+    let run = bench.path("run");
+    let copies = bench.recorded(&run, Resume::Auto, &bench.path("copies"));
+    let whole = end_of(&run);
+    let model = "model.safetensors";
+    assert_ne!(
+        whole[model],
+        end_of(&plain.path("run"))[model],
+        "the stage has an effect"
+    );
+    let inside = resume_all(&bench, &copies, &whole);
+    assert!(inside > 40, "{inside} of {}", copies.len());
+
+    // What it has saved is not dropped when nobody takes it.
+    let forgetful = Bench {
+        stages: Vec::new,
+        ..bench
+    };
+    let config = fs::read_to_string(forgetful.path("x.toml")).unwrap();
+    let longer = config.replace("max_steps = 5", "max_steps = 6");
+    fs::write(forgetful.path("x.toml"), longer).unwrap();
+    let error = forgetful.train(&run, Resume::Auto).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("state of `test-memory`, and nothing in this run takes it"),
+        "{error}"
+    );
 }
 
 #[test]

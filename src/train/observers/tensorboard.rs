@@ -422,6 +422,9 @@ mod tests {
         ] {
             assert!(text.contains(tag), "{tag}");
         }
-        assert!(!text.contains("eval/"));
+        assert!(
+            !text.contains("bits_per_byte"),
+            "what is not measured is not there"
+        );
     }
 }
