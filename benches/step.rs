@@ -14,12 +14,14 @@ use std::time::{Duration, Instant};
 
 use burn::module::Module;
 use burn::tensor::{Device, Distribution, Tensor};
+use firebrick::collective::SingleProcess;
 use firebrick::config::{Architecture, Granularity, ModelShape, OptimizerPlan, Ternary};
 use firebrick::data::Batch;
 use firebrick::environment::Environment;
 use firebrick::model::{Decoder, DecoderSpec};
-use firebrick::objective::{CrossEntropy, Precision, backward_with};
+use firebrick::objective::CrossEntropy;
 use firebrick::optimizer::Optimizer;
+use firebrick::train::{StepSettings, TrainState, train_step};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -202,10 +204,9 @@ fn flops(case: &Case) -> f64 {
 
 /// A model in training.
 struct Training {
-    model: Decoder,
-    optimizer: Optimizer,
+    state: TrainState,
     batch: Batch,
-    precision: Precision,
+    settings: StepSettings,
 }
 
 impl Training {
@@ -213,13 +214,13 @@ impl Training {
         let cells = case.rows * case.cols;
         // Arbitrary tokens: a linear congruential sequence.
         let token = |i: usize| ((i * 1_103_515_245 + 12_345) / 65_536 % case.vocab) as u32;
+        let optimizer = Optimizer::new(&OptimizerPlan::AdamW {
+            betas: [0.9, 0.95],
+            eps: 1e-8,
+            weight_decay: 0.1,
+        });
         Self {
-            model: model(case, ternary),
-            optimizer: Optimizer::new(&OptimizerPlan::AdamW {
-                betas: [0.9, 0.95],
-                eps: 1e-8,
-                weight_decay: 0.1,
-            }),
+            state: TrainState::new(model(case, ternary), optimizer),
             batch: Batch {
                 rows: case.rows,
                 cols: case.cols,
@@ -229,25 +230,20 @@ impl Training {
                 segment_ids: vec![0; cells],
                 positions: (0..cells).map(|i| (i % case.cols) as u32).collect(),
             },
-            precision: Precision {
+            settings: StepSettings {
                 int8_forward,
-                ..Precision::default()
+                ..StepSettings::default()
             },
         }
     }
 
     /// Seconds of backward (loss, gradient, norm, clip) and of the update.
     fn step(&mut self) -> [f64; 2] {
-        let started = Instant::now();
         let batches = std::slice::from_ref(&self.batch);
-        let result = backward_with(&self.model, batches, &CrossEntropy, self.precision)
-            .expect("positions suffice");
-        let norm = result.gradient.norm();
-        let gradient = result.gradient.clip(norm, 1.0);
-        let backward = started.elapsed().as_secs_f64();
-        let started = Instant::now();
-        self.model = self.optimizer.step(self.model.clone(), gradient, 1e-3);
-        [backward, started.elapsed().as_secs_f64()]
+        let (state, settings) = (&mut self.state, &self.settings);
+        let report = train_step(state, batches, &CrossEntropy, settings, &SingleProcess);
+        let time = report.expect("positions suffice").time;
+        [time.backward + time.gradient, time.update].map(|time| time.as_secs_f64())
     }
 }
 

@@ -9,6 +9,7 @@ use std::error::Error;
 
 use burn::module::Module;
 use burn::tensor::Device;
+use firebrick::collective::SingleProcess;
 use firebrick::config::{
     Architecture, DataConfig, DatasetConfig, ModelShape, OptimizerPlan, Sampling, TokenizerConfig,
     TokenizerKind,
@@ -16,8 +17,9 @@ use firebrick::config::{
 use firebrick::data::{Corpus, Sampler, TokenCache};
 use firebrick::generate::{Sampling as Choice, TextRequest, complete};
 use firebrick::model::{Decoder, DecoderSpec};
-use firebrick::objective::{backward, evaluate_text};
+use firebrick::objective::{CrossEntropy, evaluate_text};
 use firebrick::optimizer::Optimizer;
+use firebrick::train::{StepSettings, TrainState, train_step};
 
 // As in the runner: worth a third of the training speed.
 #[global_allocator]
@@ -83,28 +85,39 @@ pub fn train(steps: u64, eval_every: u64) -> Result<(Decoder, Vec<f64>), Box<dyn
         eos_token_id: corpus.tokenizer.eos().map(|token| token.id),
         bos_token_id: None,
     };
-    let mut model = Decoder::new(&spec, SEED, &Device::flex().autodiff())?;
-    let mut optimizer = Optimizer::new(&OptimizerPlan::AdamW {
+    let model = Decoder::new(&spec, SEED, &Device::flex().autodiff())?;
+    let optimizer = Optimizer::new(&OptimizerPlan::AdamW {
         betas: [0.9, 0.95],
         eps: 1e-8,
         weight_decay: 0.1,
     });
+    // What a step changes: weights, moments, how far the training has come.
+    let mut state = TrainState::new(model, optimizer);
 
     // `valid()` leaves the autodiff device: validation must not record anything.
     let validate =
         |model: &Decoder| evaluate_text(&model.valid(), val, corpus.val_bytes, SEQUENCE_LEN, BATCH);
-    let mut losses = vec![validate(&model)?.val_loss];
+    let mut losses = vec![validate(state.model())?.val_loss];
     let mut learning_rate = 3e-3;
     for step in 0..steps {
         // A batch is a function of the seed and the sequence number: nothing to save or to lose.
         let batch = sampler.batch(step * BATCH as u64, BATCH);
-        let result = backward(&model, &[batch])?;
-        let norm = result.gradient.norm();
-        let gradient = result.gradient.clip(norm, 1.0);
-        model = optimizer.step(model, gradient, learning_rate);
+        // Backward, clip, update: one step as the runner takes it.
+        let settings = StepSettings {
+            max_grad_norm: 1.0,
+            learning_rate,
+            ..StepSettings::default()
+        };
+        train_step(
+            &mut state,
+            &[batch],
+            &CrossEntropy,
+            &settings,
+            &SingleProcess,
+        )?;
 
         if (step + 1) % eval_every == 0 {
-            let val_loss = validate(&model)?.val_loss;
+            let val_loss = validate(state.model())?.val_loss;
             if val_loss > losses[losses.len() - 1] - 0.01 {
                 learning_rate /= 2.0;
             }
@@ -126,6 +139,7 @@ pub fn train(steps: u64, eval_every: u64) -> Result<(Decoder, Vec<f64>), Box<dyn
         seed: SEED,
         stop: &[],
     };
+    let model = state.into_model();
     let (text, _) = complete(&model.valid(), &corpus.tokenizer, &request, |_| {})?;
     println!("pub fn {text}");
     Ok((model, losses))

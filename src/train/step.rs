@@ -28,6 +28,20 @@ pub struct StepSettings {
     pub seed: u64,
 }
 
+impl Default for StepSettings {
+    /// f32 throughout, a norm of at most 1, a learning rate of 1e-3, seed 0.
+    fn default() -> Self {
+        Self {
+            dtype: FloatDType::F32,
+            gradient_checkpointing: false,
+            int8_forward: false,
+            max_grad_norm: 1.0,
+            learning_rate: 1e-3,
+            seed: 0,
+        }
+    }
+}
+
 /// What came of a step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepReport {
@@ -92,6 +106,37 @@ pub enum StepError {
 ///
 /// # Errors
 /// [`StepError`]
+///
+/// ```
+/// use burn::tensor::Device;
+/// use firebrick::collective::SingleProcess;
+/// use firebrick::config::{OptimizerPlan, Preset};
+/// use firebrick::data::Batch;
+/// use firebrick::model::{Decoder, DecoderSpec};
+/// use firebrick::objective::CrossEntropy;
+/// use firebrick::optimizer::Optimizer;
+/// use firebrick::train::{StepSettings, TrainState, train_step};
+///
+/// let spec = DecoderSpec {
+///     shape: Preset::Stories260K.shape(),
+///     vocab_size: 16,
+///     eos_token_id: None,
+///     bos_token_id: None,
+/// };
+/// let model = Decoder::new(&spec, 42, &Device::flex().autodiff())?;
+/// let optimizer = Optimizer::new(&OptimizerPlan::Lion { betas: [0.9, 0.99], weight_decay: 0.1 });
+/// let mut state = TrainState::new(model, optimizer);
+/// let batches = [Batch::of_row(&[1, 2, 3, 1, 2, 3]), Batch::of_row(&[3, 1, 2, 3])];
+/// let mut step = || {
+///     let settings = StepSettings::default();
+///     train_step(&mut state, &batches, &CrossEntropy, &settings, &SingleProcess)
+/// };
+/// let first = step()?;
+/// assert_eq!(first.tokens, 8.0);
+/// assert!(step()?.loss < first.loss);
+/// assert_eq!(state.progress.step, 2);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn train_step(
     state: &mut TrainState,
     batches: &[Batch],
