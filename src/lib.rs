@@ -55,3 +55,8 @@ pub mod phase;
 pub mod readable;
 mod svd;
 pub mod train;
+
+/// The examples of the book's chapter on this library are compiled as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/rust-api.md")]
+struct RustApiPage;
