@@ -128,7 +128,7 @@ fn section_of(path: &str) -> String {
     names.join(".")
 }
 
-fn is_position(segment: &str) -> bool {
+pub(super) fn is_position(segment: &str) -> bool {
     !segment.is_empty() && segment.bytes().all(|byte| byte.is_ascii_digit())
 }
 

@@ -244,9 +244,10 @@ impl Checks<'_> {
             if is_set(optimizer) && !name.takes(is_set) {
                 let takers = OptimizerName::ALL.iter().filter(|rule| rule.takes(is_set));
                 let takers: Vec<String> = takers.map(|rule| rule.key()).collect();
+                let path = format!("optimizer.{key}");
                 self.refuse(
-                    &[&format!("optimizer.{key}"), "optimizer.name"],
-                    format!("{} ignores `{key}` in [optimizer]", name.key()),
+                    &[&path, "optimizer.name"],
+                    format!("{} ignores {}", name.key(), self.describe(&path)),
                     &format!("remove it; {key} is for {}", takers.join(", ")),
                 );
             }
@@ -269,7 +270,10 @@ impl Checks<'_> {
         if *nesterov && *momentum == 0.0 {
             self.refuse(
                 &["optimizer.nesterov", "optimizer.momentum", "optimizer.name"],
-                "`nesterov` in [optimizer] is a form of momentum, and momentum is 0".to_string(),
+                format!(
+                    "{} is a form of momentum, and momentum is 0",
+                    self.describe("optimizer.nesterov")
+                ),
                 "nesterov = false, or a momentum above 0",
             );
         }

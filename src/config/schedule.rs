@@ -6,7 +6,6 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::hints::describe;
 use super::keys::Config;
 use super::plan::Length;
 use super::resolve::Checks;
@@ -239,7 +238,7 @@ impl Checks<'_> {
             let path = format!("lr_scheduler.{key}");
             if key == MIN_LR_RATIO {
                 let help = format!("remove it, or choose {}", alternatives(takers.collect()));
-                let message = format!("{} ignores {}", name.key(), describe(&path));
+                let message = format!("{} ignores {}", name.key(), self.describe(&path));
                 self.refuse(&[&path, decider], message, &help);
             } else {
                 let takers = takers.map(|taker| format!("\"{taker}\""));
@@ -253,7 +252,10 @@ impl Checks<'_> {
         match (scheduler.warmup_steps, scheduler.warmup_ratio) {
             (Some(_), Some(_)) => self.refuse(
                 &["lr_scheduler.warmup_ratio", "lr_scheduler.warmup_steps"],
-                "`warmup_ratio` together with `warmup_steps` in [lr_scheduler]".to_string(),
+                format!(
+                    "`warmup_ratio` together with {}",
+                    self.describe("lr_scheduler.warmup_steps")
+                ),
                 "keep one of them",
             ),
             (Some(warmup), None) => {

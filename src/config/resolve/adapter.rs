@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 
 use super::Checks;
 use crate::config::adapter::{AdapterPlan, LinearLayer, LoraShape, Selector};
-use crate::config::hints::describe;
 use crate::config::keys::{ALL_LINEAR, AdapterConfig, AdapterInit, AdapterKind, Config};
 use crate::config::shape::ModelShape;
 use crate::config::spec::DecoderSpec;
@@ -182,7 +181,10 @@ impl Checks<'_> {
                 Err(error) => {
                     self.refuse(
                         &[key],
-                        format!("{} is not a regular expression: {error}", describe(key)),
+                        format!(
+                            "{} is not a regular expression: {error}",
+                            self.describe(key)
+                        ),
                         "as in \"re:.*_proj\"",
                     );
                     return None;
@@ -200,7 +202,7 @@ impl Checks<'_> {
                     format!(
                         "\"{}\" in {} matches no linear layer of the base model",
                         name.escape_debug(),
-                        describe(key)
+                        self.describe(key)
                     ),
                     &format!("it has {}", layer_names(base)),
                 );
@@ -214,7 +216,7 @@ impl Checks<'_> {
             );
             self.refuse(
                 &[key, "adapter"],
-                format!("{} names no layer", describe(key)),
+                format!("{} names no layer", self.describe(key)),
                 &help,
             );
             return None;
@@ -263,7 +265,7 @@ impl Checks<'_> {
                     let message = format!(
                         "\"{}\" in {} is not a regular expression: {error}",
                         pattern.escape_debug(),
-                        describe(&path)
+                        self.describe(&path)
                     );
                     let help = "a name as \"down_proj\", or the end of a path";
                     self.refuse(&[&path], message, help);
@@ -287,7 +289,7 @@ impl Checks<'_> {
                     format!(
                         "\"{}\" in {} matches no layer that has an adapter",
                         pattern.escape_debug(),
-                        describe(&path)
+                        self.describe(&path)
                     ),
                     "remove it, or name the layer in target_modules too",
                 );
@@ -297,7 +299,7 @@ impl Checks<'_> {
                     "\"{}\" and \"{}\" in {} say different things about {layer}",
                     before.escape_debug(),
                     pattern.escape_debug(),
-                    describe(&path)
+                    self.describe(&path)
                 );
                 let help = "patterns that match no layer together, as \"self_attn\\\\.q_proj\"";
                 self.refuse(&[&path], message, help);
@@ -349,7 +351,7 @@ impl Checks<'_> {
                     format!(
                         "\"{}\" in {}: {problem}",
                         name.escape_debug(),
-                        describe(key)
+                        self.describe(key)
                     ),
                     "for an untied model [\"embed_tokens\", \"lm_head\"]; norms by their names",
                 );

@@ -5,12 +5,12 @@
 //! when one was rejected already (with a misspelled `max_step`, "max_steps is missing" is noise).
 
 mod adapter;
+mod checks;
 mod model;
 mod quantization;
 
 use super::document::Document;
 use super::error::Issue;
-use super::hints::describe;
 use super::keys::{
     AdapterInit, CHAT_TEMPLATES, CheckpointFormat, Config, DatasetKind, Sampling, Task,
     TokenizerConfig, TokenizerKind, is_chat_template_path,
@@ -18,15 +18,10 @@ use super::keys::{
 use super::phase::PhasePlan;
 use super::plan::{Length, Plan};
 
+pub(super) use checks::Checks;
+
 /// No machine holds more at once, and sums of tokens over a run stay within 64 bits.
 const MOST_TOKENS_PER_STEP: f64 = 1e9;
-
-/// Collects contradictions.
-pub(super) struct Checks<'d> {
-    document: &'d Document,
-    rejected: &'d [String],
-    issues: Vec<Issue>,
-}
 
 /// Resolves a configuration. `rejected` are the paths that the strict check cut out.
 pub(super) fn resolve(
@@ -34,11 +29,7 @@ pub(super) fn resolve(
     document: &Document,
     rejected: &[String],
 ) -> Result<Plan, Vec<Issue>> {
-    let mut checks = Checks {
-        document,
-        rejected,
-        issues: Vec::new(),
-    };
+    let mut checks = Checks::new(document, rejected);
     checks.places(&config);
     let length = checks.length(&config);
     checks.base_tokenizer(&mut config);
@@ -54,7 +45,7 @@ pub(super) fn resolve(
     let optimizer = checks.optimizer(&mut config);
     let schedule = checks.schedule(&mut config, length);
     match (length, shape) {
-        (Some(length), Some((shape, base))) if checks.issues.is_empty() => Ok(Plan {
+        (Some(length), Some((shape, base))) if checks.is_empty() => Ok(Plan {
             phases: vec![PhasePlan::whole_run(&config, optimizer, schedule)],
             config,
             shape,
@@ -62,48 +53,11 @@ pub(super) fn resolve(
             adapter,
             length,
         }),
-        _ => Err(checks.issues),
+        _ => Err(checks.into_issues()),
     }
 }
 
 impl Checks<'_> {
-    /// Keys that cannot stand as they are. The issue points at the first of `keys` that was
-    /// written, by a path such as `train.max_steps`; what a section lacks is said of the section.
-    pub(super) fn refuse(&mut self, keys: &[&str], message: String, help: &str) {
-        if keys.iter().any(|key| self.is_rejected(key)) {
-            return;
-        }
-        let origin = keys.iter().find_map(|key| self.document.origin(key));
-        let section = keys.first().and_then(|key| key.rsplit_once('.'));
-        self.issues.push(Issue {
-            message,
-            origin: origin.or_else(|| self.document.origin(section?.0)),
-            help: Some(help.to_string()),
-        });
-    }
-
-    /// Whether the key at `path`, something it is part of, or something in it was cut out.
-    fn is_rejected(&self, path: &str) -> bool {
-        let within = |inner: &str, outer: &str| {
-            let rest = inner.strip_prefix(outer);
-            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-        };
-        let mut rejected = self.rejected.iter();
-        rejected.any(|cut| within(path, cut) || within(cut, path))
-    }
-
-    /// A key that takes effect only together with another one's value.
-    pub(super) fn only_with(&mut self, given: bool, key: &str, decider: &str, needed: &str) {
-        if given {
-            let name = decider.rsplit('.').next().unwrap_or(decider);
-            self.refuse(
-                &[key, decider],
-                format!("{} takes effect only with {name} = {needed}", describe(key)),
-                &format!("remove it, or set {name} = {needed}"),
-            );
-        }
-    }
-
     /// The run folder.
     fn places(&mut self, config: &Config) {
         if config.output_dir.as_os_str().is_empty() {
@@ -155,7 +109,7 @@ impl Checks<'_> {
                     &keys,
                     format!(
                         "{} together with {earlier}: a run has one length",
-                        describe(last)
+                        self.describe(last)
                     ),
                     "keep one of max_steps, num_epochs, max_tokens",
                 );
@@ -167,9 +121,8 @@ impl Checks<'_> {
     /// A base model brings its tokenizer, where the file does not say anything about one.
     fn base_tokenizer(&mut self, config: &mut Config) {
         let keys = ["type", "path", "vocab_size"].map(|key| format!("tokenizer.{key}"));
-        let written = |key: &String| self.is_rejected(key) || self.document.origin(key).is_some();
         if let Some(base) = &config.model.base_model
-            && !keys.iter().any(written)
+            && !keys.iter().any(|key| self.is_mentioned(key))
         {
             config.tokenizer = TokenizerConfig::of_model(base);
         }
@@ -222,7 +175,7 @@ impl Checks<'_> {
             if paths.is_empty() || paths.iter().any(String::is_empty) {
                 self.refuse(
                     &[&path],
-                    format!("{} names no file", describe(&path)),
+                    format!("{} names no file", self.describe(&path)),
                     "path = \"some/file.txt\", a glob, or a list of them",
                 );
             }
@@ -231,7 +184,7 @@ impl Checks<'_> {
                     let field = format!("data.datasets.{position}.fields.{key}");
                     self.refuse(
                         &[&field],
-                        format!("{} names no field", describe(&field)),
+                        format!("{} names no field", self.describe(&field)),
                         &format!("the default is \"{key}\""),
                     );
                 }
@@ -250,18 +203,21 @@ impl Checks<'_> {
         let Some(path) = &data.val_path else {
             return;
         };
-        let is_explicit = self.document.origin("data.val_fraction").is_some();
+        let is_explicit = self.is_written("data.val_fraction");
         if is_explicit && data.val_fraction > 0.0 {
             self.refuse(
                 &["data.val_fraction", "data.val_path"],
-                "`val_fraction` together with `val_path` in [data]".to_string(),
+                format!(
+                    "`val_fraction` together with {}",
+                    self.describe("data.val_path")
+                ),
                 "keep one: a share of the datasets, or a file of its own",
             );
         }
         if path.as_os_str().is_empty() {
             self.refuse(
                 &["data.val_path"],
-                "`val_path` in [data] names no file".to_string(),
+                format!("{} names no file", self.describe("data.val_path")),
                 "remove it to hold out a share of the datasets",
             );
         }
@@ -282,7 +238,7 @@ impl Checks<'_> {
             }
             return;
         }
-        let is_explicit = self.document.origin("data.sampling").is_some();
+        let is_explicit = self.is_written("data.sampling");
         if data.sampling == Sampling::Random && is_explicit {
             self.refuse(
                 &["data.sampling"],
@@ -348,13 +304,14 @@ impl Checks<'_> {
             );
         }
         let data = &mut config.data;
-        let is_explicit = self.document.origin("data.sample_packing").is_some();
+        let is_explicit = self.is_written("data.sample_packing");
         if data.sample_packing == Some(true) && is_explicit {
             self.refuse(
                 &["data.sample_packing", "task"],
-                "`sample_packing` in [data] with `task` = \"dpo\": the two answers of a pair are two \
-                 rows of a batch"
-                    .to_string(),
+                format!(
+                    "{} with `task` = \"dpo\": the two answers of a pair are two rows of a batch",
+                    self.describe("data.sample_packing")
+                ),
                 "remove it",
             );
         }
@@ -362,7 +319,7 @@ impl Checks<'_> {
         if data.val_path.is_some() {
             self.refuse(
                 &["data.val_path", "task"],
-                "`val_path` in [data] with `task` = \"dpo\"".to_string(),
+                format!("{} with `task` = \"dpo\"", self.describe("data.val_path")),
                 "val_fraction holds out a share of the pairs",
             );
         }
@@ -394,7 +351,7 @@ impl Checks<'_> {
             let key = "checkpoint.lossy_moments";
             self.refuse(
                 &[key, "checkpoint.lossy"],
-                format!("{} takes effect only with `lossy`", describe(key)),
+                format!("{} takes effect only with `lossy`", self.describe(key)),
                 "remove it, or set lossy = \"int8\"",
             );
         }
@@ -413,14 +370,17 @@ impl Checks<'_> {
             if config.data.val_path.is_none() && config.data.val_fraction == 0.0 {
                 self.refuse(
                     &[patience, "data.val_fraction"],
-                    format!("{} without a validation split", describe(patience)),
+                    format!("{} without a validation split", self.describe(patience)),
                     "set val_fraction or val_path in [data], or early_stopping_patience = 0",
                 );
             }
             if config.eval.eval_steps == 0 {
                 self.refuse(
                     &[patience, "eval.eval_steps"],
-                    format!("{} with one evaluation, at the end", describe(patience)),
+                    format!(
+                        "{} with one evaluation, at the end",
+                        self.describe(patience)
+                    ),
                     "set eval_steps, or early_stopping_patience = 0",
                 );
             }
@@ -429,7 +389,10 @@ impl Checks<'_> {
         if (1..reports.len()).any(|i| reports[..i].contains(&reports[i])) {
             self.refuse(
                 &["logging.report_to"],
-                format!("{} names a format twice", describe("logging.report_to")),
+                format!(
+                    "{} names a format twice",
+                    self.describe("logging.report_to")
+                ),
                 "name each format once",
             );
         }
