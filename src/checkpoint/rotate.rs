@@ -105,6 +105,9 @@ impl CheckpointStore {
     /// Takes what a step that cannot be read may be a difference from off the list of steps to be deleted. Returns it.
     fn hold(&self, step: u64, all: &[u64], doomed: &mut BTreeSet<u64>) -> Vec<u64> {
         let mut held = Vec::new();
+        if self.stands_alone(step) {
+            return held;
+        }
         // Not every link says what comes before it any more. Links are taken from the step before: they lie in a row.
         for &earlier in all.iter().rev().filter(|&&earlier| earlier < step) {
             if doomed.remove(&earlier) {

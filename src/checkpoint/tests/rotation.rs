@@ -85,6 +85,25 @@ fn what_an_unreadable_step_held_goes_when_it_goes() {
 }
 
 #[test]
+fn a_damaged_step_that_stands_alone_holds_nothing() {
+    let (folder, store) = store();
+    for step in 1..=3 {
+        save(&store, step);
+    }
+    store.squash(3).unwrap();
+    store.mark_best(3).unwrap();
+    let path = step_folder(folder.path(), 3).join(DELTA);
+    let mut bytes = fs::read(&path).unwrap();
+    let at = bytes.len() - 900;
+    bytes[at] ^= 4;
+    fs::write(path, bytes).unwrap();
+    assert_eq!(save(&store, 4).len(), 1);
+    save(&store, 5);
+    assert_eq!(rotate(&store, 1), [1, 2]);
+    assert_eq!(store.steps().unwrap(), [3, 4, 5]);
+}
+
+#[test]
 fn a_step_that_was_moved_away_can_be_moved_back() {
     let (folder, store) = store();
     for step in 1..=3 {
