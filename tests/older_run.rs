@@ -156,7 +156,7 @@ fn v6_an_older_finished_run_is_complete_and_another_config_is_another_run() {
     assert!(prepare(&[]).unwrap().is_none());
     let error = prepare(&["optimizer.eps=1e-6"]).err().unwrap().to_string();
     assert!(
-        error.contains("optimizer.eps: 1e-8 there, 1e-6 here"),
+        error.contains("optimizer.eps: 0.00000001 there, 0.000001 here"),
         "{error}"
     );
 
@@ -173,7 +173,7 @@ fn v6_an_older_finished_run_is_complete_and_another_config_is_another_run() {
     assert!(prepare(&[]).unwrap().is_none());
     let error = prepare(&["optimizer.eps=1e-6"]).err().unwrap().to_string();
     assert!(
-        error.contains("optimizer.eps: 1e-8 there, 1e-6 here"),
+        error.contains("optimizer.eps: 0.00000001 there, 0.000001 here"),
         "{error}"
     );
 

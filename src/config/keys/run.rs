@@ -58,7 +58,7 @@ pub struct CheckpointConfig {
     /// With `format = "delta"`: write checkpoints while training goes on, from a copy of the state.
     pub background: bool,
     /// With `format = "delta"`: let weights of checkpoints that are differences be near what they were, for the sake of size.
-    /// A run that is resumed from one goes on from those, and not bit for bit.
+    /// A run that is resumed from one goes on from those, and not bit for bit. The best checkpoint, the last, and one saved on interruption are exact all the same.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lossy: Option<Method>,
     /// With `lossy`: Adam's and AdamW's moments, too.
