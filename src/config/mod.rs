@@ -11,10 +11,12 @@
 //! derived from them.
 mod adapter;
 mod check;
+mod checks;
 mod document;
 mod error;
 mod hints;
 mod keys;
+mod length;
 mod optimizer;
 mod overrides;
 mod phase;
@@ -35,10 +37,11 @@ pub use error::{ConfigError, Issue};
 pub use firebrick_kernels::blockwise::Format as BlockFormat;
 pub use firebrick_kernels::ternary::Granularity;
 pub use keys::*;
+pub use length::Length;
 pub use optimizer::{OptimizerConfig, OptimizerName, OptimizerPlan};
 pub use phase::{PathSelector, PhaseLength, PhasePlan, ScheduleSpan};
 pub(crate) use plan::load_quantization;
-pub use plan::{Length, Plan, load};
+pub use plan::{Plan, load};
 pub use reference::reference_markdown;
 pub use schedule::{Decay, DecayShape, LrSchedulerConfig, SchedulePlan, SchedulerName, Warmup};
 pub use schema::json_schema;

@@ -9,8 +9,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::keys::Config;
-use super::resolve::Checks;
+use super::checks::Checks;
 
 /// `[optimizer]`: the update rule.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -237,8 +236,7 @@ impl OptimizerName {
 }
 
 impl Checks<'_> {
-    pub(super) fn optimizer(&mut self, config: &mut Config) -> OptimizerPlan {
-        let optimizer = &mut config.optimizer;
+    pub(super) fn optimizer(&mut self, optimizer: &mut OptimizerConfig) -> OptimizerPlan {
         let name = optimizer.name;
         for (key, is_set) in KEYS {
             if is_set(optimizer) && !name.takes(is_set) {

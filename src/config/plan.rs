@@ -17,6 +17,7 @@ use super::error::{ConfigError, Issue};
 use super::keys::{
     AdapterInit, Config, DataConfig, QuantizationConfig, Sampling, Task, TokenizerConfig,
 };
+use super::length::Length;
 use super::phase::PhasePlan;
 use super::resolve::resolve;
 use super::shape::ModelShape;
@@ -39,17 +40,6 @@ pub struct Plan {
     /// The phases of the run in order, at least one. What can differ between phases is read from
     /// here and not from `config`.
     pub phases: Vec<PhasePlan>,
-}
-
-/// Length of a run.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Length {
-    /// Optimizer steps.
-    Steps(u64),
-    /// Passes over the training data.
-    Epochs(f64),
-    /// Trained tokens.
-    Tokens(u64),
 }
 
 /// Reads a configuration file, applies `--set` arguments (`train.max_steps=100`) and resolves it.

@@ -6,9 +6,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::keys::Config;
-use super::plan::Length;
-use super::resolve::Checks;
+use super::checks::Checks;
+use super::length::Length;
 
 /// `[lr_scheduler]`: the learning rate over the run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -200,10 +199,13 @@ impl SchedulerName {
 }
 
 impl Checks<'_> {
-    pub(super) fn schedule(&mut self, config: &mut Config, length: Option<Length>) -> SchedulePlan {
-        let warmup = self.warmup(config, length);
-        self.schedule_keys(&config.lr_scheduler);
-        let scheduler = &mut config.lr_scheduler;
+    pub(super) fn schedule(
+        &mut self,
+        scheduler: &mut LrSchedulerConfig,
+        length: Option<Length>,
+    ) -> SchedulePlan {
+        let warmup = self.warmup(scheduler, length);
+        self.schedule_keys(scheduler);
         if scheduler.name == SchedulerName::InverseSqrt && warmup.is_none() {
             self.refuse(
                 &[
@@ -247,8 +249,7 @@ impl Checks<'_> {
         }
     }
 
-    fn warmup(&mut self, config: &mut Config, length: Option<Length>) -> Warmup {
-        let scheduler = &mut config.lr_scheduler;
+    fn warmup(&mut self, scheduler: &mut LrSchedulerConfig, length: Option<Length>) -> Warmup {
         match (scheduler.warmup_steps, scheduler.warmup_ratio) {
             (Some(_), Some(_)) => self.refuse(
                 &["lr_scheduler.warmup_ratio", "lr_scheduler.warmup_steps"],

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::Checks;
 use crate::config::adapter::{AdapterPlan, LinearLayer, LoraShape, Selector};
+use crate::config::checks::Checks;
 use crate::config::keys::{ALL_LINEAR, AdapterConfig, AdapterInit, AdapterKind, Config};
 use crate::config::shape::ModelShape;
 use crate::config::spec::DecoderSpec;

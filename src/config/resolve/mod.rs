@@ -5,20 +5,19 @@
 //! when one was rejected already (with a misspelled `max_step`, "max_steps is missing" is noise).
 
 mod adapter;
-mod checks;
 mod model;
 mod quantization;
 
+use super::checks::Checks;
 use super::document::Document;
 use super::error::Issue;
 use super::keys::{
     AdapterInit, CHAT_TEMPLATES, CheckpointFormat, Config, DatasetKind, Sampling, Task,
     TokenizerConfig, TokenizerKind, is_chat_template_path,
 };
+use super::length::Length;
 use super::phase::PhasePlan;
-use super::plan::{Length, Plan};
-
-pub(super) use checks::Checks;
+use super::plan::Plan;
 
 /// No machine holds more at once, and sums of tokens over a run stay within 64 bits.
 const MOST_TOKENS_PER_STEP: f64 = 1e9;
@@ -42,8 +41,8 @@ pub(super) fn resolve(
         checks.quantization(&mut config, shape, base.is_some());
     }
     let adapter = checks.adapter(&mut config, shape.as_ref());
-    let optimizer = checks.optimizer(&mut config);
-    let schedule = checks.schedule(&mut config, length);
+    let optimizer = checks.optimizer(&mut config.optimizer);
+    let schedule = checks.schedule(&mut config.lr_scheduler, length);
     match (length, shape) {
         (Some(length), Some((shape, base))) if checks.is_empty() => Ok(Plan {
             phases: vec![PhasePlan::whole_run(&config, optimizer, schedule)],
@@ -69,7 +68,7 @@ impl Checks<'_> {
         }
     }
 
-    fn length(&mut self, config: &Config) -> Option<Length> {
+    pub(super) fn length(&mut self, config: &Config) -> Option<Length> {
         let train = &config.train;
         let tokens = train.micro_batch_size as f64
             * train.gradient_accumulation_steps as f64

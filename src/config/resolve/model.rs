@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::Checks;
+use crate::config::checks::Checks;
 use crate::config::keys::{
     Architecture, Config, Dtype, ModelConfig, RopeScalingConfig, RopeScalingKind,
 };

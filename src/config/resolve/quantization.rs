@@ -4,7 +4,7 @@ use firebrick_kernels::blockwise::Format;
 use firebrick_kernels::ternary::Granularity;
 use firebrick_kernels::ternary::layout::compute::BLOCK;
 
-use super::Checks;
+use crate::config::checks::Checks;
 use crate::config::keys::{
     Architecture, BlockSizeKey, BlockSizeName, Config, GranularityKey, GranularityName,
     QuantizationConfig, WeightFormat,

@@ -6,15 +6,15 @@
 //! `train.micro_batch_size`), else the section's. So one check serves both, and its message and its
 //! line are those of the key that a person has to change.
 
-use super::super::document::Document;
-use super::super::error::Issue;
-use super::super::hints;
+use super::document::Document;
+use super::error::Issue;
+use super::hints;
 
 /// Sections whose keys stand in a phase without the section's name.
 const FLAT: [&str; 3] = ["data.", "model.", "train."];
 
 /// Collects contradictions.
-pub(in crate::config) struct Checks<'d> {
+pub(super) struct Checks<'d> {
     document: &'d Document,
     rejected: &'d [String],
     /// The path of the phase that is checked, as `phase.0`; empty for the whole file.
@@ -43,7 +43,7 @@ impl<'d> Checks<'d> {
 
     /// Keys that cannot stand as they are. The issue points at the first of `keys` that was
     /// written, by a path such as `train.max_steps`; what a section lacks is said of the section.
-    pub(in crate::config) fn refuse(&mut self, keys: &[&str], message: String, help: &str) {
+    pub(super) fn refuse(&mut self, keys: &[&str], message: String, help: &str) {
         let places: Vec<String> = keys.iter().map(|key| self.place(key)).collect();
         if places.iter().any(|place| self.is_rejected(place)) {
             return;
@@ -58,13 +58,7 @@ impl<'d> Checks<'d> {
     }
 
     /// A key that takes effect only together with another one's value.
-    pub(in crate::config) fn only_with(
-        &mut self,
-        given: bool,
-        key: &str,
-        decider: &str,
-        needed: &str,
-    ) {
+    pub(super) fn only_with(&mut self, given: bool, key: &str, decider: &str, needed: &str) {
         if given {
             let name = decider.rsplit('.').next().unwrap_or(decider);
             self.refuse(
@@ -79,7 +73,7 @@ impl<'d> Checks<'d> {
     }
 
     /// "`betas` in [optimizer]", or "`betas` in [phase.optimizer]" where the phase has its own.
-    pub(in crate::config) fn describe(&self, key: &str) -> String {
+    pub(super) fn describe(&self, key: &str) -> String {
         hints::describe(&self.place(key))
     }
 
@@ -185,7 +179,7 @@ lr_scheduler = { warmup_steps = 7 }
     fn optimizer(checks: &mut Checks<'_>, config: &mut Config) {
         config.optimizer.name = OptimizerName::Sgd;
         config.optimizer.betas = Some([0.9, 0.99]);
-        checks.optimizer(config);
+        checks.optimizer(&mut config.optimizer);
     }
 
     #[test]
