@@ -313,11 +313,11 @@ impl TrainError {
             | Self::NotARun { .. }
             | Self::OtherConfig { .. }
             | Self::OtherPhases { .. }
-            | Self::OtherTokens { .. }
-            | Self::CheckpointsGone { .. }
-            | Self::OtherBaseModel { .. }
-            | Self::OtherData { .. } => {
+            | Self::CheckpointsGone { .. } => {
                 Some("give this run its own --output-dir, or delete the folder".to_string())
+            }
+            Self::OtherTokens { .. } | Self::OtherBaseModel { .. } | Self::OtherData { .. } => {
+                Some("put it back as it was, or give this run its own --output-dir".to_string())
             }
             Self::Diverged { checkpoint, .. } => {
                 let last = checkpoint.map_or(String::new(), |step| {
