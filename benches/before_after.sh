@@ -3,7 +3,9 @@
 # on the CPU with either of them, and then the metrics (all but speed and memory) and the exported
 # weights compared.
 #
-#   FIREBRICK_DATA=folder benches/before_after.sh BEFORE AFTER [STEPS]
+#   FIREBRICK_DATA=folder benches/before_after.sh BEFORE AFTER [STEPS [NAME]]
+#
+# NAME trains only the file with that name.
 #
 # FIREBRICK_DATA has text/tinyshakespeare.txt, gsm8k/train.jsonl, instruct/ and stories260K/hf, which
 # stands for every base model. A change of the sources changes what quickstart trains on: both binaries
@@ -13,13 +15,15 @@ cd "$(dirname "$0")/.."
 before=$(realpath "$1")
 after=$(realpath "$2")
 steps=${3:-50}
+only=${4:-*}
 data=$(realpath "${FIREBRICK_DATA:?names the folder with the data}")
 runs=$(mktemp -d)
 trap 'rm -rf "$runs"' EXIT
 # Each binary makes its own tokens.
 base=$data/stories260K/hf
 
-for config in configs/*.toml examples/recipes/*.toml; do
+for config in configs/$only.toml examples/recipes/$only.toml; do
+  [ -e "$config" ] || continue
   name=$(basename "$config" .toml)
   # The length is 50 steps, whatever it was counted in.
   sed -E "s/^(num_epochs|max_steps|max_tokens) *=.*/max_steps = $steps/" "$config" >"$runs/$name.toml"
@@ -31,10 +35,8 @@ for config in configs/*.toml examples/recipes/*.toml; do
     data/tinyshakespeare.txt) file=text/tinyshakespeare.txt ;;
     data/gsm8k-train.jsonl) file=gsm8k/train.jsonl ;;
     data/instructions.jsonl) file=instruct/alpaca_en_demo.json ;;
-    data/conversations.jsonl)
-      file=instruct/glaive_toolcall_en_demo.json
-      sets+=(--set data.val_fraction=0.2)
-      ;;
+    # Rows of conversations are longer than the base model's 512 positions; these are short.
+    data/conversations.jsonl) file=instruct/identity.json ;;
     data/preferences.jsonl) file=instruct/dpo_en_demo.json ;;
     *) file= ;;
   esac
