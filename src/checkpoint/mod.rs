@@ -53,7 +53,7 @@ use crate::delta::Method;
 use crate::extra::Extras;
 use crate::gradient::LossScale;
 use crate::model::folder::{decoder_from_hf, decoder_from_own, hf_from_own};
-use crate::model::{Decoder, ModelError, Tensors};
+use crate::model::{Decoder, ModelError, Tensors, is_of_adapter};
 use crate::optimizer::{AppliedStep, OptimizerState};
 
 /// The state of a run between two optimizer steps.
@@ -69,7 +69,7 @@ pub struct Snapshot {
     pub progress: Progress,
 }
 
-/// Weights as a checkpoint has them. Where only an adapter is trained, both are by its parameters' paths.
+/// Weights as a checkpoint has them. Those of an adapter are by its parameters' paths in both.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Weights {
     /// Under Hugging Face's names, in the layout of its files.
@@ -86,11 +86,36 @@ impl Weights {
         }
     }
 
-    /// Under the names of files, of a model of this form.
+    /// Under the names of files, of a model of this form; those of an adapter beside it as they are.
     pub fn files(self, spec: &DecoderSpec) -> Tensors {
+        match self.split_adapter() {
+            (Self::Own(tensors), adapter) => {
+                let mut files = hf_from_own(spec, tensors);
+                files.extend(adapter);
+                files
+            }
+            (Self::Files(mut tensors), adapter) => {
+                tensors.extend(adapter);
+                tensors
+            }
+        }
+    }
+
+    /// What is an adapter's of them, apart from the rest.
+    pub fn split_adapter(self) -> (Self, Tensors) {
+        let apart = |tensors: Tensors| -> (Tensors, Tensors) {
+            let tensors = tensors.into_iter();
+            tensors.partition(|(path, _)| !is_of_adapter(path))
+        };
         match self {
-            Self::Files(tensors) => tensors,
-            Self::Own(tensors) => hf_from_own(spec, tensors),
+            Self::Files(tensors) => {
+                let (weights, adapter) = apart(tensors);
+                (Self::Files(weights), adapter)
+            }
+            Self::Own(tensors) => {
+                let (weights, adapter) = apart(tensors);
+                (Self::Own(weights), adapter)
+            }
         }
     }
 
@@ -117,8 +142,8 @@ pub struct Capture {
     pub extra: Extras,
     /// The one step that led here from the last checkpoint, by parameter: none where there were more.
     pub steps: BTreeMap<String, AppliedStep>,
-    /// config.json of the model, in Hugging Face's form; null where only an adapter is trained. Where it is another than the
-    /// last checkpoint's, a new chain begins.
+    /// config.json of the model, in Hugging Face's form; null where only an adapter is held. Where there are all weights and an
+    /// adapter, it also says which of the run's. Where it is another than the last checkpoint's, a new chain begins.
     pub config: serde_json::Value,
 }
 

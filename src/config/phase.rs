@@ -44,6 +44,33 @@ pub struct PhasePlan {
     pub schedule_span: ScheduleSpan,
     /// Parameters that stay as they are, beyond those that the adapter leaves alone.
     pub freeze: Vec<PathSelector>,
+    /// What becomes of the plan's adapter. Left out of a record where the phase says nothing about
+    /// it, so that the records of runs from before there was a choice go on saying the same.
+    #[serde(skip_serializing_if = "PhaseAdapter::is_on")]
+    pub adapter: PhaseAdapter,
+}
+
+/// What becomes of the plan's adapter in a phase.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PhaseAdapter {
+    /// It is trained, where the plan has one. After a phase without it a new one begins, as with
+    /// [`Restart`](Self::Restart).
+    #[default]
+    On,
+    /// It is merged into the weights when the phase begins, in f32. All weights are trained from
+    /// then on, but for those that the phase freezes.
+    Off,
+    /// It is merged into the weights when the phase begins, in f32, and a new one of the same shape
+    /// begins beside them, whose optimizer state is new, too. In the first phase there is nothing to
+    /// merge: it is the same as [`On`](Self::On).
+    Restart,
+}
+
+impl PhaseAdapter {
+    fn is_on(&self) -> bool {
+        *self == Self::On
+    }
 }
 
 /// The length of a phase.
@@ -94,6 +121,7 @@ impl PhasePlan {
             schedule,
             schedule_span: ScheduleSpan::Run,
             freeze: Vec::new(),
+            adapter: PhaseAdapter::On,
         }
     }
 

@@ -34,16 +34,17 @@
 
 use std::collections::BTreeMap;
 
+use super::OfPhase;
 use super::memory::product;
-use crate::config::{DecoderSpec, PhasePlan, Plan};
+use crate::config::DecoderSpec;
 
 /// Bytes that a block keeps of each token for the backward pass: the tables above.
 pub(super) fn kept_by_block(
-    (plan, phase): (&Plan, &PhasePlan),
+    of: OfPhase,
     spec: &DecoderSpec,
     (element, is_cpu): (u64, bool),
 ) -> u64 {
-    let shape = &spec.shape;
+    let (phase, shape) = (of.phase, &spec.shape);
     let sequence_len = phase.data.sequence_len as u64;
     let hidden = shape.hidden_size as u64;
     let heads = shape.num_attention_heads as u64;
@@ -52,7 +53,7 @@ pub(super) fn kept_by_block(
     let ffn = shape.intermediate_size as u64;
     let (is_gpt2, is_bitnet) = (shape.is_gpt2_form(), shape.is_bitnet_form());
     // What a norm keeps of each number besides its output, and what its output is scaled from.
-    let (input, scaled) = match (is_cpu && !is_gpt2, plan.adapter.is_some()) {
+    let (input, scaled) = match (is_cpu && !is_gpt2, of.adapter.is_some()) {
         (true, _) => (element, 0),
         (false, true) => (4, 0),
         (false, false) => (4, element),
@@ -82,14 +83,14 @@ pub(super) fn kept_by_block(
         (true, true) => (queries + ffn) * element,
         (true, false) => (queries + ffn) * (4 + element),
     };
-    let adapters = kept_by_adapters(plan, spec) * element;
+    let adapters = kept_by_adapters(of, spec) * element;
     let rest = norms + head_norms + sub_norms + projections + feed_forward + adapters;
     scores.saturating_add(rest)
 }
 
 /// Numbers that the adapters of a block keep of each token; on average, where blocks differ.
-fn kept_by_adapters(plan: &Plan, spec: &DecoderSpec) -> u64 {
-    let Some(adapter) = &plan.adapter else {
+fn kept_by_adapters(of: OfPhase, spec: &DecoderSpec) -> u64 {
+    let Some(adapter) = of.adapter else {
         return 0;
     };
     let layers = spec.shape.linear_layers(spec.vocab_size).into_iter();

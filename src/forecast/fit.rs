@@ -1,7 +1,7 @@
 //! Whether a run fits into memory, and what would make it fit.
 
 use super::{Conditions, Forecast};
-use crate::config::{CheckpointFormat, DecoderSpec, Plan};
+use crate::config::{CheckpointFormat, DecoderSpec, PhaseModel, Plan};
 use crate::environment::{memory_limit_bytes, resident_memory_bytes};
 use crate::model::ModelError;
 use crate::readable::bytes;
@@ -77,8 +77,8 @@ fn worst_phase(
     conditions: Conditions,
 ) -> Result<Forecast, ModelError> {
     let mut worst: Option<Forecast> = None;
-    for phase in &plan.phases {
-        let forecast = Forecast::new((plan, phase), spec, conditions)?;
+    for (phase, model) in plan.phases.iter().zip(PhaseModel::of_plan(plan)) {
+        let forecast = Forecast::new((plan, phase, model), spec, conditions)?;
         if worst
             .as_ref()
             .is_none_or(|worst| forecast.peak_bytes > worst.peak_bytes)

@@ -4,8 +4,10 @@
 use serde::Serialize;
 
 use super::activations::kept_by_block;
-use super::{Conditions, element_bytes};
-use crate::config::{CheckpointFormat, DecoderSpec, ModelShape, PhasePlan, Plan};
+use super::{Conditions, OfPhase, element_bytes};
+use crate::config::{
+    AdapterInit, AdapterPlan, CheckpointFormat, DecoderSpec, Held, ModelShape, PhasePlan,
+};
 use crate::model::logit_chunk;
 use crate::readable::grouped;
 
@@ -57,13 +59,13 @@ impl Moment {
 
 impl Memory {
     pub(super) fn new(
-        (plan, phase): (&Plan, &PhasePlan),
+        of: OfPhase,
         spec: &DecoderSpec,
         counts: Counts,
         conditions: Conditions,
     ) -> Self {
-        let sizes = Sizes::new((plan, phase), spec, counts, conditions);
-        let moments = if phase.gradient_checkpointing {
+        let sizes = Sizes::new(of, spec, counts, conditions);
+        let moments = if of.phase.gradient_checkpointing {
             vec![
                 (Moment::Loss, sizes.loss_with_inputs()),
                 (Moment::LastBlock, sizes.last_block()),
@@ -110,6 +112,8 @@ fn sum(terms: &[Term]) -> u64 {
 pub(super) struct Counts {
     pub(super) parameters: u64,
     pub(super) trainable: u64,
+    /// Numbers of the model that are copied to be saved.
+    pub(super) copied: u64,
     /// Bytes.
     pub(super) optimizer_state: u64,
 }
@@ -121,6 +125,8 @@ struct Sizes {
     /// Bytes of a second model, which takes no part in training.
     reference: u64,
     trainable: u64,
+    /// Numbers of the model that are copied to be saved.
+    copied: u64,
     /// Whether the output head has a gradient.
     trains_head: bool,
     optimizer_state: u64,
@@ -165,13 +171,8 @@ enum Saves {
 const PACKED_DEPTH: u64 = 512;
 
 impl Sizes {
-    fn new(
-        (plan, phase): (&Plan, &PhasePlan),
-        spec: &DecoderSpec,
-        counts: Counts,
-        conditions: Conditions,
-    ) -> Self {
-        let (config, shape) = (&plan.config, &spec.shape);
+    fn new(of: OfPhase, spec: &DecoderSpec, counts: Counts, conditions: Conditions) -> Self {
+        let (config, phase, shape) = (of.config, of.phase, &spec.shape);
         let rows = phase.micro_batch_size as u64;
         let lanes = (conditions.lanes as u64).min(rows);
         let tokens = rows * phase.data.sequence_len as u64;
@@ -179,10 +180,11 @@ impl Sizes {
         let of_lane = tokens.div_ceil(lanes.max(1)) as usize;
         let chunk = logit_chunk(of_lane, spec.vocab_size) as u64;
         Self {
-            weights: weights(plan, spec, counts),
-            reference: reference((plan, phase), spec, counts, (element, conditions.is_cpu)),
+            weights: weights(of, spec, counts),
+            reference: reference(of, spec, counts, (element, conditions.is_cpu)),
             trainable: counts.trainable,
-            trains_head: plan.adapter.as_ref().is_none_or(|adapter| {
+            copied: counts.copied,
+            trains_head: of.adapter.is_none_or(|adapter| {
                 let head = ["lm_head", "embed_tokens"];
                 adapter
                     .saved
@@ -191,7 +193,7 @@ impl Sizes {
             }),
             optimizer_state: counts.optimizer_state,
             optimizer: phase.optimizer.name(),
-            rounded: rounded(plan, shape, counts, element),
+            rounded: rounded(of, shape, counts, element),
             element,
             lanes,
             tokens,
@@ -199,7 +201,7 @@ impl Sizes {
             ffn: shape.intermediate_size as u64,
             layers: shape.num_hidden_layers as u64,
             vocab: spec.vocab_size as u64,
-            kept: kept_by_block((plan, phase), spec, (element, conditions.is_cpu)),
+            kept: kept_by_block(of, spec, (element, conditions.is_cpu)),
             logit_tokens: tokens.min(lanes * chunk),
             logit: match (conditions.is_cpu, element) {
                 (true, 4) => (4, "logits, their gradient in their place: 4"),
@@ -245,7 +247,7 @@ impl Sizes {
             term(
                 "copy being saved",
                 match self.saves {
-                    Saves::Behind => product([4, p]).saturating_add(self.optimizer_state),
+                    Saves::Behind => product([4, self.copied]).saturating_add(self.optimizer_state),
                     Saves::Whole | Saves::AtOnce => 0,
                 },
                 "weights and optimizer, while training goes on".to_string(),
@@ -326,7 +328,7 @@ impl Sizes {
     }
 
     fn saving(&self) -> Vec<Term> {
-        let (weights, moments) = (product([4, self.trainable]), self.optimizer_state);
+        let (weights, moments) = (product([4, self.copied]), self.optimizer_state);
         let (copied, what) = match self.saves {
             Saves::Whole => (weights.max(moments), "the larger of weights and optimizer"),
             Saves::AtOnce => (weights.saturating_add(moments), "weights and optimizer"),
@@ -438,9 +440,9 @@ fn attention_room(phase: &PhasePlan, shape: &ModelShape, conditions: Conditions)
 }
 
 /// The model's weights: all in f32, but for those of a base model that are codes or packed trits.
-fn weights(plan: &Plan, spec: &DecoderSpec, counts: Counts) -> Term {
+fn weights(of: OfPhase, spec: &DecoderSpec, counts: Counts) -> Term {
     let (p, in_blocks) = (counts.parameters, spec.shape.block_parameters());
-    let codes = if plan.adapter.is_none() {
+    let codes = if of.adapter.is_none() {
         None
     } else if let Some(blockwise) = spec.shape.blockwise {
         let layers = spec.shape.linear_layers(spec.vocab_size);
@@ -469,21 +471,23 @@ fn weights(plan: &Plan, spec: &DecoderSpec, counts: Counts) -> Term {
 }
 
 /// Bytes of the model that answers are held against (task = "dpo"), beyond those that it shares with the
-/// model that is trained: in f32 the base model of an adapter, but for what is trained whole. In half
-/// precision it is rounded once, and the rounded model stays.
+/// model that is trained: in f32 the base model of an adapter, but for what is trained whole, as long as
+/// it is the one that the adapter is beside. In half precision it is rounded once, and the rounded model
+/// stays.
 fn reference(
-    (plan, phase): (&Plan, &PhasePlan),
+    of: OfPhase,
     spec: &DecoderSpec,
     counts: Counts,
     (element, is_cpu): (u64, bool),
 ) -> u64 {
-    if phase.dpo.is_none() {
+    if of.phase.dpo.is_none() {
         return 0;
     }
     let shape = &spec.shape;
     let (all, in_blocks) = (shape.parameters(spec.vocab_size), shape.block_parameters());
     let dense = all - in_blocks;
-    let is_adapted = plan.adapter.is_some();
+    let leaves_base = |adapter: &AdapterPlan| adapter.init == AdapterInit::Default;
+    let is_adapted = of.held == Held::Adapter && of.adapter.is_some_and(leaves_base);
     if is_adapted && element == 4 {
         let adapters = counts.parameters - all;
         return product([4, counts.trainable.saturating_sub(adapters)]);
@@ -501,9 +505,8 @@ fn reference(
 
 /// What is rounded once a step: all weights in half precision, ternary ones in f32 (their masters and the others are used
 /// as they are). Codes are not rounded.
-fn rounded(plan: &Plan, shape: &ModelShape, counts: Counts, element: u64) -> Term {
-    let is_packed =
-        plan.adapter.is_some() && (shape.ternary.is_some() || shape.blockwise.is_some());
+fn rounded(of: OfPhase, shape: &ModelShape, counts: Counts, element: u64) -> Term {
+    let is_packed = of.adapter.is_some() && (shape.ternary.is_some() || shape.blockwise.is_some());
     let count = match (element, shape.ternary) {
         (4, Some(_)) if !is_packed => shape.block_parameters(),
         (4, _) => 0,

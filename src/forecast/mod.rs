@@ -14,7 +14,7 @@ use burn::tensor::Device;
 pub use fit::{Shortage, available_bytes, fit};
 pub use memory::{Memory, Moment, Term};
 
-use crate::config::{DecoderSpec, Dtype, PhasePlan, Plan};
+use crate::config::{AdapterPlan, Config, DecoderSpec, Dtype, Held, PhaseModel, PhasePlan, Plan};
 use crate::model::{Decoder, ModelError};
 use crate::optimizer::Optimizer;
 
@@ -44,36 +44,70 @@ pub struct Conditions {
     pub process_bytes: u64,
 }
 
+/// A phase, and what of its plan its memory depends on.
+#[derive(Clone, Copy)]
+struct OfPhase<'a> {
+    config: &'a Config,
+    phase: &'a PhasePlan,
+    /// Of its model.
+    adapter: Option<&'a AdapterPlan>,
+    /// What a checkpoint has to hold of its model.
+    held: Held,
+}
+
+/// The model of a phase, of a run that begins with one of `spec`, whose shapes are right and whose
+/// weights are not drawn: counting them costs nothing.
+///
+/// # Errors
+/// [`ModelError::Spec`] for a shape no decoder can have.
+pub(crate) fn outline(
+    plan: &Plan,
+    model: PhaseModel,
+    spec: &DecoderSpec,
+) -> Result<Decoder, ModelError> {
+    let decoder = Decoder::new(&model.spec(spec), 0, &Device::flex())?;
+    match model.adapter(plan) {
+        Some(adapter) => decoder.outlined(adapter, 0),
+        None => Ok(decoder),
+    }
+}
+
 impl Forecast {
-    /// The forecast for a phase of a plan, whose dtype is resolved, with the vocabulary of `spec`.
+    /// The forecast for a phase of a plan, whose dtype is resolved, and its model, in a run that
+    /// begins with a model of `spec`.
     ///
     /// # Errors
     /// [`ModelError::Spec`] for a shape no decoder can have.
     pub fn new(
-        (plan, phase): (&Plan, &PhasePlan),
+        (plan, phase, model): (&Plan, &PhasePlan, PhaseModel),
         spec: &DecoderSpec,
         conditions: Conditions,
     ) -> Result<Self, ModelError> {
-        // Parameters are drawn when first used: walking a built module's shapes is free.
-        let model = Decoder::new(spec, 0, &Device::flex())?;
-        let model = match &plan.adapter {
-            Some(adapter) => model.outlined(adapter, 0)?,
-            None => model,
+        let outline = outline(plan, model, spec)?.with_frozen(&phase.freeze)?;
+        let spec = outline.spec();
+        let of = OfPhase {
+            config: &plan.config,
+            phase,
+            adapter: model.adapter(plan),
+            held: model.held(),
         };
-        let model = model.with_frozen(&phase.freeze)?;
-        let parameters = model.params();
-        let trainable = model.trained_params() as u64;
-        let state = Optimizer::new(&phase.optimizer).state_bytes(&model);
+        let parameters = outline.params();
+        let trainable = outline.trained_params() as u64;
+        let state = Optimizer::new(&phase.optimizer).state_bytes(&outline);
         let counts = memory::Counts {
             parameters,
             trainable,
+            copied: match of.held {
+                Held::Weights | Held::Adapter => trainable,
+                Held::Both => parameters,
+            },
             optimizer_state: state,
         };
-        let memory = Memory::new((plan, phase), spec, counts, conditions);
+        let memory = Memory::new(of, spec, counts, conditions);
         Ok(Self {
             parameters,
             trainable,
-            flops_per_token: flops_per_token((plan, phase), spec),
+            flops_per_token: flops_per_token(of, spec),
             peak_bytes: memory.peak_bytes(),
             memory,
         })
@@ -85,8 +119,8 @@ impl Forecast {
 /// with gradient checkpointing; twice that for weights that are not trained. Pairs of answers take a
 /// forward pass of the reference and a second one of the output head besides. Attention counts every key,
 /// seen or masked, as others count it; the CPU computes those that are seen, and their scores twice.
-fn flops_per_token((plan, phase): (&Plan, &PhasePlan), spec: &DecoderSpec) -> f64 {
-    let shape = &spec.shape;
+fn flops_per_token(of: OfPhase, spec: &DecoderSpec) -> f64 {
+    let (phase, shape) = (of.phase, &spec.shape);
     let hidden = shape.hidden_size as f64;
     let queries = (shape.num_attention_heads * shape.head_dim) as f64;
     let keys = (shape.num_key_value_heads * shape.head_dim) as f64;
@@ -107,7 +141,7 @@ fn flops_per_token((plan, phase): (&Plan, &PhasePlan), spec: &DecoderSpec) -> f6
         None => 0.0,
     };
     // Without gradients of weights the backward pass has half the products; adapters add their own.
-    let Some(adapter) = &plan.adapter else {
+    let Some(adapter) = of.adapter else {
         return (3.0 + again) * blocks + 3.0 * head + reference;
     };
     let layers = shape.linear_layers(spec.vocab_size).into_iter();

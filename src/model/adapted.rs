@@ -35,7 +35,7 @@ impl Trained {
 }
 
 /// Whether a parameter belongs to an adapter.
-fn is_of_adapter(path: &str) -> bool {
+pub(crate) fn is_of_adapter(path: &str) -> bool {
     path.contains(".adapter.")
 }
 
@@ -85,20 +85,6 @@ impl Decoder {
     /// stay as they have become.
     pub fn without_adapters(mut self) -> Self {
         self.linears_mut().for_each(|layer| layer.adapter = None);
-        self
-    }
-
-    /// The decoder of dense weights that computes what this one and its adapters do, but for
-    /// rounding. Layers without an adapter stay as they are, unless they are packed.
-    pub fn merged(mut self) -> Self {
-        let shape = &self.spec().shape;
-        let packed = shape.ternary.is_some() || shape.blockwise.is_some();
-        let layers = self.linears_mut();
-        layers
-            .filter(|layer| packed || layer.adapter.is_some())
-            .for_each(Linear::merge);
-        self.become_dense();
-        self.trained = Trained::default();
         self
     }
 
@@ -275,7 +261,7 @@ impl Decoder {
         in_blocks.chain(&self.lm_head)
     }
 
-    fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+    pub(super) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
         let blocks = self.layers.iter_mut().flat_map(Block::linears);
         blocks.chain(&mut self.lm_head)
     }

@@ -193,8 +193,7 @@ impl Decoder {
 
     /// Its layers have.
     pub(super) fn become_dense(&mut self) {
-        self.spec.shape.ternary = None;
-        self.spec.shape.blockwise = None;
+        self.spec = self.spec.dense();
     }
 
     pub(super) fn block_linears(&mut self) -> impl Iterator<Item = &mut Linear> {

@@ -13,6 +13,7 @@ mod layers;
 mod linear;
 mod lora;
 mod loss;
+mod merged;
 mod parameters;
 mod vocabulary;
 mod weight;
@@ -21,6 +22,7 @@ pub use vocabulary::check_vocabulary;
 
 pub use crate::config::DecoderSpec;
 pub use crate::config::LoraShape;
+pub(crate) use adapted::is_of_adapter;
 pub use attention::Attention;
 pub(crate) use attention::Context;
 pub(crate) use decoder::logit_chunk;

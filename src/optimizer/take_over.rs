@@ -7,6 +7,12 @@ use super::{Optimizer, OptimizerError, OptimizerState};
 use crate::model::{Decoder, VisitParameters};
 
 impl Optimizer {
+    /// Forgets the state of the parameters that `is_gone` names by their path: what is there under
+    /// the same path from now on is another one.
+    pub fn forget(&mut self, is_gone: impl Fn(&str) -> bool) {
+        self.states.retain(|path, _| !is_gone(path));
+    }
+
     /// Takes the state of another optimizer over, where it means the same under this one's rules:
     /// Adam and AdamW keep the same moments. The state of a parameter that is not trained any more,
     /// or whose rule keeps something else, is dropped. `device` is the plain one. Returns the paths

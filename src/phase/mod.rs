@@ -3,7 +3,9 @@
 //! A plan's phases have lengths in steps, shares or "the rest". A [`Timeline`] turns them into steps
 //! once the data is counted; the loop asks it what holds at a step, and asks nobody else.
 
-use crate::config::{Length, PhaseLength, PhasePlan, Plan, ScheduleSpan};
+use crate::config::{
+    AdapterInit, Held, Length, PhaseAdapter, PhaseLength, PhaseModel, PhasePlan, Plan, ScheduleSpan,
+};
 use crate::data::EpochSize;
 use crate::optimizer::Schedule;
 
@@ -18,6 +20,8 @@ pub struct Phase {
     pub steps: u64,
     /// What holds in it.
     pub plan: PhasePlan,
+    /// What its model is made of.
+    pub model: PhaseModel,
     /// The learning rate, over the steps of the run or of the phase.
     schedule: Schedule,
 }
@@ -74,6 +78,21 @@ pub enum TimelineError {
         /// Steps of the run.
         run: u64,
     },
+    /// A phase asks for something to happen to an adapter, and the run has none.
+    #[error("phase `{name}` turns an adapter off or begins it anew, and the run has no adapter")]
+    NoAdapter {
+        /// The phase.
+        name: String,
+    },
+    /// A phase begins an adapter beside weights that an earlier one was merged into, which this kind
+    /// of adapter cannot do.
+    #[error("phase `{name}` begins a new adapter on changed weights, and {reason}")]
+    NoNewAdapter {
+        /// The phase.
+        name: String,
+        /// Why it cannot.
+        reason: &'static str,
+    },
 }
 
 impl Timeline {
@@ -84,6 +103,8 @@ impl Timeline {
     /// [`TimelineError`]
     pub fn new(plan: &Plan, epochs: &[EpochSize]) -> Result<Self, TimelineError> {
         let lengths = lengths(plan, epochs)?;
+        let models = PhaseModel::of_plan(plan);
+        check_adapters(plan, &models)?;
         let all: u64 = lengths.iter().sum();
         let mut first_step = 0;
         let phases = plan.phases.iter().zip(lengths).enumerate();
@@ -98,6 +119,7 @@ impl Timeline {
                 first_step: first_step - steps,
                 steps,
                 plan: plan.clone(),
+                model: models[number],
                 schedule: Schedule::new(
                     plan.learning_rate,
                     &plan.schedule.decay,
@@ -134,6 +156,36 @@ impl Timeline {
         let phase = self.phases.iter().find(|phase| steps <= phase.end());
         // There is at least one phase, and past the end of the run its last one goes on holding.
         phase.unwrap_or(&self.phases[self.phases.len() - 1])
+    }
+}
+
+/// Whether each phase can do with the adapter what it says.
+fn check_adapters(plan: &Plan, models: &[PhaseModel]) -> Result<(), TimelineError> {
+    let Some(adapter) = &plan.adapter else {
+        let asks = |phase: &&PhasePlan| phase.adapter != PhaseAdapter::On;
+        return match plan.phases.iter().find(asks) {
+            Some(phase) => Err(TimelineError::NoAdapter {
+                name: phase.name.clone(),
+            }),
+            None => Ok(()),
+        };
+    };
+    let reason = if plan.shape.blockwise.is_some() {
+        "quantised weights would have to be quantised again"
+    } else if plan.shape.ternary.is_some() {
+        "ternary weights would have to be rounded again"
+    } else if adapter.init != AdapterInit::Default {
+        "an adapter that begins as a part of the weights would have to be taken out of them again"
+    } else {
+        return Ok(());
+    };
+    let mut phases = plan.phases.iter().zip(models);
+    match phases.find(|(_, model)| model.held() == Held::Both) {
+        Some((phase, _)) => Err(TimelineError::NoNewAdapter {
+            name: phase.name.clone(),
+            reason,
+        }),
+        None => Ok(()),
     }
 }
 

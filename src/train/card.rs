@@ -4,13 +4,13 @@ use serde_json::json;
 
 use crate::adapter::OWN_BASE;
 use crate::checkpoint::Progress;
-use crate::config::Plan;
+use crate::config::{Held, PhaseModel, Plan};
 use crate::data::TrainingData;
 use crate::environment::Environment;
 
-/// Markdown with the front matter that model hubs read.
+/// Markdown with the front matter that model hubs read. `model` is that of the exported step's phase.
 pub(super) fn model_card(
-    (plan, device): (&Plan, Option<&str>),
+    (plan, model, device): (&Plan, PhaseModel, Option<&str>),
     (data, loss_unit): (&dyn TrainingData, &str),
     progress: &Progress,
     exported_step: u64,
@@ -23,8 +23,10 @@ pub(super) fn model_card(
         .unwrap_or_default()
         .to_string_lossy();
     let environment = Environment::detect();
-    let (library, kind) = match (&plan.adapter, &config.model.base_model) {
-        (Some(_), Some(base)) if plan.changes_base() => {
+    let is_adapter = model.held() == Held::Adapter;
+    let base = config.model.base_model.as_ref().filter(|_| is_adapter);
+    let (library, kind) = match base {
+        Some(base) if plan.changes_base() => {
             let library = format!("peft\nbase_model: {OWN_BASE}");
             let base = base.display();
             let kind = format!(
@@ -33,14 +35,14 @@ pub(super) fn model_card(
             );
             (library, kind)
         }
-        (Some(_), Some(base)) => {
+        Some(base) => {
             let library = format!("peft\nbase_model: {}", json!(base));
             (
                 library,
                 format!("An adapter for the model in `{}`, a", base.display()),
             )
         }
-        _ => ("transformers".to_string(), "A".to_string()),
+        None => ("transformers".to_string(), "A".to_string()),
     };
     let quality = match progress.best {
         Some(best) => format!(

@@ -110,7 +110,7 @@ fn time_step(init: &ModelInit, inputs: &RunInputs) -> Result<f64, TrainError> {
 
 /// Seconds of an optimizer step of a phase. One micro-batch is computed; the others take as long.
 fn time_phase(init: &ModelInit, inputs: &RunInputs, phase: &Phase) -> Result<f64, TrainError> {
-    let initial = init.fresh(&phase.plan)?;
+    let initial = init.fresh(phase)?;
     let mut state = initial.state;
     let active = ActivePhase::new(phase, &inputs.data, initial.reference);
     let settings = StepSettings {

@@ -1,14 +1,10 @@
 //! The end of a run: its model or adapter, and the last of its record.
 
-use burn::tensor::TensorData;
-
 use super::card::model_card;
 use super::folder::FinalRecord;
 use super::{Evaluation, Event, Outcome, Session, TrainError, TrainState};
-use crate::adapter::{Adapter, OWN_BASE, PeftOptions};
 use crate::checkpoint::{Progress, Weights};
 use crate::data::Bigram;
-use crate::model::Tensors;
 
 /// Largest training split that the bigram baseline is fitted on: it is counted in memory.
 const BIGRAM_LIMIT: u64 = 50_000_000;
@@ -31,14 +27,8 @@ impl Session {
             })?;
         }
         let (exported_step, weights) = self.exported(progress)?;
-        let tensors = match self.plan.adapter {
-            Some(_) => weights.tensors(),
-            None => weights.files(&self.spec),
-        };
-        let weights: usize = tensors.values().map(TensorData::num_elements).sum();
-        let bytes = self.exported_bytes(self.exported_numbers(weights as u64));
-        self.check_room("the exported model".to_string(), bytes)?;
-        self.export(tensors)?;
+        let model = self.timeline.of_completed(exported_step).model;
+        self.export(model, weights)?;
         progress.seconds = self.clock.total_seconds();
         let mut record = self.folder.read_record()?;
         let device = record
@@ -46,7 +36,7 @@ impl Session {
             .and_then(|record| record.device["name"].as_str());
         let loss_unit = self.active.objective.spec().loss_unit.into_owned();
         let card = model_card(
-            (&self.plan, device),
+            (&self.plan, model, device),
             (self.exported_data(), &loss_unit),
             progress,
             exported_step,
@@ -99,35 +89,6 @@ impl Session {
             }
         }
         Ok((last, self.store.load_model(last)?))
-    }
-
-    /// Writes the tokenizer and the model, or the adapter, ready for Hugging Face's tools and for
-    /// `--model`.
-    fn export(&self, tensors: Tensors) -> Result<(), TrainError> {
-        let config = &self.plan.config;
-        let dtype = config.checkpoint.save_dtype;
-        let (Some(plan), Some(adapter), Some(base)) = (
-            &self.plan.adapter,
-            &config.adapter,
-            &config.model.base_model,
-        ) else {
-            let tokenizer = self.exported_data().tokenizer();
-            return self.folder.export(&self.spec, &tensors, tokenizer, dtype);
-        };
-        self.exported_data().tokenizer().save(self.folder.path())?;
-        let learned = Adapter::from_tensors(&plan.layers, tensors);
-        let learned = match &self.initial_adapter {
-            Some(initial) => learned.since(initial)?,
-            None => learned,
-        };
-        let own = self.folder.file(OWN_BASE);
-        let options = PeftOptions {
-            base: if self.plan.changes_base() { &own } else { base },
-            use_rslora: adapter.use_rslora,
-            dtype,
-        };
-        learned.write(self.folder.path(), &self.spec, &options)?;
-        Ok(())
     }
 
     /// Nats per token of the bigram model on the validation split.

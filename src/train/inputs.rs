@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use burn::tensor::Device;
 use serde_json::json;
 
 use super::TrainError;
@@ -17,9 +16,9 @@ use crate::data::{
 };
 use crate::device::{ComputeDevice, is_cpu, lanes};
 use crate::environment::{Environment, resident_memory_bytes};
-use crate::forecast::{Conditions, Forecast, Shortage, available_bytes, fit};
+use crate::forecast::{Conditions, Forecast, Shortage, available_bytes, fit, outline};
 use crate::generate::{GenerateError, check_prompt};
-use crate::model::{Decoder, check_vocabulary, folder as model_folder};
+use crate::model::{check_vocabulary, folder as model_folder};
 use crate::phase::Timeline;
 
 /// What a run trains on and with.
@@ -28,8 +27,9 @@ pub(super) struct RunInputs {
     pub(super) data: Vec<PhaseData>,
     pub(super) spec: DecoderSpec,
     pub(super) timeline: Timeline,
+    /// Of the first phase's model.
     pub(super) parameters: u64,
-    /// Of them, those that are trained in the first phase.
+    /// Of them, those that are trained in that phase.
     pub(super) trainable: u64,
     /// The base model's files; none without one.
     pub(super) base: Vec<FileRecord>,
@@ -47,31 +47,22 @@ pub(super) struct PhaseData {
 impl RunInputs {
     /// `started` is the time at which the run was started, which chat templates may write.
     pub(super) fn load(plan: &Plan, started: SystemTime) -> Result<Self, TrainError> {
-        let config = &plan.config;
         // Before the data: what reading it takes is free again when training begins.
         let program_bytes = resident_memory_bytes().unwrap_or_default();
         let data = load_phases(plan, started)?;
         let epochs: Vec<EpochSize> = data.iter().map(|data| data.view.epoch()).collect();
         let timeline = Timeline::new(plan, &epochs)?;
         let spec = decoder_spec(plan, exported_data(&data))?;
-        // Parameters are drawn when first used: counting those of a built module is free.
-        let model = Decoder::new(&spec, config.seed, &Device::flex())?;
-        let model = match &plan.adapter {
-            Some(adapter) => model.outlined(adapter, config.seed)?,
-            None => model,
-        };
-        let parameters = model.params();
-        let mut trainable = 0;
-        for (number, phase) in plan.phases.iter().enumerate().rev() {
+        let (mut parameters, mut trainable) = (0, 0);
+        for phase in timeline.phases().iter().rev() {
             // Every phase's selectors have to name something before the first step is taken.
-            let trained = model.clone().with_frozen(&phase.freeze)?.trained_params();
-            if trained == 0 {
-                let phase = phase.name.clone();
+            let model = outline(plan, phase.model, &spec)?.with_frozen(&phase.plan.freeze)?;
+            if model.trained_params() == 0 {
+                let phase = phase.plan.name.clone();
                 return Err(TrainError::NothingTrained { phase });
             }
-            if number == 0 {
-                trainable = trained as u64;
-            }
+            // In the end those of the first.
+            (parameters, trainable) = (model.params(), model.trained_params() as u64);
         }
         check_length(plan, timeline.steps())?;
         check_prompts(plan, &spec, exported_data(&data))?;

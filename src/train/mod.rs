@@ -39,6 +39,7 @@ mod error;
 mod estimate;
 mod evaluate;
 mod event;
+mod export;
 mod finish;
 mod folder;
 mod inputs;

@@ -1,5 +1,6 @@
 //! Where a run begins: a new model, a base model, or a checkpoint.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::module::Module;
@@ -8,12 +9,15 @@ use burn::tensor::{Device, FloatDType};
 use super::folder::RunRecord;
 use super::{RunFolder, TrainError, TrainState};
 use crate::adapter::{Adapter, OWN_BASE, pissa, quantised};
-use crate::checkpoint::Progress;
-use crate::config::{AdapterInit, DecoderSpec, Dtype, PhasePlan, Plan};
+use crate::checkpoint::{Progress, Weights};
+use crate::config::{
+    AdapterInit, AdapterPlan, DecoderSpec, Dtype, Held, PhaseModel, PhasePlan, Plan,
+};
 use crate::extra::Extras;
 use crate::gradient::LossScale;
-use crate::model::{Decoder, folder as model_folder};
+use crate::model::{Decoder, Tensors, folder as model_folder};
 use crate::optimizer::Optimizer;
+use crate::phase::Phase;
 
 /// Makes the state that a run begins with.
 pub(super) struct ModelInit<'a> {
@@ -25,10 +29,10 @@ pub(super) struct ModelInit<'a> {
 /// The state that a session begins with.
 pub(super) struct Initial {
     pub(super) state: TrainState,
-    /// The base model without adapters, in f32, where answers are held against it. It shares the
-    /// weights that are not trained with the model.
+    /// The base model as it was before the run, in f32, where answers are held against it. It shares
+    /// weights that are not trained with the model, where it can.
     pub(super) reference: Option<Decoder>,
-    /// The initial adapter; none if it starts at zero.
+    /// The initial adapter; none if it starts at zero, or if nothing of it is left.
     pub(super) initial_adapter: Option<Adapter>,
     /// Parameters that the checkpoint has no optimizer state for.
     pub(super) without_state: Vec<String>,
@@ -37,18 +41,19 @@ pub(super) struct Initial {
 }
 
 impl ModelInit<'_> {
-    /// The state of a new run, whose first phase is `phase`.
-    pub(super) fn fresh(&self, phase: &PhasePlan) -> Result<Initial, TrainError> {
+    /// The state of a new run that begins in `phase`.
+    pub(super) fn fresh(&self, phase: &Phase) -> Result<Initial, TrainError> {
         let config = &self.plan.config;
         let device = self.device.clone().autodiff();
         let (model, initial_adapter) = match &config.model.base_model {
             Some(base) => self.of_base(base, &device)?,
             None => (Decoder::new(self.spec, config.seed, &device)?, None),
         };
-        let reference = self.reference_of(&model);
-        let model = model.with_frozen(&phase.freeze)?;
-        let mut state = TrainState::new(model, optimizer(self.plan, phase));
-        state.progress.loss_scale = loss_scale(phase, None);
+        let reference = self.reference_of(&model, &phase.plan)?;
+        let model = self.turned(model, PhaseModel::beginning(self.plan), phase.model)?;
+        let model = model.with_frozen(&phase.plan.freeze)?;
+        let mut state = TrainState::new(model, optimizer(self.plan, &phase.plan));
+        state.progress.loss_scale = loss_scale(&phase.plan, None);
         Ok(Initial {
             state,
             reference,
@@ -63,39 +68,27 @@ impl ModelInit<'_> {
     pub(super) fn resumed(
         &self,
         folder: &RunFolder,
-        (step, phase): (u64, &PhasePlan),
+        (step, phase): (u64, &Phase),
         old: Option<&RunRecord>,
     ) -> Result<Initial, TrainError> {
         let mut snapshot = folder.checkpoints().load(step)?;
         self.renew_patience(&mut snapshot.progress, old);
         let device = self.device.clone().autodiff();
-        let mut reference = None;
-        let (model, initial_adapter) =
-            match (&self.plan.adapter, &self.plan.config.model.base_model) {
-                (Some(adapter), Some(base)) => {
-                    let saved = Adapter::from_tensors(&adapter.layers, snapshot.model.tensors());
-                    let (model, initial) = match self.plan.changes_base() {
-                        // Rounding has chosen it once; it is part of what was trained.
-                        true => {
-                            let base = folder.file(OWN_BASE);
-                            let base = model_folder::load_as(self.spec, &base, &device)?;
-                            (base.adapted(adapter, self.plan.config.seed)?, None)
-                        }
-                        false => self.of_base(base, &device)?,
-                    };
-                    reference = self.reference_of(&model);
-                    (saved.load(model, &device)?, initial)
-                }
-                (_, base) => {
-                    if let Some(base) = base.as_ref().filter(|_| self.needs_reference()) {
-                        reference = self.reference_of(&self.of_base(base, &device)?.0);
-                    }
-                    let model = snapshot.model.decoder(self.spec, &device)?;
-                    (model, None)
-                }
-            };
-        let model = model.with_frozen(&phase.freeze)?;
-        let mut optimizer = optimizer(self.plan, phase);
+        let (model, initial_adapter, reference) = match phase.model.held() {
+            Held::Adapter => {
+                let (model, initial) = self.of_own_base(folder, &device)?;
+                let reference = self.reference_of(&model, &phase.plan)?;
+                let saved = self.adapter_of(snapshot.model.tensors());
+                (saved.load(model, &device)?, initial, reference)
+            }
+            Held::Weights | Held::Both => {
+                let reference = self.reference(&phase.plan)?;
+                let model = self.of_weights(snapshot.model, phase.model, &device)?;
+                (model, None, reference)
+            }
+        };
+        let model = model.with_frozen(&phase.plan.freeze)?;
+        let mut optimizer = optimizer(self.plan, &phase.plan);
         let without_state = optimizer.load_state(&model, snapshot.optimizer, self.device)?;
         let mut state = TrainState::new(model, optimizer);
         state.progress = snapshot.progress;
@@ -151,25 +144,107 @@ impl ModelInit<'_> {
         })
     }
 
-    /// The base model alone, loaded anew: what answers are held against.
-    pub(super) fn reference(&self) -> Result<Option<Decoder>, TrainError> {
-        let Some(base) = &self.plan.config.model.base_model else {
+    /// The base model as a run has it that is under way, with new adapters beside it.
+    fn of_own_base(
+        &self,
+        folder: &RunFolder,
+        device: &Device,
+    ) -> Result<(Decoder, Option<Adapter>), TrainError> {
+        match (&self.plan.adapter, &self.plan.config.model.base_model) {
+            // Rounding has chosen it once; it is part of what was trained.
+            (Some(adapter), _) if self.plan.changes_base() => {
+                let base = model_folder::load_as(self.spec, &folder.file(OWN_BASE), device)?;
+                Ok((base.adapted(adapter, self.plan.config.seed)?, None))
+            }
+            (_, Some(base)) => self.of_base(base, device),
+            (_, None) => unreachable!("an adapter has a base model"),
+        }
+    }
+
+    /// The plan's adapter with the values that a checkpoint has of it.
+    fn adapter_of(&self, tensors: Tensors) -> Adapter {
+        let shapes = self.plan.adapter.as_ref().map(|adapter| &adapter.layers);
+        Adapter::from_tensors(shapes.unwrap_or(&BTreeMap::new()), tensors)
+    }
+
+    /// The model of a checkpoint that holds all weights, and perhaps an adapter beside them.
+    pub(super) fn of_weights(
+        &self,
+        weights: Weights,
+        model: PhaseModel,
+        device: &Device,
+    ) -> Result<Decoder, TrainError> {
+        let (weights, adapter) = weights.split_adapter();
+        let decoder = weights.decoder(&model.spec(self.spec), device)?;
+        let Some(plan) = model.adapter(self.plan) else {
+            return Ok(decoder);
+        };
+        let seed = model.adapter_seed(self.plan.config.seed);
+        let decoder = decoder.adapted(plan, seed)?;
+        Ok(self.adapter_of(adapter).load(decoder, device)?)
+    }
+
+    /// What a phase makes of the model of the phase before it: where that had another adapter, it is
+    /// merged into the weights, in f32, and the phase's own begins.
+    pub(super) fn turned(
+        &self,
+        model: Decoder,
+        before: PhaseModel,
+        now: PhaseModel,
+    ) -> Result<Decoder, TrainError> {
+        if before == now {
+            return Ok(model);
+        }
+        let model = model.merged_to_train();
+        match now.adapter(self.plan) {
+            Some(adapter) => {
+                let seed = now.adapter_seed(self.plan.config.seed);
+                Ok(model.adapted(adapter, seed)?)
+            }
+            None => Ok(model),
+        }
+    }
+
+    /// The adapter that the run began with, made anew; none if it started at zero.
+    pub(super) fn initial_adapter(&self) -> Result<Option<Adapter>, TrainError> {
+        let begins = |adapter: &AdapterPlan| adapter.init == AdapterInit::Pissa;
+        match &self.plan.config.model.base_model {
+            Some(base) if self.plan.adapter.as_ref().is_some_and(begins) => {
+                Ok(self.of_base(base, self.device)?.1)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// What the answers of a phase are held against, loaded anew: the base model as it was before the
+    /// run.
+    pub(super) fn reference(&self, phase: &PhasePlan) -> Result<Option<Decoder>, TrainError> {
+        let (Some(base), Some(_)) = (&self.plan.config.model.base_model, &phase.dpo) else {
             return Ok(None);
         };
         let device = self.device.clone().autodiff();
         let (model, _) = self.of_base(base, &device)?;
-        Ok(self.reference_of(&model))
+        self.reference_of(&model, phase)
     }
 
-    fn needs_reference(&self) -> bool {
-        self.plan.phases.iter().any(|phase| phase.dpo.is_some())
-    }
-
-    /// The base model alone, where answers are held against it. It shares the weights that are not
-    /// trained.
-    fn reference_of(&self, fresh: &Decoder) -> Option<Decoder> {
-        let plain = || fresh.valid().without_adapters().for_inference();
-        self.needs_reference().then(plain)
+    /// The same out of the model that a run begins with. It shares the weights that are not trained.
+    fn reference_of(
+        &self,
+        fresh: &Decoder,
+        phase: &PhasePlan,
+    ) -> Result<Option<Decoder>, TrainError> {
+        if phase.dpo.is_none() {
+            return Ok(None);
+        }
+        let takes = |adapter: &AdapterPlan| adapter.init != AdapterInit::Default;
+        let plain = match (&self.plan.base, &self.plan.config.model.base_model) {
+            // The adapter has begun with a part of the weights, which a reference is not to lack.
+            (Some(spec), Some(folder)) if self.plan.adapter.as_ref().is_some_and(takes) => {
+                model_folder::load_as(spec, folder, self.device)?
+            }
+            _ => fresh.valid().without_adapters(),
+        };
+        Ok(Some(plain.for_inference()))
     }
 }
 

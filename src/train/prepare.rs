@@ -99,8 +99,8 @@ impl Run {
             .of_completed(checkpoint.unwrap_or(0))
             .clone();
         let mut initial = match checkpoint {
-            None => init.fresh(&phase.plan)?,
-            Some(step) => init.resumed(&folder, (step, &phase.plan), old.as_ref())?,
+            None => init.fresh(&phase)?,
+            Some(step) => init.resumed(&folder, (step, &phase), old.as_ref())?,
         };
         let state = &mut initial.state;
         check_phase(&state.progress, phase.number)?;

@@ -14,23 +14,24 @@ use super::{Event, Interrupt, Observer, RunFolder, StepSettings, TrainError, Tra
 use crate::adapter::Adapter;
 use crate::checkpoint::CheckpointStore;
 use crate::collective::Collective;
-use crate::config::{DecoderSpec, PhasePlan, Plan};
+use crate::config::{DecoderSpec, PhaseModel, PhasePlan, Plan};
 use crate::data::{Batch, TrainingData};
 use crate::device::ComputeDevice;
-use crate::model::Decoder;
+use crate::model::{Decoder, is_of_adapter};
 use crate::objective::{CrossEntropy, Objective, ObjectiveSpec, Preference};
 use crate::phase::{Phase, Timeline};
 
 /// Everything of a run but what a step changes.
 pub(super) struct Session {
     pub(super) plan: Plan,
+    /// What the run's first model is built from; [`PhaseModel::spec`] says what that of a phase is.
     pub(super) spec: DecoderSpec,
     pub(super) device: ComputeDevice,
     pub(super) timeline: Timeline,
     /// The data of each phase, in order.
     pub(super) data: Vec<PhaseData>,
     pub(super) active: ActivePhase,
-    /// The initial adapter; none if it starts at zero.
+    /// The initial adapter; none if it starts at zero, or if this session began without it.
     pub(super) initial_adapter: Option<Adapter>,
     pub(super) collective: Box<dyn Collective>,
     pub(super) clock: Clock,
@@ -127,15 +128,16 @@ impl Session {
             return Ok(());
         }
         let is_comparable = before.plan.is_evaluated_as(&phase.plan);
-        let reference = match phase.plan.dpo {
-            Some(_) => self.model_init().reference()?,
-            None => None,
-        };
+        let has_other_adapter = before.model.adapter_since != phase.model.adapter_since;
+        let init = self.model_init();
+        let reference = init.reference(&phase.plan)?;
+        let model = init.turned(state.model().clone(), before.model, phase.model)?;
+        let model = model.with_frozen(&phase.plan.freeze)?;
         self.active = ActivePhase::new(phase, &self.data, reference);
-        let selectors = &phase.plan.freeze;
-        let model = state.model().clone().with_frozen(selectors)?;
         let rules = optimizer(&self.plan, &phase.plan);
-        let fresh = state.enter_phase(model, rules, &self.device.device)?;
+        // A new adapter's parameters have the paths of the one before.
+        let is_new = |path: &str| has_other_adapter && is_of_adapter(path);
+        let fresh = state.enter_phase(model, rules, is_new, &self.device.device)?;
         let progress = &mut state.progress;
         progress.loss_scale = loss_scale(&phase.plan, progress.loss_scale);
         progress.phase = phase.number as u64;
@@ -151,7 +153,22 @@ impl Session {
             phase: phase.number,
             name: phase.plan.name.clone(),
         })?;
+        if has_other_adapter {
+            self.note_other_adapter(phase.model)?;
+        }
         self.note_fresh_state(&fresh)
+    }
+
+    /// Says what has become of the adapter.
+    fn note_other_adapter(&mut self, model: PhaseModel) -> Result<(), TrainError> {
+        let text = match model.adapter_since {
+            Some(_) => {
+                "a new adapter begins; the weights beside it are those that the run has made"
+            }
+            None => "the adapter has been merged into the weights, which are trained from here on",
+        };
+        let text = text.to_string();
+        self.emit(&Event::Note { text })
     }
 
     /// Says which parameters begin without optimizer state.

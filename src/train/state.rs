@@ -46,10 +46,11 @@ impl TrainState {
         self.model.expect("the model is there between updates")
     }
 
-    /// Goes over to another phase: `model` is the same model with other parameters frozen, `rules`
-    /// an optimizer without state. What the optimizer keeps of a parameter goes on where it means
-    /// the same under the new rules, and is dropped where the parameter is no longer trained.
-    /// Returns the trained parameters that begin without state.
+    /// Goes over to another phase: `model` is the same model with other parameters frozen, or what
+    /// has been made of it, `rules` an optimizer without state. What the optimizer keeps of a
+    /// parameter goes on where it means the same under the new rules, and is dropped where the
+    /// parameter is no longer trained, or where `is_new` says that it is another one under the same
+    /// path. Returns the trained parameters that begin without state.
     ///
     /// # Errors
     /// A state that does not fit its parameter.
@@ -57,9 +58,11 @@ impl TrainState {
         &mut self,
         model: Decoder,
         rules: Optimizer,
+        is_new: impl Fn(&str) -> bool,
         device: &Device,
     ) -> Result<Vec<String>, OptimizerError> {
-        let before = std::mem::replace(&mut self.optimizer, rules);
+        let mut before = std::mem::replace(&mut self.optimizer, rules);
+        before.forget(is_new);
         let fresh = self.optimizer.take_over(&before, &model, device)?;
         self.model = Some(model);
         Ok(fresh)

@@ -37,6 +37,14 @@ pub struct DecoderSpec {
 }
 
 impl DecoderSpec {
+    /// The same model with dense weights in the place of ternary ones, or of codes.
+    pub fn dense(&self) -> Self {
+        let mut dense = self.clone();
+        dense.shape.ternary = None;
+        dense.shape.blockwise = None;
+        dense
+    }
+
     /// The longest sequence there are positions for; none with rotary positions, which are computed.
     pub fn position_limit(&self) -> Option<usize> {
         let learned = self.shape.is_gpt2_form();

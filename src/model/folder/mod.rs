@@ -27,8 +27,8 @@ pub(crate) use tensors::{file_dtype, memory_dtype, read_float_tensors};
 pub use tensors::{
     read_tensors, stream_tensors, tensors_from_bytes, tensors_header, write_tensors,
 };
-pub(crate) use write::write_tensors_as;
 pub use write::{SaveOptions, save};
+pub(crate) use write::{remove, write_tensors_as};
 
 use super::{Decoder, DecoderSpec, ModelError, Tensors, parameters, with_parameters};
 use crate::config::Blockwise;

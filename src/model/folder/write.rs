@@ -248,6 +248,17 @@ fn check_range(tensors: &[Formatted]) -> Result<(), ModelError> {
     Ok(())
 }
 
+/// Deletes the model that a folder has, if it has one: first its config.json, without which the rest
+/// is none.
+///
+/// # Errors
+/// [`ModelError::Io`]
+pub(crate) fn remove(folder: &Path) -> Result<(), ModelError> {
+    let config = folder.join(CONFIG);
+    durable::remove_file(&config).map_err(ModelError::io(&config))?;
+    delete_stale(folder, &[])
+}
+
 /// Weights that an earlier save left and this one did not write.
 fn delete_stale(folder: &Path, kept: &[String]) -> Result<(), ModelError> {
     let entries = fs::read_dir(folder).map_err(ModelError::io(folder))?;

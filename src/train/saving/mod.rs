@@ -1,6 +1,8 @@
 //! Saving: when a checkpoint is due, whether there is room for it, what is deleted after it.
 
+mod content;
 mod disk;
+mod room;
 mod saver;
 
 use std::collections::BTreeMap;
@@ -9,33 +11,16 @@ use burn::tensor::TensorData;
 
 pub use self::disk::InsufficientDisk;
 pub(super) use self::disk::free_space;
-use self::disk::{DiskBudget, check_now, most_saves};
 pub(super) use self::saver::Saver;
 use self::saver::{Job, Saved};
-use super::model_init::optimizer;
 use super::{Event, Session, TrainError, TrainState};
-use crate::adapter::{OWN_BASE, saved_tensors, written_numbers};
+use crate::adapter::OWN_BASE;
 use crate::checkpoint::{BestEvaluation, Capture, ChainOptions, Progress, Warning};
-use crate::config::{CheckpointFormat, SaveDtype};
+use crate::config::{CheckpointFormat, Held};
 use crate::durable;
 use crate::model::folder::{self as model_folder, SaveOptions, hf_tensors};
-use crate::model::{Decoder, Tensors, parameters_into};
+use crate::model::{Decoder, Tensors};
 use crate::optimizer::{AppliedStep, OptimizerState};
-
-/// The weights that a checkpoint holds: all of the model's, or those trained beside a base model.
-fn weights(model: &Decoder) -> Tensors {
-    if model.is_adapted() {
-        saved_tensors(model)
-    } else {
-        hf_tensors(model)
-    }
-}
-
-/// How many numbers a checkpoint holds of a model: all of them, or those of an adapter and of what
-/// is trained whole beside it. What a phase freezes is saved all the same.
-fn saved_parameters(model: &Decoder) -> u64 {
-    model.saved_params() as u64
-}
 
 fn size_in_bytes(data: &TensorData) -> u64 {
     data.as_bytes().len() as u64
@@ -75,45 +60,10 @@ impl Session {
     }
 
     /// The base model of a run that begins by changing it: an adapter is worth nothing without the
-    /// weights it was trained beside.
+    /// weights it was trained beside. A run that begins by merging holds all weights itself.
     fn changed_base(&self, model: &Decoder, begins: bool) -> Option<Tensors> {
-        (begins && self.plan.changes_base()).then(|| hf_tensors(model))
-    }
-
-    fn disk_budget(&self, state: &TrainState) -> Result<DiskBudget, TrainError> {
-        let config = &self.plan.config;
-        let (parameters, moments) = self.most_saved(state)?;
-        let step = state.progress.step;
-        let eval_steps = match self.active.data.source.val_tokens() {
-            Some(_) => config.eval.eval_steps,
-            None => 0,
-        };
-        let save_steps = config.checkpoint.save_steps;
-        let existing = self.store.steps()?.len() as u64;
-        Ok(DiskBudget {
-            base: 0,
-            weights: 4 * parameters,
-            moments,
-            export: self.exported_bytes(self.exported_numbers(parameters)),
-            trial: existing == 0,
-            saves: most_saves(step, self.timeline.steps(), save_steps, eval_steps),
-            existing,
-            limit: config.checkpoint.save_total_limit as u64,
-            in_chains: config.checkpoint.format == CheckpointFormat::Delta,
-        })
-    }
-
-    /// The most saved parameters, and the most bytes of optimizer state, that any phase from this
-    /// one on has.
-    fn most_saved(&self, state: &TrainState) -> Result<(u64, u64), TrainError> {
-        let model = state.model();
-        let mut most = (saved_parameters(model), state.optimizer.state_bytes(model));
-        for phase in &self.plan.phases[self.active.phase.number + 1..] {
-            let model = model.clone().with_frozen(&phase.freeze)?;
-            let moments = optimizer(&self.plan, phase).state_bytes(&model);
-            most = (most.0.max(saved_parameters(&model)), most.1.max(moments));
-        }
-        Ok(most)
+        let is_beside = self.active.phase.model.held() == Held::Adapter;
+        (begins && is_beside && self.plan.changes_base()).then(|| hf_tensors(model))
     }
 
     /// Saves on schedule, at the end, and whenever a new best was measured, so that `best` always
@@ -141,6 +91,7 @@ impl Session {
         self.wait_for_save()?;
         state.progress.seconds = self.clock.total_seconds();
         let (model, step) = (state.model(), state.progress.step);
+        let form = self.active.phase.model;
         self.emit(&Event::Saving { step })?;
         let config = &self.plan.config.checkpoint;
         let (format, background) = (config.format, config.background);
@@ -153,10 +104,10 @@ impl Session {
                 _ => state.optimizer.state_bytes(model),
             };
             let what = format!("the checkpoint of step {step}");
-            self.check_room(what, 4 * saved_parameters(model) + moments)?;
+            self.check_room(what, 4 * content::count(model, form) + moments)?;
             match format {
                 CheckpointFormat::Full => {
-                    let weights = || weights(model);
+                    let weights = || content::files(model, form);
                     let moments = || state.optimizer.state(model);
                     let extra = || state.pipeline.state();
                     self.store.save(&state.progress, weights, moments, extra)?;
@@ -192,23 +143,18 @@ impl Session {
         let (weights, moments) = self.saver.spare();
         let is_exact = self.has_to_be_exact(&state.progress, best);
         let config = &self.plan.config.checkpoint;
-        let capture = match model.is_adapted() {
-            true => (saved_tensors(model), serde_json::Value::Null),
-            false => (
-                parameters_into(model, weights),
-                self.spec.to_config_json(SaveDtype::F32),
-            ),
-        };
+        let (weights, model_config) =
+            content::capture(model, (self.active.phase.model, &self.spec), weights);
         let optimizer = state.optimizer.state_into(model, moments);
         Job {
             store: self.store.clone(),
             progress: state.progress.clone(),
             capture: Capture {
                 steps: self.one_step(state, &optimizer),
-                weights: capture.0,
+                weights,
                 optimizer,
                 extra: state.pipeline.state(),
-                config: capture.1,
+                config: model_config,
             },
             best,
             options: ChainOptions {
@@ -304,40 +250,5 @@ impl Session {
             self.wait_for_save()?;
         }
         Err(TrainError::Interrupted { signal, step })
-    }
-
-    /// Refuses to begin what takes so many bytes of tensors where there is no room for it.
-    pub(super) fn check_room(&self, what: String, tensors: u64) -> Result<(), TrainError> {
-        let folder = self.folder.path();
-        let free = (self.free_space)(folder).map_err(TrainError::io(folder))?;
-        check_now(folder, free, (what, tensors), self.store.latest()?)?;
-        Ok(())
-    }
-
-    /// Weights of the exported model or adapter, of which so many are trained.
-    pub(super) fn exported_numbers(&self, trained: u64) -> u64 {
-        let Some(adapter) = &self.plan.adapter else {
-            return trained;
-        };
-        let layers = self.spec.shape.linear_layers(self.spec.vocab_size);
-        let updates = layers.into_iter().filter_map(|layer| {
-            let shape = adapter.layers.get(&layer.path)?;
-            let [inputs, outputs] = layer.dims;
-            let lengths = if shape.magnitude { outputs } else { 0 };
-            Some((shape.rank * (inputs + outputs) + lengths) as u64)
-        });
-        // What the initial adapter takes out of the weights comes back as an update of its own.
-        let doubled = self.initial_adapter.is_some();
-        let whole = trained.saturating_sub(updates.sum());
-        whole + written_numbers(adapter, &self.spec, doubled)
-    }
-
-    /// Bytes of so many exported weights.
-    pub(super) fn exported_bytes(&self, weights: u64) -> u64 {
-        weights
-            * match self.plan.config.checkpoint.save_dtype {
-                SaveDtype::F32 => 4,
-                SaveDtype::Bf16 | SaveDtype::F16 => 2,
-            }
     }
 }

@@ -1,0 +1,96 @@
+//! What a run leaves to be used: its model, or its adapter.
+
+use burn::tensor::TensorData;
+
+use super::{Session, TrainError};
+use crate::adapter::{self, Adapter, OWN_BASE, PeftOptions};
+use crate::checkpoint::Weights;
+use crate::config::{Held, PhaseModel};
+use crate::durable;
+use crate::model::{Tensors, folder as model_folder};
+
+impl Session {
+    /// Writes the tokenizer and the model, or the adapter, ready for Hugging Face's tools and for
+    /// `--model`. `weights` are those of a checkpoint of a phase with this model. An adapter beside
+    /// weights that the run has made is merged into them, in f32: they are in no folder.
+    pub(super) fn export(&self, model: PhaseModel, weights: Weights) -> Result<(), TrainError> {
+        let tensors = match model.held() {
+            Held::Adapter => weights.tensors(),
+            Held::Weights => weights.files(&model.spec(&self.spec)),
+            Held::Both => {
+                let init = self.model_init();
+                let adapted = init.of_weights(weights, model, &self.device.device)?;
+                model_folder::hf_tensors(&adapted.merged())
+            }
+        };
+        let count: usize = tensors.values().map(TensorData::num_elements).sum();
+        let numbers = match model.held() {
+            Held::Adapter => self.exported_numbers(model, count as u64),
+            Held::Weights | Held::Both => count as u64,
+        };
+        let bytes = self.exported_bytes(numbers);
+        self.check_room("the exported model".to_string(), bytes)?;
+        self.clear_other_form(model)?;
+        match model.held() {
+            Held::Adapter => self.export_adapter(tensors),
+            Held::Weights | Held::Both => {
+                let tokenizer = self.exported_data().tokenizer();
+                let dtype = self.plan.config.checkpoint.save_dtype;
+                let spec = model.spec(&self.spec);
+                self.folder.export(&spec, &tensors, tokenizer, dtype)
+            }
+        }
+    }
+
+    fn export_adapter(&self, tensors: Tensors) -> Result<(), TrainError> {
+        let config = &self.plan.config;
+        let (Some(plan), Some(adapter), Some(base)) = (
+            &self.plan.adapter,
+            &config.adapter,
+            &config.model.base_model,
+        ) else {
+            unreachable!("an adapter has a section and a base model");
+        };
+        self.exported_data().tokenizer().save(self.folder.path())?;
+        let learned = Adapter::from_tensors(&plan.layers, tensors);
+        let initial = match &self.initial_adapter {
+            Some(initial) => Some(initial.clone()),
+            // A session that began after the adapter's end has not needed it before.
+            None if self.active.phase.model.held() != Held::Adapter => {
+                self.model_init().initial_adapter()?
+            }
+            None => None,
+        };
+        let learned = match &initial {
+            Some(initial) => learned.since(initial)?,
+            None => learned,
+        };
+        let own = self.folder.file(OWN_BASE);
+        let options = PeftOptions {
+            base: if self.plan.changes_base() { &own } else { base },
+            use_rslora: adapter.use_rslora,
+            dtype: config.checkpoint.save_dtype,
+        };
+        learned.write(self.folder.path(), &self.spec, &options)?;
+        Ok(())
+    }
+
+    /// Where some phases of the run leave a model and others an adapter, a run that goes on after its
+    /// end may have left the other one here: a folder with both is one with neither.
+    fn clear_other_form(&self, model: PhaseModel) -> Result<(), TrainError> {
+        let is_adapter = |model: PhaseModel| model.held() == Held::Adapter;
+        let mut phases = self.timeline.phases().iter();
+        if phases.all(|phase| is_adapter(phase.model) == is_adapter(model)) {
+            return Ok(());
+        }
+        let folder = self.folder.path();
+        if is_adapter(model) {
+            return Ok(model_folder::remove(folder)?);
+        }
+        for name in [adapter::CONFIG, adapter::WEIGHTS] {
+            let path = folder.join(name);
+            durable::remove_file(&path).map_err(TrainError::io(path))?;
+        }
+        Ok(())
+    }
+}

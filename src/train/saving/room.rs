@@ -1,0 +1,114 @@
+//! How much a run has to save, and whether there is room for it.
+
+use super::content;
+use super::disk::{DiskBudget, check_now, most_saves};
+use crate::adapter::written_numbers;
+use crate::config::{CheckpointFormat, Held, PhaseModel, SaveDtype};
+use crate::forecast::outline;
+use crate::train::model_init::optimizer;
+use crate::train::{Session, TrainError, TrainState};
+
+/// The most that any phase saves or exports.
+#[derive(Default)]
+struct Most {
+    /// Numbers that a checkpoint holds of the model.
+    saved: u64,
+    /// Bytes of optimizer state.
+    moments: u64,
+    /// Numbers of the exported model or adapter.
+    exported: u64,
+}
+
+impl Session {
+    pub(super) fn disk_budget(&self, state: &TrainState) -> Result<DiskBudget, TrainError> {
+        let config = &self.plan.config;
+        let most = self.most_saved(state)?;
+        let step = state.progress.step;
+        let eval_steps = match self.active.data.source.val_tokens() {
+            Some(_) => config.eval.eval_steps,
+            None => 0,
+        };
+        let save_steps = config.checkpoint.save_steps;
+        let existing = self.store.steps()?.len() as u64;
+        Ok(DiskBudget {
+            base: 0,
+            weights: 4 * most.saved,
+            moments: most.moments,
+            export: self.exported_bytes(most.exported),
+            trial: existing == 0,
+            saves: most_saves(step, self.timeline.steps(), save_steps, eval_steps),
+            existing,
+            limit: config.checkpoint.save_total_limit as u64,
+            in_chains: config.checkpoint.format == CheckpointFormat::Delta,
+        })
+    }
+
+    /// The most that any phase from this one on saves. What is exported may be of an earlier one, in
+    /// which the best lies.
+    fn most_saved(&self, state: &TrainState) -> Result<Most, TrainError> {
+        let active = &self.active.phase;
+        let mut most = Most {
+            moments: state.optimizer.state_bytes(state.model()),
+            ..Most::default()
+        };
+        for phase in self.timeline.phases() {
+            let model = outline(&self.plan, phase.model, &self.spec)?;
+            let saved = content::count(&model, phase.model);
+            let exported = self.exported_numbers(phase.model, saved);
+            most.exported = most.exported.max(exported);
+            if phase.number < active.number {
+                continue;
+            }
+            most.saved = most.saved.max(saved);
+            if phase.number > active.number {
+                let model = model.with_frozen(&phase.plan.freeze)?;
+                let moments = optimizer(&self.plan, &phase.plan).state_bytes(&model);
+                most.moments = most.moments.max(moments);
+            }
+        }
+        Ok(most)
+    }
+
+    /// Refuses to begin what takes so many bytes of tensors where there is no room for it.
+    pub(in crate::train) fn check_room(
+        &self,
+        what: String,
+        tensors: u64,
+    ) -> Result<(), TrainError> {
+        let folder = self.folder.path();
+        let free = (self.free_space)(folder).map_err(TrainError::io(folder))?;
+        check_now(folder, free, (what, tensors), self.store.latest()?)?;
+        Ok(())
+    }
+
+    /// Numbers of what is exported of a model that a checkpoint holds so many numbers of.
+    pub(in crate::train) fn exported_numbers(&self, model: PhaseModel, saved: u64) -> u64 {
+        let (held, Some(adapter)) = (model.held(), model.adapter(&self.plan)) else {
+            return saved;
+        };
+        if held == Held::Both {
+            // The adapter is merged into the weights.
+            return self.spec.shape.parameters(self.spec.vocab_size);
+        }
+        let layers = self.spec.shape.linear_layers(self.spec.vocab_size);
+        let updates = layers.into_iter().filter_map(|layer| {
+            let shape = adapter.layers.get(&layer.path)?;
+            let [inputs, outputs] = layer.dims;
+            let lengths = if shape.magnitude { outputs } else { 0 };
+            Some((shape.rank * (inputs + outputs) + lengths) as u64)
+        });
+        // What the initial adapter takes out of the weights comes back as an update of its own.
+        let doubled = self.initial_adapter.is_some();
+        let whole = saved.saturating_sub(updates.sum());
+        whole + written_numbers(adapter, &self.spec, doubled)
+    }
+
+    /// Bytes of so many exported weights.
+    pub(in crate::train) fn exported_bytes(&self, weights: u64) -> u64 {
+        weights
+            * match self.plan.config.checkpoint.save_dtype {
+                SaveDtype::F32 => 4,
+                SaveDtype::Bf16 | SaveDtype::F16 => 2,
+            }
+    }
+}
