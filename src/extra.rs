@@ -13,6 +13,12 @@ use serde::{Deserialize, Serialize};
 /// and `-`.
 pub type Extras = BTreeMap<String, ExtraState>;
 
+/// Whether an owner may have this name.
+pub(crate) fn is_owner(name: &str) -> bool {
+    let is_plain = |c: char| matches!(c, 'a'..='z' | '0'..='9' | '_' | '-');
+    !name.is_empty() && name.chars().all(is_plain)
+}
+
 /// What one owner has to save.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ExtraState {

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::CheckpointError;
-use crate::extra::{ExtraState, Extras, StateScalar};
+use crate::extra::{ExtraState, Extras, StateScalar, is_owner};
 use crate::model::Tensors;
 use crate::model::folder::file_dtype;
 
@@ -23,8 +23,7 @@ pub(super) fn check(extras: &Extras) -> Result<(), CheckpointError> {
             owner: owner.clone(),
             message,
         };
-        let is_plain = |c: char| matches!(c, 'a'..='z' | '0'..='9' | '_' | '-');
-        if owner.is_empty() || !owner.chars().all(is_plain) {
+        if !is_owner(owner) {
             let message = "its owner's name is made of other letters than a-z, 0-9, _ and -";
             return Err(wrong(message.to_string()));
         }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Serialize, Serializer};
 
-use super::keys::{Config, DataConfig, DpoConfig, Dtype, Task};
+use super::keys::{Config, DataConfig, DpoConfig, Dtype, Sampling, Task};
 use super::optimizer::OptimizerPlan;
 use super::schedule::SchedulePlan;
 
@@ -130,29 +130,21 @@ impl PhasePlan {
         (self.micro_batch_size * self.gradient_accumulation_steps) as u64
     }
 
-    /// Whether another phase is evaluated on the same split by the same loss, so that the results
-    /// of both can be compared.
+    /// Whether another phase is evaluated on the same tokens of the same split by the same loss, so
+    /// that the results of both can be compared. A loss over longer sequences is lower, and one over
+    /// other rows, fields or parts of an answer is another.
     pub fn is_evaluated_as(&self, other: &Self) -> bool {
-        let of = |phase: &Self| {
-            let DataConfig {
-                datasets,
-                val_fraction,
-                val_path,
-                ..
-            } = &phase.data;
-            let files: Vec<_> = datasets
-                .iter()
-                .map(|dataset| dataset.path.clone())
-                .collect();
-            (
-                phase.task,
-                phase.dpo.clone(),
-                files,
-                *val_fraction,
-                val_path.clone(),
-            )
+        let evaluated = |phase: &Self| {
+            let mut data = phase.data.clone();
+            // What only the order of the training data depends on.
+            data.sampling = Sampling::Random;
+            data.sample_packing = None;
+            for dataset in &mut data.datasets {
+                dataset.weight = 1.0;
+            }
+            (phase.task, phase.dpo.clone(), data)
         };
-        of(self) == of(other)
+        evaluated(self) == evaluated(other)
     }
 }
 

@@ -7,7 +7,7 @@
 
 use super::Gradient;
 use crate::collective::{Collective, CollectiveError};
-use crate::extra::{ExtraState, Extras};
+use crate::extra::{ExtraState, Extras, is_owner};
 
 /// Something done to the gradient of every step.
 pub trait Stage: Send {
@@ -89,10 +89,17 @@ impl Pipeline {
     /// A pipeline of these stages, in this order.
     ///
     /// # Errors
-    /// [`PipelineError::Stage`] for two stages with the same owner: their states could not be told
-    /// apart.
+    /// [`PipelineError::Stage`] for an owner's name that a checkpoint cannot have, and for two stages
+    /// with the same owner: their states could not be told apart.
     pub fn new(stages: Vec<Box<dyn Stage>>) -> Result<Self, PipelineError> {
         for (place, stage) in stages.iter().enumerate() {
+            if !is_owner(stage.owner()) {
+                return Err(PipelineError::Stage {
+                    owner: stage.owner().to_string(),
+                    reason: "its name is made of other characters than a-z, 0-9, _ and -"
+                        .to_string(),
+                });
+            }
             let same = |other: &Box<dyn Stage>| other.owner() == stage.owner();
             if stages[..place].iter().any(same) {
                 return Err(PipelineError::Stage {
@@ -130,27 +137,29 @@ impl Pipeline {
         Ok(gradient)
     }
 
-    /// What the stages have to save, by owner.
+    /// What the stages have to save, by owner; a stage that keeps nothing is there with nothing.
     pub fn state(&self) -> Extras {
         let stages = self.stages.iter();
-        let states = stages.map(|stage| (stage.owner().to_string(), stage.state()));
-        states
-            .filter(|(_, state)| *state != ExtraState::default())
+        stages
+            .map(|stage| (stage.owner().to_string(), stage.state()))
             .collect()
     }
 
     /// Puts back what [`state`](Self::state) gave. Takes the states of its stages out of `extras`;
-    /// what is left belongs to somebody else.
+    /// what is left belongs to somebody else. Returns the owners that have nothing in `extras`:
+    /// their stages begin anew.
     ///
     /// # Errors
     /// [`PipelineError::State`]
-    pub fn load(&mut self, extras: &mut Extras) -> Result<(), PipelineError> {
+    pub fn load(&mut self, extras: &mut Extras) -> Result<Vec<String>, PipelineError> {
+        let mut new = Vec::new();
         for stage in &mut self.stages {
-            if let Some(state) = extras.remove(stage.owner()) {
-                stage.load(state)?;
+            match extras.remove(stage.owner()) {
+                Some(state) => stage.load(state)?,
+                None => new.push(stage.owner().to_string()),
             }
         }
-        Ok(())
+        Ok(new)
     }
 }
 

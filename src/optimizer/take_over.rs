@@ -45,9 +45,13 @@ struct Keep<'a> {
 }
 
 impl VisitParameters for Keep<'_> {
-    fn visit<const D: usize>(&mut self, path: &str, _param: &Param<Tensor<D>>) {
-        let family = self.rules.rules.rule_for(path, D).state_family();
-        if self.saved.families.get(path).map(String::as_str) != Some(family) {
+    fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
+        let rule = self.rules.rules.rule_for(path, D);
+        let family = rule.state_family();
+        let dims: Vec<usize> = param.lazy_shape().iter().copied().collect();
+        // Rules of one family may keep something or nothing, as SGD with and without momentum.
+        let is_kept = !rule.layout(&dims).is_empty();
+        if !is_kept || self.saved.families.get(path).map(String::as_str) != Some(family) {
             return;
         }
         let prefix = format!("{path}.");

@@ -3,6 +3,10 @@
 //! A plan's phases have lengths in steps, shares or "the rest". A [`Timeline`] turns them into steps
 //! once the data is counted; the loop asks it what holds at a step, and asks nobody else.
 
+mod check;
+
+pub use check::check;
+
 use crate::config::{
     AdapterInit, Held, Length, PhaseAdapter, PhaseLength, PhaseModel, PhasePlan, Plan, ScheduleSpan,
 };
@@ -27,13 +31,13 @@ pub struct Phase {
 }
 
 impl Phase {
-    /// Learning rate at a step of the run within this phase.
+    /// Learning rate at a step of the run within this phase; before it, that of its first step.
     pub fn learning_rate(&self, step: u64) -> f64 {
         let first = match self.plan.schedule_span {
             ScheduleSpan::Run => 0,
             ScheduleSpan::Phase => self.first_step,
         };
-        self.schedule.learning_rate(step - first)
+        self.schedule.learning_rate(step.saturating_sub(first))
     }
 
     /// Sequences per optimizer step.
@@ -65,7 +69,7 @@ pub enum TimelineError {
     #[error("the run has no phases")]
     NoPhases,
     /// Nothing of the run is left for a phase.
-    #[error("phase `{name}` has no steps: those before it take all of the run")]
+    #[error("phase `{name}` has no steps: the others take all of the run")]
     NoSteps {
         /// The phase.
         name: String,
@@ -77,6 +81,14 @@ pub enum TimelineError {
         phases: u64,
         /// Steps of the run.
         run: u64,
+    },
+    /// A phase that cannot be trained.
+    #[error("phase `{name}` {reason}")]
+    Phase {
+        /// The phase.
+        name: String,
+        /// What is wrong with it.
+        reason: String,
     },
     /// A phase asks for something to happen to an adapter, and the run has none.
     #[error("phase `{name}` turns an adapter off or begins it anew, and the run has no adapter")]
@@ -102,7 +114,11 @@ impl Timeline {
     /// # Errors
     /// [`TimelineError`]
     pub fn new(plan: &Plan, epochs: &[EpochSize]) -> Result<Self, TimelineError> {
+        check(plan)?;
         let lengths = lengths(plan, epochs)?;
+        for (phase, &steps) in plan.phases.iter().zip(&lengths) {
+            check::check_warmup(phase, steps)?;
+        }
         let models = PhaseModel::of_plan(plan);
         check_adapters(plan, &models)?;
         let all: u64 = lengths.iter().sum();
@@ -142,6 +158,11 @@ impl Timeline {
     /// The phases.
     pub fn phases(&self) -> &[Phase] {
         &self.phases
+    }
+
+    /// The first step of each phase.
+    pub fn starts(&self) -> Vec<u64> {
+        self.phases.iter().map(|phase| phase.first_step).collect()
     }
 
     /// The phase a step belongs to, the step being the number of those completed before it; none
@@ -208,25 +229,35 @@ fn lengths(plan: &Plan, epochs: &[EpochSize]) -> Result<Vec<u64>, TimelineError>
     };
     let mut left = all;
     let mut shares = 0.0;
-    let mut lengths = Vec::with_capacity(phases.len());
-    for &(phase, epoch) in &phases {
-        let steps = match phase.length {
+    let mut lengths = vec![0; phases.len()];
+    for (length, &(phase, epoch)) in lengths.iter_mut().zip(&phases) {
+        *length = match phase.length {
             PhaseLength::Steps(steps) => steps,
             PhaseLength::Share(share) => {
+                let before = shares;
                 shares += share;
-                all.share(shares - share, shares).steps(phase, epoch)
+                all.share(before, shares).steps(phase, epoch)
             }
-            PhaseLength::Rest => left.steps(phase, epoch),
+            // What the others leave is known after them.
+            PhaseLength::Rest => continue,
         };
-        if steps == 0 {
-            return Err(TimelineError::NoSteps {
-                name: phase.name.clone(),
-            });
-        }
-        left = left.without(steps, phase, epoch);
-        lengths.push(steps);
+        left = left.without(*length, phase, epoch);
     }
-    let taken: u64 = lengths.iter().sum();
+    for (length, &(phase, epoch)) in lengths.iter_mut().zip(&phases) {
+        if phase.length == PhaseLength::Rest {
+            *length = left.steps(phase, epoch);
+            left = left.without(*length, phase, epoch);
+        }
+    }
+    let without_steps = phases.iter().zip(&lengths).find(|(_, steps)| **steps == 0);
+    if let Some(((phase, _), _)) = without_steps {
+        return Err(TimelineError::NoSteps {
+            name: phase.name.clone(),
+        });
+    }
+    let taken = lengths
+        .iter()
+        .fold(0, |sum: u64, &steps| sum.saturating_add(steps));
     let run = match (all, phases.last()) {
         (Budget::Steps(run), _) => run,
         // Steps are rounded up, so that phases may take a little more than the run's tokens.

@@ -5,13 +5,14 @@ use serde_json::json;
 use crate::adapter::OWN_BASE;
 use crate::checkpoint::Progress;
 use crate::config::{Held, PhaseModel, Plan};
-use crate::data::TrainingData;
+use crate::data::{FileRecord, TrainingData};
 use crate::environment::Environment;
 
-/// Markdown with the front matter that model hubs read. `model` is that of the exported step's phase.
+/// Markdown with the front matter that model hubs read. `model` and `data` are those of the exported
+/// step's phase, `files` those of all phases.
 pub(super) fn model_card(
     (plan, model, device): (&Plan, PhaseModel, Option<&str>),
-    (data, loss_unit): (&dyn TrainingData, &str),
+    (data, files, loss_unit): (&dyn TrainingData, &[FileRecord], &str),
     progress: &Progress,
     exported_step: u64,
 ) -> String {
@@ -53,13 +54,16 @@ pub(super) fn model_card(
         ),
         None => "Trained without a validation split.".to_string(),
     };
-    let files: String = data
-        .files()
+    let more = files.len().saturating_sub(50);
+    let files: String = files
         .iter()
         .take(50)
         .map(|file| format!("- `{}`, {} bytes\n", file.path.display(), file.bytes))
         .collect();
-    let more = data.files().len().saturating_sub(50);
+    let repeats = match plan.phases.len() {
+        1 => "`resolved.toml` beside this file repeats the run.",
+        _ => "`resolved.toml` and the phases in `run.json` beside this file say what was run.",
+    };
     let more = if more > 0 {
         format!("- and {more} more, listed in run.json\n")
     } else {
@@ -70,7 +74,7 @@ pub(super) fn model_card(
          {kind} {:?} decoder: {} layers, hidden size {}, {} heads ({} for keys and values), vocabulary {}.\n\n\
          {quality} These are the weights of step {exported_step}.\n\n\
          Trained with firebrick {} for {} steps on {} tokens in {:.0} seconds on {}, {} threads. \
-         `resolved.toml` beside this file repeats the run.\n\n## Data\n\n{files}{more}",
+         {repeats}\n\n## Data\n\n{files}{more}",
         shape.architecture,
         shape.num_hidden_layers,
         shape.hidden_size,

@@ -154,6 +154,27 @@ pub enum TrainError {
         /// What differs.
         difference: String,
     },
+    /// A phase that has begun would have begun at another step.
+    #[error(
+        "phase `{name}` began at step {before}; with the length that the run is to have now it would have begun at step {now}"
+    )]
+    MovedPhase {
+        /// The phase.
+        name: String,
+        /// Its first step in the run up to now.
+        before: u64,
+        /// Its first step in the run that is asked for.
+        now: u64,
+    },
+    /// A plan made in code that cannot be written down: a number above what TOML has, or a path that
+    /// is not UTF-8.
+    #[error("{what} cannot be written to the run folder: {message}")]
+    Unwritable {
+        /// What of the plan.
+        what: &'static str,
+        /// Why.
+        message: String,
+    },
     /// The folder holds a run that has come to its end, and that cannot go on.
     #[error(
         "{} holds a run that ended at step {step}, and its checkpoints are gone: it cannot go on to \
@@ -223,6 +244,7 @@ fn times(in_a_row: u32) -> String {
 impl From<StepError> for TrainError {
     fn from(error: StepError) -> Self {
         match error {
+            StepError::NoBatches => unreachable!("every phase has passes, of sequences"),
             StepError::Model(error) => Self::Model(error),
             StepError::Collective(error) => Self::Collective(error),
             StepError::Pipeline(error) => Self::Pipeline(error),
@@ -245,6 +267,8 @@ impl TrainError {
             | Self::OtherConfig { .. }
             | Self::OtherPhase { .. }
             | Self::OtherPhases { .. }
+            | Self::MovedPhase { .. }
+            | Self::Unwritable { .. }
             | Self::OtherTokens { .. }
             | Self::OtherTokenizer { .. }
             | Self::NothingTrained { .. }
@@ -274,6 +298,8 @@ impl TrainError {
             | Self::OtherBaseModel { .. }
             | Self::OtherPhase { .. }
             | Self::OtherPhases { .. }
+            | Self::MovedPhase { .. }
+            | Self::Unwritable { .. }
             | Self::OtherTokens { .. }
             | Self::OtherTokenizer { .. }
             | Self::NothingTrained { .. }
@@ -316,6 +342,9 @@ impl TrainError {
             | Self::CheckpointsGone { .. } => {
                 Some("give this run its own --output-dir, or delete the folder".to_string())
             }
+            Self::MovedPhase { .. } => Some(
+                "give the phases lengths in steps, or this run its own --output-dir".to_string(),
+            ),
             Self::OtherTokens { .. } | Self::OtherBaseModel { .. } | Self::OtherData { .. } => {
                 Some("put it back as it was, or give this run its own --output-dir".to_string())
             }

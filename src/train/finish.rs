@@ -2,6 +2,7 @@
 
 use super::card::model_card;
 use super::folder::FinalRecord;
+use super::inputs::files_of;
 use super::{Evaluation, Event, Outcome, Session, TrainError, TrainState};
 use crate::checkpoint::{Progress, Weights};
 use crate::data::Bigram;
@@ -27,7 +28,8 @@ impl Session {
             })?;
         }
         let (exported_step, weights) = self.exported(progress)?;
-        let model = self.timeline.of_completed(exported_step).model;
+        let phase = self.timeline.of_completed(exported_step);
+        let (model, data) = (phase.model, self.data[phase.number].source.clone());
         self.export(model, weights)?;
         progress.seconds = self.clock.total_seconds();
         let mut record = self.folder.read_record()?;
@@ -37,7 +39,7 @@ impl Session {
         let loss_unit = self.active.objective.spec().loss_unit.into_owned();
         let card = model_card(
             (&self.plan, model, device),
-            (self.exported_data(), &loss_unit),
+            (data.as_ref(), &files_of(&self.data), &loss_unit),
             progress,
             exported_step,
         );

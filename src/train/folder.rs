@@ -48,6 +48,9 @@ pub(super) struct RunRecord {
     /// The phases of a plan that was made in code; null where resolved.toml says it all.
     #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
     pub(super) phases: serde_json::Value,
+    /// The first step of each phase, where there are several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) phase_starts: Vec<u64>,
     /// The files of `model.base_model`, as `data`; null without one.
     #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
     pub(super) base_model: serde_json::Value,
@@ -100,6 +103,7 @@ impl RunRecord {
             data: data_record(files),
             token_inputs: serde_json::Value::Null,
             phases: serde_json::Value::Null,
+            phase_starts: Vec::new(),
             base_model: serde_json::Value::Null,
             exported_step: None,
             bigram_loss: None,

@@ -19,7 +19,7 @@ use crate::environment::{Environment, resident_memory_bytes};
 use crate::forecast::{Conditions, Forecast, Shortage, available_bytes, fit, outline};
 use crate::generate::{GenerateError, check_prompt};
 use crate::model::{check_vocabulary, folder as model_folder};
-use crate::phase::Timeline;
+use crate::phase::{self, Timeline};
 
 /// What a run trains on and with.
 pub(super) struct RunInputs {
@@ -49,6 +49,7 @@ impl RunInputs {
     pub(super) fn load(plan: &Plan, started: SystemTime) -> Result<Self, TrainError> {
         // Before the data: what reading it takes is free again when training begins.
         let program_bytes = resident_memory_bytes().unwrap_or_default();
+        phase::check(plan)?;
         let data = load_phases(plan, started)?;
         let epochs: Vec<EpochSize> = data.iter().map(|data| data.view.epoch()).collect();
         let timeline = Timeline::new(plan, &epochs)?;
@@ -79,15 +80,7 @@ impl RunInputs {
 
     /// Every data file of all phases, once.
     pub(super) fn files(&self) -> Vec<FileRecord> {
-        let mut files: Vec<FileRecord> = Vec::new();
-        for data in &self.data {
-            for file in data.source.files() {
-                if !files.iter().any(|known| known.path == file.path) {
-                    files.push(file.clone());
-                }
-            }
-        }
-        files
+        files_of(&self.data)
     }
 
     /// What decides the tokens of each phase besides the data files, as run.json keeps it: the
@@ -214,6 +207,17 @@ impl RunInputs {
         let available = available_bytes().filter(|_| is_cpu).unwrap_or(u64::MAX);
         Ok(fit(&plan, &self.spec, conditions, available)?)
     }
+}
+
+/// The files of all phases, each once.
+pub(super) fn files_of(data: &[PhaseData]) -> Vec<FileRecord> {
+    let mut files: Vec<FileRecord> = Vec::new();
+    for file in data.iter().flat_map(|data| data.source.files()) {
+        if !files.iter().any(|known| known.path == file.path) {
+            files.push(file.clone());
+        }
+    }
+    files
 }
 
 fn exported_data(data: &[PhaseData]) -> &dyn TrainingData {

@@ -16,13 +16,13 @@ use super::{
     TensorboardEvents, TrainError,
 };
 use crate::checkpoint::Progress;
-use crate::collective::{Collective, SingleProcess};
 use crate::config::{Plan, Report};
 use crate::device::ComputeDevice;
 use crate::environment::Environment;
 use crate::extra::Extras;
 use crate::forecast::{Forecast, Shortage};
 use crate::gradient::{Pipeline, Stage};
+use crate::phase::Timeline;
 
 /// How to run a plan.
 #[derive(Default)]
@@ -37,8 +37,6 @@ pub struct Options {
     pub observers: Vec<Box<dyn Observer>>,
     /// What happens to each gradient between backward and update.
     pub stages: Vec<Box<dyn Stage>>,
-    /// The other ranks of the run; none for a run of one process.
-    pub collective: Option<Box<dyn Collective>>,
 }
 
 impl Run {
@@ -64,6 +62,9 @@ impl Run {
 
         let environment = Environment::detect();
         let old = folder.read_record()?;
+        if !matches!(start, StartingPoint::New | StartingPoint::Again) {
+            same_phases(&folder, old.as_ref(), &plan)?;
+        }
         if options.resume == Resume::Auto && inputs.is_complete(&plan, start, old.as_ref()) {
             return Ok(None);
         }
@@ -85,7 +86,8 @@ impl Run {
         }
         notes.extend(forecast.describe(&inputs.summary(), &plan));
         if let Some(step) = checkpoint {
-            same_inputs(&folder, old.as_ref(), (&plan, &inputs))?;
+            same_inputs(&folder, old.as_ref(), &inputs)?;
+            same_starts(old.as_ref(), &inputs.timeline, step)?;
             notes.extend(rounding_warning(old.as_ref(), &environment, &device));
             notes.extend(lossy_warning(&folder, step)?);
         }
@@ -105,7 +107,12 @@ impl Run {
         let state = &mut initial.state;
         check_phase(&state.progress, phase.number)?;
         state.pipeline = Pipeline::new(options.stages)?;
-        restore_extras(&mut state.pipeline, initial.extras)?;
+        let new_stages = restore_extras(&mut state.pipeline, initial.extras)?;
+        if checkpoint.is_some() {
+            let new =
+                |owner| format!("gradient stage `{owner}` is new to this run: it begins anew");
+            notes.extend(new_stages.into_iter().map(new));
+        }
 
         // The future goes before its metrics: a crash in between leaves no hole in them.
         let store = folder.checkpoints();
@@ -126,9 +133,6 @@ impl Run {
             timeline: inputs.timeline,
             data: inputs.data,
             initial_adapter: initial.initial_adapter,
-            collective: options
-                .collective
-                .unwrap_or_else(|| Box::new(SingleProcess)),
             clock: Clock::new(
                 initial.state.progress.seconds,
                 plan.config.logging.logging_steps,
@@ -167,6 +171,7 @@ struct LockedRun {
 impl LockedRun {
     fn take(plan: &Plan, device: &ComputeDevice, resume: Resume) -> Result<Self, TrainError> {
         let path = &plan.config.output_dir;
+        check_writable(plan)?;
         let start = starting_point(path, plan, resume)?;
         // A run that goes on writes the date on which it began.
         let old = match start {
@@ -197,6 +202,16 @@ impl LockedRun {
     }
 }
 
+/// A plan that was changed in code may have what TOML cannot say.
+fn check_writable(plan: &Plan) -> Result<(), TrainError> {
+    toml::to_string(&plan.config)
+        .map(drop)
+        .map_err(|error| TrainError::Unwritable {
+            what: "the configuration",
+            message: error.to_string(),
+        })
+}
+
 /// Opens the device and writes what `auto` has turned out to be into the plan, so that resolved.toml
 /// repeats the run.
 pub(super) fn on_device(plan: &Plan) -> Result<(Plan, ComputeDevice), TrainError> {
@@ -223,13 +238,14 @@ fn check_phase(progress: &Progress, planned: usize) -> Result<(), TrainError> {
     })
 }
 
-/// Gives the owners what they saved. State that nobody takes would be lost with the next save.
-fn restore_extras(pipeline: &mut Pipeline, extras: Extras) -> Result<(), TrainError> {
+/// Gives the owners what they saved, and returns those that have saved nothing. State that nobody
+/// takes would be lost with the next save.
+fn restore_extras(pipeline: &mut Pipeline, extras: Extras) -> Result<Vec<String>, TrainError> {
     let mut extras = extras;
-    pipeline.load(&mut extras)?;
+    let new = pipeline.load(&mut extras)?;
     match extras.into_keys().next() {
         Some(owner) => Err(TrainError::UnknownOwner { owner }),
-        None => Ok(()),
+        None => Ok(new),
     }
 }
 
@@ -289,16 +305,10 @@ fn rounding_warning(
 fn same_inputs(
     folder: &RunFolder,
     record: Option<&RunRecord>,
-    (plan, inputs): (&Plan, &RunInputs),
+    inputs: &RunInputs,
 ) -> Result<(), TrainError> {
     let Some(record) = record else { return Ok(()) };
     let folder = || folder.path().to_path_buf();
-    if record.phases != phases_in_code(plan) {
-        return Err(TrainError::OtherPhases {
-            folder: folder(),
-            difference: format!("  {} there, {} here", record.phases, phases_in_code(plan)),
-        });
-    }
     let before = record.token_inputs.as_array().into_iter().flatten();
     let now = inputs.token_inputs();
     for (before, now) in before.zip(now.as_array().into_iter().flatten()) {
@@ -322,14 +332,53 @@ fn same_inputs(
     }
 }
 
+/// The phases of a plan that was made in code are not in resolved.toml, whatever became of the run.
+fn same_phases(
+    folder: &RunFolder,
+    record: Option<&RunRecord>,
+    plan: &Plan,
+) -> Result<(), TrainError> {
+    let Some(record) = record else { return Ok(()) };
+    let now = phases_in_code(plan)?;
+    if record.phases == now {
+        return Ok(());
+    }
+    Err(TrainError::OtherPhases {
+        folder: folder.path().to_path_buf(),
+        difference: format!("  {} there, {now} here", record.phases),
+    })
+}
+
+/// A phase that has begun stays where it began: with another length of the run, one that takes a
+/// share of it would have begun elsewhere.
+fn same_starts(
+    record: Option<&RunRecord>,
+    timeline: &Timeline,
+    step: u64,
+) -> Result<(), TrainError> {
+    let before = record.map(|record| record.phase_starts.as_slice());
+    let starts = before.unwrap_or_default().iter().zip(timeline.phases());
+    let mut begun = starts.filter(|(before, now)| **before < step || now.first_step < step);
+    match begun.find(|(before, now)| **before != now.first_step) {
+        Some((&before, now)) => Err(TrainError::MovedPhase {
+            name: now.plan.name.clone(),
+            before,
+            now: now.first_step,
+        }),
+        None => Ok(()),
+    }
+}
+
 /// The phases of a plan that was made in code; null where its config says it all.
-fn phases_in_code(plan: &Plan) -> serde_json::Value {
+fn phases_in_code(plan: &Plan) -> Result<serde_json::Value, TrainError> {
     let of_config = Plan::from_config(plan.config.clone()).map(|plan| plan.phases);
     if of_config.is_ok_and(|phases| phases == plan.phases) {
-        serde_json::Value::Null
-    } else {
-        serde_json::json!(plan.phases)
+        return Ok(serde_json::Value::Null);
     }
+    serde_json::to_value(&plan.phases).map_err(|error| TrainError::Unwritable {
+        what: "the phases of the plan",
+        message: error.to_string(),
+    })
 }
 
 /// The first file that is not the same, or not there, in both records.
@@ -367,7 +416,10 @@ fn record(
         &inputs.files(),
     );
     record.token_inputs = inputs.token_inputs();
-    record.phases = phases_in_code(plan);
+    record.phases = phases_in_code(plan)?;
+    if plan.phases.len() > 1 {
+        record.phase_starts = inputs.timeline.starts();
+    }
     if !inputs.base.is_empty() {
         record.base_model = data_record(&inputs.base);
     }

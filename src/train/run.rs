@@ -5,6 +5,7 @@ use super::{
     train_step,
 };
 use crate::checkpoint::Progress;
+use crate::collective::SingleProcess;
 use crate::config::OnNonfinite;
 use crate::environment::resident_memory_bytes;
 use crate::phase::Phase;
@@ -119,7 +120,7 @@ impl Session {
             &batches,
             self.active.objective.as_ref(),
             &settings,
-            self.collective.as_ref(),
+            &SingleProcess,
         )?;
         state.progress.sequences += self.active.phase.sequences_per_step();
         self.clock.stepped(

@@ -13,7 +13,6 @@ use super::saving::Saver;
 use super::{Event, Interrupt, Observer, RunFolder, StepSettings, TrainError, TrainState};
 use crate::adapter::Adapter;
 use crate::checkpoint::CheckpointStore;
-use crate::collective::Collective;
 use crate::config::{DecoderSpec, PhaseModel, PhasePlan, Plan};
 use crate::data::{Batch, TrainingData};
 use crate::device::ComputeDevice;
@@ -33,7 +32,6 @@ pub(super) struct Session {
     pub(super) active: ActivePhase,
     /// The initial adapter; none if it starts at zero, or if this session began without it.
     pub(super) initial_adapter: Option<Adapter>,
-    pub(super) collective: Box<dyn Collective>,
     pub(super) clock: Clock,
     pub(super) store: CheckpointStore,
     pub(super) saver: Saver,
@@ -146,6 +144,8 @@ impl Session {
             // Losses of two objectives, or of two validation splits, say nothing about each other.
             progress.best = None;
             progress.evaluations_since_best = 0;
+            // A save that is under way may still be about to name its step the best.
+            self.wait_for_save()?;
             self.store.forget_best()?;
         }
         self.emit(&Event::PhaseStarted {

@@ -87,6 +87,9 @@ pub struct StepTime {
 /// A step that could not be computed. The weights are as they were.
 #[derive(Debug, thiserror::Error)]
 pub enum StepError {
+    /// There is nothing to train on. Every rank needs a part of the step.
+    #[error("a step without micro-batches")]
+    NoBatches,
     /// The model refuses a batch.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -144,6 +147,9 @@ pub fn train_step(
     settings: &StepSettings,
     collective: &dyn Collective,
 ) -> Result<StepReport, StepError> {
+    if batches.is_empty() {
+        return Err(StepError::NoBatches);
+    }
     let begun = Instant::now();
     // The weight of the whole step, which each rank divides its own losses by.
     let own_tokens: f64 = batches.iter().map(Batch::weight).sum();

@@ -18,6 +18,7 @@ use crate::adapter::OWN_BASE;
 use crate::checkpoint::{BestEvaluation, Capture, ChainOptions, Progress, Warning};
 use crate::config::{CheckpointFormat, Held};
 use crate::durable;
+use crate::extra::Extras;
 use crate::model::folder::{self as model_folder, SaveOptions, hf_tensors};
 use crate::model::{Decoder, Tensors};
 use crate::optimizer::{AppliedStep, OptimizerState};
@@ -103,17 +104,21 @@ impl Session {
                 0 => 0,
                 _ => state.optimizer.state_bytes(model),
             };
+            let extra = state.pipeline.state();
+            let extra_tensors = extra.values().flat_map(|owner| owner.tensors.values());
+            let extra_bytes: u64 = extra_tensors.map(size_in_bytes).sum();
             let what = format!("the checkpoint of step {step}");
-            self.check_room(what, 4 * content::count(model, form) + moments)?;
+            let bytes = 4 * content::count(model, form) + moments + extra_bytes;
+            self.check_room(what, bytes)?;
             match format {
                 CheckpointFormat::Full => {
                     let weights = || content::files(model, form);
                     let moments = || state.optimizer.state(model);
-                    let extra = || state.pipeline.state();
-                    self.store.save(&state.progress, weights, moments, extra)?;
+                    self.store
+                        .save(&state.progress, weights, moments, || extra)?;
                 }
                 CheckpointFormat::Delta => {
-                    let job = self.job(state, best);
+                    let job = self.job(state, extra, best);
                     if background {
                         let folder = self.folder.path();
                         return self.saver.begin(job).map_err(TrainError::io(folder));
@@ -138,7 +143,7 @@ impl Session {
         best || is_last || self.interrupt.raised().is_some()
     }
 
-    fn job(&mut self, state: &TrainState, best: bool) -> Job {
+    fn job(&mut self, state: &TrainState, extra: Extras, best: bool) -> Job {
         let model = state.model();
         let (weights, moments) = self.saver.spare();
         let is_exact = self.has_to_be_exact(&state.progress, best);
@@ -153,7 +158,7 @@ impl Session {
                 steps: self.one_step(state, &optimizer),
                 weights,
                 optimizer,
-                extra: state.pipeline.state(),
+                extra,
                 config: model_config,
             },
             best,

@@ -24,9 +24,12 @@ impl Session {
         let config = &self.plan.config;
         let most = self.most_saved(state)?;
         let step = state.progress.step;
-        let eval_steps = match self.active.data.source.val_tokens() {
-            Some(_) => config.eval.eval_steps,
-            None => 0,
+        let left = &self.data[self.active.phase.number..];
+        let is_evaluated = left.iter().any(|data| data.source.val_tokens().is_some());
+        let eval_steps = if is_evaluated {
+            config.eval.eval_steps
+        } else {
+            0
         };
         let save_steps = config.checkpoint.save_steps;
         let existing = self.store.steps()?.len() as u64;
