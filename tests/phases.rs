@@ -2,9 +2,11 @@
 //! and optimizer, and going on at and across their boundaries.
 #![allow(missing_docs)]
 
+#[path = "support/runs.rs"]
+mod runs;
+
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
 
 use burn::tensor::{Device, FloatDType};
 use firebrick::collective::SingleProcess;
@@ -17,9 +19,9 @@ use firebrick::model::{Decoder, DecoderSpec, parameters};
 use firebrick::objective::CrossEntropy;
 use firebrick::optimizer::{Optimizer, Schedule};
 use firebrick::train::{
-    Event, Interrupt, Observer, Options, Outcome, Resume, Run, Signal, StepRecord, StepSettings,
-    TrainError, TrainState, train_step,
+    Event, Options, Resume, Run, StepSettings, TrainError, TrainState, train_step,
 };
+use runs::{Watch, metrics, run, steps, text};
 use serde_json::Value;
 
 /// Steps of the first phase and of the second.
@@ -32,11 +34,7 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let words = ["the ", "river ", "is ", "older ", "than ", "its ", "bed.\n"];
-        let text: String = (0..300)
-            .map(|i| words[(i * i + i / 3) % words.len()])
-            .collect();
-        fs::write(folder.path().join("text.txt"), text).unwrap();
+        fs::write(folder.path().join("text.txt"), text()).unwrap();
         Self { folder }
     }
 
@@ -105,56 +103,10 @@ fn selectors(texts: &[&str]) -> Vec<PathSelector> {
     texts.iter().map(|text| text.parse().unwrap()).collect()
 }
 
-/// Keeps what a run tells, and asks it to stop after a step.
-#[derive(Clone, Default)]
-struct Watch {
-    events: Arc<Mutex<Vec<Event>>>,
-    stop_after: Option<u64>,
-    interrupt: Interrupt,
-}
-
-impl Observer for Watch {
-    fn observe(&mut self, event: &Event) -> Result<(), TrainError> {
-        if let Event::Step(record) = event
-            && Some(record.step) == self.stop_after
-        {
-            self.interrupt.raise(Signal::Interrupt);
-        }
-        self.events.lock().unwrap().push(event.clone());
-        Ok(())
-    }
-}
-
-fn run(plan: &Plan, watch: &Watch) -> Result<Option<Outcome>, TrainError> {
-    let options = Options {
-        resume: Resume::Auto,
-        interrupt: watch.interrupt.clone(),
-        observers: vec![Box::new(watch.clone())],
-        ..Options::default()
-    };
-    Run::prepare(plan, options)?.map(Run::train).transpose()
-}
-
-fn steps(watch: &Watch) -> Vec<StepRecord> {
-    let events = watch.events.lock().unwrap();
-    let steps = events.iter().filter_map(|event| match event {
-        Event::Step(record) => Some(record.clone()),
-        _ => None,
-    });
-    steps.collect()
-}
-
 /// The metrics without what depends on the machine, and the exported weights.
 fn end_of(run: &Path) -> (Vec<Value>, Vec<u8>) {
-    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
-    let rows = text.lines().map(|line| {
-        let mut row: Value = serde_json::from_str(line).unwrap();
-        row["tokens_per_second"] = Value::Null;
-        row["memory_bytes"] = Value::Null;
-        row
-    });
     let weights = fs::read(run.join("model.safetensors")).unwrap();
-    (rows.collect(), weights)
+    (metrics(run), weights)
 }
 
 /// The same run, step by step, from the parts that a run is made of.

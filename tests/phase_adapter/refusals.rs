@@ -1,0 +1,75 @@
+//! Phases that cannot do with the adapter what they say.
+
+use firebrick::config::{AdapterInit, PhaseAdapter, WeightFormat};
+use firebrick::phase::TimelineError;
+use firebrick::train::TrainError;
+
+use super::*;
+use PhaseAdapter::{Off, On, Restart};
+
+/// The plan is refused before anything is written.
+fn refused(bench: &Bench, plan: &Plan) -> TrainError {
+    let Err(error) = run(plan, &Watch::default()) else {
+        panic!("the plan is refused")
+    };
+    assert!(!bench.path("refused").exists(), "{error}");
+    assert_eq!((error.exit_code(), error.kind()), (2, "config"), "{error}");
+    error
+}
+
+#[test]
+fn p1_a_run_without_an_adapter_has_none_to_turn_off() {
+    let bench = Bench::new();
+    for adapter in [Off, Restart] {
+        let mut config = bench.adapted("refused");
+        config.adapter = None;
+        let plan = bench.plan_of(config, &[On, adapter]);
+        let error = refused(&bench, &plan);
+        let TrainError::Timeline(TimelineError::NoAdapter { name }) = error else {
+            panic!("{error}")
+        };
+        assert_eq!(name, "phase-1");
+    }
+}
+
+#[test]
+fn p1_an_adapter_is_not_begun_anew_where_its_base_would_have_to_be_made_again() {
+    let bench = Bench::new();
+    let nf4 = |config: &mut Config| config.quantization.weights = Some(WeightFormat::Nf4);
+    let ternary = |config: &mut Config| config.quantization.weights = Some(WeightFormat::Ternary);
+    let pissa = |config: &mut Config| config.adapter.as_mut().unwrap().init = AdapterInit::Pissa;
+    let changes: [(&dyn Fn(&mut Config), &str); 3] = [
+        (&nf4, "quantised again"),
+        (&ternary, "rounded again"),
+        (&pissa, "taken out of them again"),
+    ];
+    for (change, reason) in changes {
+        for (adapters, phase) in [
+            (&[On, Restart][..], "phase-1"),
+            (&[On, Off, On], "phase-2"),
+            (&[Off, On], "phase-1"),
+        ] {
+            let mut config = bench.adapted("refused");
+            change(&mut config);
+            let error = refused(&bench, &bench.plan_of(config, adapters));
+            assert!(
+                matches!(&error, TrainError::Timeline(TimelineError::NoNewAdapter { name, .. }) if name == phase),
+                "{error}"
+            );
+            assert!(error.to_string().contains(reason), "{error}");
+        }
+    }
+}
+
+#[test]
+fn p1_selectors_are_of_the_model_that_the_phase_has() {
+    let bench = Bench::new();
+    let mut plan = bench.plan("refused", &[On, Off]);
+    let selector = "layers.0.self_attn.q_proj.adapter";
+    plan.phases[1].freeze = vec![selector.parse().unwrap()];
+    let Err(error) = run(&plan, &Watch::default()) else {
+        panic!("the plan is refused")
+    };
+    let message = format!("this model has no parameter `{selector}`");
+    assert_eq!((error.exit_code(), error.to_string()), (2, message));
+}

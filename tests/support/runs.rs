@@ -1,0 +1,70 @@
+//! Runs that are watched and stopped.
+
+use std::fs;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use firebrick::config::Plan;
+use firebrick::train::{
+    Event, Interrupt, Observer, Options, Outcome, Resume, Run, Signal, StepRecord, TrainError,
+};
+use serde_json::Value;
+
+/// Keeps what a run tells, and asks it to stop after a step.
+#[derive(Clone, Default)]
+pub struct Watch {
+    pub events: Arc<Mutex<Vec<Event>>>,
+    pub stop_after: Option<u64>,
+    pub interrupt: Interrupt,
+}
+
+impl Observer for Watch {
+    fn observe(&mut self, event: &Event) -> Result<(), TrainError> {
+        if let Event::Step(record) = event
+            && Some(record.step) == self.stop_after
+        {
+            self.interrupt.raise(Signal::Interrupt);
+        }
+        self.events.lock().unwrap().push(event.clone());
+        Ok(())
+    }
+}
+
+pub fn run(plan: &Plan, watch: &Watch) -> Result<Option<Outcome>, TrainError> {
+    let options = Options {
+        resume: Resume::Auto,
+        interrupt: watch.interrupt.clone(),
+        observers: vec![Box::new(watch.clone())],
+        ..Options::default()
+    };
+    Run::prepare(plan, options)?.map(Run::train).transpose()
+}
+
+pub fn steps(watch: &Watch) -> Vec<StepRecord> {
+    let events = watch.events.lock().unwrap();
+    let steps = events.iter().filter_map(|event| match event {
+        Event::Step(record) => Some(record.clone()),
+        _ => None,
+    });
+    steps.collect()
+}
+
+/// The metrics without what depends on the machine.
+pub fn metrics(run: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let rows = text.lines().map(|line| {
+        let mut row: Value = serde_json::from_str(line).unwrap();
+        row["tokens_per_second"] = Value::Null;
+        row["memory_bytes"] = Value::Null;
+        row
+    });
+    rows.collect()
+}
+
+/// Some words in an order that a model can learn.
+pub fn text() -> String {
+    let words = ["the ", "river ", "is ", "older ", "than ", "its ", "bed.\n"];
+    (0..300)
+        .map(|i| words[(i * i + i / 3) % words.len()])
+        .collect()
+}
