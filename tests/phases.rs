@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Device, FloatDType};
 use firebrick::collective::SingleProcess;
 use firebrick::config::{
-    Architecture, Config, DatasetConfig, Decay, OptimizerPlan, PathSelector, PhaseLength, Plan,
-    SchedulePlan, ScheduleSpan, TokenizerKind, Warmup,
+    Architecture, Config, DatasetConfig, Decay, DpoConfig, Length, OptimizerPlan, PathSelector,
+    PhaseLength, PhasePlan, Plan, SchedulePlan, ScheduleSpan, Task, TokenizerKind, TrainOn, Warmup,
 };
 use firebrick::data::{TokenCache, ViewSpec, load_training_data};
 use firebrick::model::{Decoder, DecoderSpec, parameters};
@@ -131,12 +131,6 @@ fn by_hand(plan: &Plan) -> (Vec<f64>, Vec<f64>, Decoder) {
     let mut state = TrainState::new(model, optimizer);
     let mut first_step = 0;
     for (number, phase) in plan.phases.iter().enumerate() {
-        if number > 0 {
-            let step = state.progress.step;
-            let rules = Optimizer::new(&phase.optimizer);
-            state = TrainState::new(state.into_model(), rules);
-            state.progress.step = step;
-        }
         let model = state.into_model().with_frozen(&phase.freeze).unwrap();
         let step = first_step;
         state = TrainState::new(model, Optimizer::new(&phase.optimizer));
@@ -347,6 +341,84 @@ fn p1_phases_that_cannot_be_are_refused_before_anything_is_written() {
     );
     let none = refused(&|plan| plan.phases.clear());
     assert!(none.contains("no phases"), "{none}");
+
+    let pairs = refused(&|plan| {
+        plan.phases[1].task = Task::Dpo;
+        plan.phases[1].dpo = Some(DpoConfig::default());
+    });
+    assert!(pairs.contains("the run has no base model"), "{pairs}");
+    let torn = refused(&|plan| plan.phases[1].task = Task::Dpo);
+    assert!(torn.contains("has task = dpo and no `dpo`"), "{torn}");
+    let long = refused(&|plan| plan.phases[1].data.sequence_len = 33);
+    assert!(long.contains("33 tokens, and the model has 32"), "{long}");
+    let idle = refused(&|plan| plan.phases[1].gradient_accumulation_steps = 0);
+    assert!(
+        idle.contains("a gradient_accumulation_steps of 0"),
+        "{idle}"
+    );
+    let rate = refused(&|plan| plan.phases[0].learning_rate = f64::NAN);
+    assert!(rate.contains("a learning_rate of NaN"), "{rate}");
+    let warm = refused(&|plan| plan.phases[1].schedule.warmup = Warmup::Steps(5));
+    assert!(
+        warm.contains("a warm-up of 5 steps and 4 steps in all"),
+        "{warm}"
+    );
+    let endless = refused(&|plan| plan.phases[1].length = PhaseLength::Steps(u64::MAX));
+    assert!(endless.contains("and the run has 7"), "{endless}");
+    let seed = refused(&|plan| plan.config.seed = u64::MAX);
+    assert!(seed.contains("cannot be written"), "{seed}");
+}
+
+#[test]
+fn p1_a_rule_that_keeps_nothing_drops_what_the_rule_before_kept() {
+    let bench = Bench::new();
+    let mut plan = bench.plan("run");
+    let sgd = |momentum| OptimizerPlan::Sgd {
+        momentum,
+        nesterov: false,
+        weight_decay: 0.0,
+    };
+    plan.phases[0].optimizer = sgd(0.9);
+    plan.phases[1].optimizer = sgd(0.0);
+    run(&plan, &Watch::default()).unwrap();
+    let store = firebrick::checkpoint::CheckpointStore::new(&bench.path("run"));
+    let of = |step: u64| store.load(step).unwrap().optimizer;
+    assert!(of(7).tensors.is_empty());
+    plan.config.output_dir = bench.path("back");
+    plan.phases.reverse();
+    plan.phases[0].length = PhaseLength::Steps(3);
+    plan.phases[1].length = PhaseLength::Rest;
+    run(&plan, &Watch::default()).unwrap();
+}
+
+#[test]
+fn p1_the_best_begins_anew_where_losses_cannot_be_compared() {
+    let bench = Bench::new();
+    let phase = bench.plan("run").phases[0].clone();
+    let comparable = |change: &dyn Fn(&mut PhasePlan)| {
+        let mut other = phase.clone();
+        change(&mut other);
+        other.is_evaluated_as(&phase)
+    };
+    assert!(comparable(&|phase| phase.micro_batch_size = 7));
+    assert!(comparable(&|phase| phase.data.datasets[0].weight = 2.0));
+    assert!(!comparable(&|phase| phase.data.sequence_len = 16));
+    assert!(!comparable(&|phase| phase.data.val_fraction = 0.2));
+    assert!(!comparable(
+        &|phase| phase.data.train_on = Some(TrainOn::All)
+    ));
+    assert!(!comparable(&|phase| phase.task = Task::Sft));
+
+    // The learning rate of the second phase lets nothing become better.
+    let mut plan = bench.plan("run");
+    plan.phases[1].learning_rate = 0.0;
+    let outcome = run(&plan, &Watch::default()).unwrap().unwrap();
+    assert!(outcome.progress.best.unwrap().step > STEPS[0]);
+    let best = fs::read_to_string(bench.path("run/checkpoints/best")).unwrap();
+    let expected = format!("step-{:06}", outcome.progress.best.unwrap().step);
+    assert_eq!(best.trim(), expected);
+    let card = fs::read_to_string(bench.path("run/README.md")).unwrap();
+    assert!(card.contains("the phases in `run.json`"), "{card}");
 }
 
 #[test]
@@ -365,11 +437,46 @@ fn r10_a_run_with_other_phases_is_not_continued() {
     let one = Plan::from_config(bench.config("run")).unwrap();
     let error = run(&one, &Watch::default()).unwrap_err();
     assert!(matches!(error, TrainError::OtherPhases { .. }), "{error}");
+
+    // A finished run is complete, and no other one is.
+    run(&plan, &Watch::default()).unwrap().unwrap();
+    assert!(run(&plan, &Watch::default()).unwrap().is_none());
+    let error = run(&other, &Watch::default()).unwrap_err();
+    assert!(matches!(error, TrainError::OtherPhases { .. }), "{error}");
+}
+
+#[test]
+fn r10_a_phase_that_has_begun_does_not_move() {
+    let bench = Bench::new();
+    let in_halves = |steps: u64| {
+        let mut config = bench.config("run");
+        config.train.max_steps = Some(steps);
+        let mut plan = bench.plan("run");
+        (plan.config, plan.length) = (config, Length::Steps(steps));
+        for phase in &mut plan.phases {
+            phase.length = PhaseLength::Share(0.5);
+        }
+        plan
+    };
+    let stopped = |stop_after| Watch {
+        stop_after: Some(stop_after),
+        ..Watch::default()
+    };
+    run(&in_halves(8), &stopped(2)).unwrap_err();
+    // The boundary is still to come.
+    run(&in_halves(10), &stopped(6)).unwrap_err();
+    let error = run(&in_halves(12), &Watch::default())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("phase `long` began at step 5") && error.contains("begun at step 6"),
+        "{error}"
+    );
+    run(&in_halves(10), &Watch::default()).unwrap().unwrap();
 }
 
 #[test]
 fn p1_lengths_in_shares_tokens_and_epochs_are_turned_into_steps() {
-    use firebrick::config::Length;
     use firebrick::data::EpochSize;
     use firebrick::phase::Timeline;
 
@@ -397,6 +504,34 @@ fn p1_lengths_in_shares_tokens_and_epochs_are_turned_into_steps() {
         [10, 15]
     );
     assert_eq!(lengths(Length::Tokens(992), PhaseLength::Steps(2)), [2, 10]);
+    let shares = |steps: u64, shares: &[f64]| {
+        let mut plan = bench.plan("run");
+        plan.length = Length::Steps(steps);
+        let phases = shares.iter().map(|&share| PhasePlan {
+            length: PhaseLength::Share(share),
+            ..plan.phases[0].clone()
+        });
+        plan.phases = phases.collect();
+        let timeline = Timeline::new(&plan, &vec![epochs[0]; shares.len()]).unwrap();
+        let phases = timeline.phases().iter();
+        phases.map(|phase| phase.steps).sum::<u64>()
+    };
+    // As decimals they do not add up to one exactly.
+    for steps in (5..200).step_by(5) {
+        for parts in [&[0.1, 0.9][..], &[0.1, 0.8, 0.1], &[0.3, 0.6, 0.1]] {
+            assert_eq!(shares(steps, parts), steps, "{parts:?}");
+        }
+    }
+    // The rest is what the others leave, wherever it stands.
+    let mut anneal = bench.plan("run");
+    anneal.length = Length::Steps(100);
+    anneal.phases[0].length = PhaseLength::Rest;
+    anneal.phases[1].length = PhaseLength::Steps(10);
+    let timeline = Timeline::new(&anneal, &epochs).unwrap();
+    assert_eq!(timeline.starts(), [0, 90]);
+    // Before its first step a phase has the rate of that step.
+    let second = &timeline.phases()[1];
+    assert_eq!(second.learning_rate(0), second.learning_rate(90));
     let mut thirds = bench.plan("run");
     thirds.length = Length::Steps(100);
     let third = thirds.phases[0].clone();

@@ -14,7 +14,7 @@ use firebrick::gradient::{Gradient, ParameterOrder, Pipeline, PipelineError, Sta
 use firebrick::model::{Decoder, Tensors, parameters};
 use firebrick::objective::CrossEntropy;
 use firebrick::optimizer::Optimizer;
-use firebrick::train::{StepOutcome, StepReport, StepSettings, TrainState, train_step};
+use firebrick::train::{StepError, StepOutcome, StepReport, StepSettings, TrainState, train_step};
 use support::{batch, distance, tiny};
 
 const RANKS: usize = 4;
@@ -266,12 +266,46 @@ fn a_pipeline_tells_its_stages_apart_and_refuses_state_that_is_not_theirs() {
     assert_eq!(error, "gradient stage `looker`: there are two of that name");
 
     let mut pipeline = Pipeline::new(vec![Box::new(Looker::default())]).unwrap();
-    assert!(pipeline.state().is_empty());
     let mut extras = firebrick::extra::Extras::default();
+    // A stage that has saved nothing is new, and one that keeps nothing is there all the same.
+    assert_eq!(pipeline.load(&mut extras).unwrap(), ["looker"]);
+    let mut saved = pipeline.state();
+    assert_eq!(saved.keys().collect::<Vec<_>>(), ["looker"]);
+    assert!(pipeline.load(&mut saved).unwrap().is_empty());
     let mut state = firebrick::extra::ExtraState::default();
     let count = firebrick::extra::StateScalar::Uint(3);
     state.scalars.insert("count".to_string(), count);
     extras.insert("looker".to_string(), state);
     let error = pipeline.load(&mut extras).unwrap_err().to_string();
     assert!(error.contains("`looker` cannot be used"), "{error}");
+}
+
+#[test]
+fn a_name_that_no_checkpoint_can_have_is_refused_before_the_run() {
+    struct Named;
+    impl Stage for Named {
+        fn owner(&self) -> &str {
+            "Error Feedback"
+        }
+
+        fn apply(
+            &mut self,
+            gradient: Gradient,
+            _context: &StepContext,
+        ) -> Result<Gradient, PipelineError> {
+            Ok(gradient)
+        }
+    }
+    let error = Pipeline::new(vec![Box::new(Named)])
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("a-z, 0-9, _ and -"), "{error}");
+}
+
+#[test]
+fn a_step_of_nothing_is_refused() {
+    let mut state = state(Vec::new());
+    let error = train_step(&mut state, &[], &CrossEntropy, &settings(), &SingleProcess);
+    assert!(matches!(error, Err(StepError::NoBatches)));
+    assert_eq!(state.progress.step, 0);
 }
