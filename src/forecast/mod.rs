@@ -36,7 +36,7 @@ pub struct Forecast {
 /// What memory depends on besides the plan.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Conditions {
-    /// Shares of a batch computed at the same time; see [`lanes`](crate::device::lanes).
+    /// Shards of a batch computed at the same time; see [`lanes`](crate::device::lanes).
     pub lanes: usize,
     /// Whether tensors lie in this process's own memory: on the CPU.
     pub is_cpu: bool,

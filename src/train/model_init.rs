@@ -227,6 +227,26 @@ impl ModelInit<'_> {
         self.reference_of(&model, phase)
     }
 
+    /// The same for a phase that begins with `model`: where an adapter has left the base model as it
+    /// was, that one is in memory already.
+    pub(super) fn reference_beside(
+        &self,
+        model: &Decoder,
+        phase: &Phase,
+    ) -> Result<Option<Decoder>, TrainError> {
+        let is_as_it_was = phase.model.held() == Held::Adapter
+            && self
+                .plan
+                .adapter
+                .as_ref()
+                .is_some_and(|adapter| adapter.saved.is_empty());
+        if is_as_it_was {
+            self.reference_of(model, &phase.plan)
+        } else {
+            self.reference(&phase.plan)
+        }
+    }
+
     /// The same out of the model that a run begins with. It shares the weights that are not trained.
     fn reference_of(
         &self,

@@ -118,9 +118,14 @@ fn r10_so_do_other_kinds_of_adapters_and_of_base_weights() {
 fn r10_so_do_pairs_of_answers() {
     let bench = Bench::new();
     let preferences = bench.preferences();
-    for adapter in [Off, Restart] {
-        check(&bench, &format!("pairs-{adapter:?}"), &|run| {
-            let mut plan = bench.plan(run, &[On, adapter]);
+    // The reference is in memory already where nothing but an adapter is trained, and read otherwise.
+    for (adapter, whole) in [(On, false), (On, true), (Off, true), (Restart, true)] {
+        check(&bench, &format!("pairs-{adapter:?}-{whole}"), &|run| {
+            let mut config = bench.adapted(run);
+            if !whole {
+                config.adapter.as_mut().unwrap().modules_to_save.clear();
+            }
+            let mut plan = bench.plan_of(config, &[On, adapter]);
             let mut second = preferences.phases[0].clone();
             second.name = "pairs".to_string();
             second.adapter = adapter;

@@ -211,10 +211,18 @@ impl History {
         self.objectives.iter().flat_map(of)
     }
 
-    /// What the loss counts.
-    pub(super) fn loss_unit(&self) -> &str {
-        let last = self.objectives.last();
-        last.map_or("nats per token", |objective| &objective.loss_unit)
+    /// What the loss counts; of a run whose phases have several objectives, all that it counts.
+    pub(super) fn loss_unit(&self) -> String {
+        let mut units: Vec<&str> = Vec::new();
+        for objective in &self.objectives {
+            if !units.contains(&objective.loss_unit.as_ref()) {
+                units.push(&objective.loss_unit);
+            }
+        }
+        match units.as_slice() {
+            [] => "nats per token".to_string(),
+            units => units.join(" and "),
+        }
     }
 
     fn sample(&mut self, step: u64, prompt: &str, completion: &str) {

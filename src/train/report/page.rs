@@ -114,7 +114,7 @@ impl Page<'_> {
                 "<div><dt>{name}</dt><dd>{value}</dd><dd class=quiet>{note}</dd></div>"
             );
         };
-        let unit = escaped(history.loss_unit());
+        let unit = escaped(&history.loss_unit());
         if let Some((step, val_loss)) = history.best {
             let note = format!("{unit}, step {}", grouped(step));
             figure("Best validation loss", format!("{val_loss:.4}"), note);
