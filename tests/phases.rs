@@ -43,9 +43,11 @@ impl Bench {
     }
 
     fn config(&self, run: &str) -> Config {
-        let mut config = Config::default();
-        config.seed = 5;
-        config.output_dir = self.path(run);
+        let mut config = Config {
+            seed: 5,
+            output_dir: self.path(run),
+            ..Config::default()
+        };
         let model = &mut config.model;
         model.architecture = Some(Architecture::Llama);
         model.hidden_size = Some(16);

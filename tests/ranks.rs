@@ -81,9 +81,12 @@ impl Collective for ThreadRank {
     }
 }
 
+/// A step, and the parameters that have a gradient in it.
+type Seen = (u64, Vec<String>);
+
 /// Writes down what it sees.
 #[derive(Clone, Default)]
-struct Looker(Arc<Mutex<Vec<(u64, Vec<String>)>>>);
+struct Looker(Arc<Mutex<Vec<Seen>>>);
 
 impl Stage for Looker {
     fn owner(&self) -> &str {

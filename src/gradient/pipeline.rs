@@ -100,8 +100,8 @@ impl Pipeline {
                         .to_string(),
                 });
             }
-            let same = |other: &Box<dyn Stage>| other.owner() == stage.owner();
-            if stages[..place].iter().any(same) {
+            let mut before = stages[..place].iter();
+            if before.any(|other| other.owner() == stage.owner()) {
                 return Err(PipelineError::Stage {
                     owner: stage.owner().to_string(),
                     reason: "there are two of that name".to_string(),

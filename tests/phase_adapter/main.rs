@@ -82,9 +82,11 @@ impl Bench {
     }
 
     fn config(&self, run: &str) -> Config {
-        let mut config = Config::default();
-        config.seed = 5;
-        config.output_dir = self.path(run);
+        let mut config = Config {
+            seed: 5,
+            output_dir: self.path(run),
+            ..Config::default()
+        };
         config.data.sequence_len = 8;
         config.data.val_fraction = 0.1;
         let text = self.path("text.txt").display().to_string();

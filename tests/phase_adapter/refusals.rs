@@ -38,10 +38,11 @@ fn p1_an_adapter_is_not_begun_anew_where_its_base_would_have_to_be_made_again() 
     let nf4 = |config: &mut Config| config.quantization.weights = Some(WeightFormat::Nf4);
     let ternary = |config: &mut Config| config.quantization.weights = Some(WeightFormat::Ternary);
     let pissa = |config: &mut Config| config.adapter.as_mut().unwrap().init = AdapterInit::Pissa;
-    let changes: [(&dyn Fn(&mut Config), &str); 3] = [
-        (&nf4, "quantised again"),
-        (&ternary, "rounded again"),
-        (&pissa, "taken out of them again"),
+    type Change = fn(&mut Config);
+    let changes: [(Change, &str); 3] = [
+        (nf4, "quantised again"),
+        (ternary, "rounded again"),
+        (pissa, "taken out of them again"),
     ];
     for (change, reason) in changes {
         for (adapters, phase) in [
