@@ -15,14 +15,14 @@ use std::path::Path;
 use std::process::Command;
 
 use bench::{Bench, json};
-use burn::module::{Module, Param};
+use burn::module::Module;
 use burn::tensor::{Device, FloatDType, Tensor};
 use firebrick::config::{Architecture, Backend, Dtype};
 use firebrick::data::Batch;
 use firebrick::device::{ComputeDevice, DeviceError};
 use firebrick::generate::{Request, Sampling, generate};
-use firebrick::model::{Decoder, DecoderSpec, Tensors, VisitParameters, visit_parameters};
-use firebrick::objective::{Backward, CrossEntropy, Precision, backward_with};
+use firebrick::model::{Decoder, DecoderSpec};
+use firebrick::objective::{CrossEntropy, Precision, backward_with};
 use safetensors::SafeTensors;
 use serde_json::Value;
 use support::{batch, distance, tiny};
