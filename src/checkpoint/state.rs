@@ -49,7 +49,8 @@ pub(super) struct Link {
     /// The id of what it makes until its file has been replaced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replaces: Option<String>,
-    /// config.json of the model, in Hugging Face's form; null where only an adapter is trained.
+    /// config.json of the model, in Hugging Face's form; null where only an adapter is held. Where an adapter is held beside
+    /// all weights, `firebrick_adapter` in it says in which phase of the run it began.
     pub config: serde_json::Value,
 }
 
