@@ -50,6 +50,7 @@ mod prepare;
 mod report;
 mod resume;
 mod run;
+mod same_run;
 mod saving;
 mod session;
 mod state;

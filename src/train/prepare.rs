@@ -9,20 +9,19 @@ use super::model_init::ModelInit;
 use super::observers::{Journal, LogEvents};
 use super::report::HtmlReport;
 use super::resume::{StartingPoint, starting_point};
+use super::same_run::{check_phase, phases_in_code, same_inputs, same_phases, same_starts};
 use super::saving::{Saver, free_space};
 use super::session::{ActivePhase, Session, objective_specs};
 use super::{
     CsvMetrics, Event, Interrupt, JsonlMetrics, Observer, Resume, Run, RunFolder,
     TensorboardEvents, TrainError,
 };
-use crate::checkpoint::Progress;
 use crate::config::{Plan, Report};
 use crate::device::ComputeDevice;
 use crate::environment::Environment;
 use crate::extra::Extras;
 use crate::forecast::{Forecast, Shortage};
 use crate::gradient::{Pipeline, Stage};
-use crate::phase::Timeline;
 
 /// How to run a plan.
 #[derive(Default)]
@@ -225,19 +224,6 @@ pub(super) fn on_device(plan: &Plan) -> Result<(Plan, ComputeDevice), TrainError
     Ok((plan, device))
 }
 
-/// A checkpoint goes on in the phase that it was saved in.
-fn check_phase(progress: &Progress, planned: usize) -> Result<(), TrainError> {
-    let planned = planned as u64;
-    if progress.phase == planned {
-        return Ok(());
-    }
-    Err(TrainError::OtherPhase {
-        step: progress.step,
-        saved: progress.phase,
-        planned,
-    })
-}
-
 /// Gives the owners what they saved, and returns those that have saved nothing. State that nobody
 /// takes would be lost with the next save.
 fn restore_extras(pipeline: &mut Pipeline, extras: Extras) -> Result<Vec<String>, TrainError> {
@@ -297,104 +283,6 @@ fn rounding_warning(
          results will agree to rounding, not bit for bit"
             .to_string()
     })
-}
-
-/// Other bytes are another run: the order of the data and a tokenizer learned on it would change,
-/// and from another base model it would have come elsewhere. What an older version did not record
-/// cannot be compared.
-fn same_inputs(
-    folder: &RunFolder,
-    record: Option<&RunRecord>,
-    inputs: &RunInputs,
-) -> Result<(), TrainError> {
-    let Some(record) = record else { return Ok(()) };
-    let folder = || folder.path().to_path_buf();
-    let before = record.token_inputs.as_array().into_iter().flatten();
-    let now = inputs.token_inputs();
-    for (before, now) in before.zip(now.as_array().into_iter().flatten()) {
-        let facts = before.as_object().into_iter().flatten();
-        let mut changed = facts.filter(|(what, value)| now[what.as_str()] != **value);
-        if let Some((what, _)) = changed.next() {
-            let (folder, what) = (folder(), what.clone());
-            return Err(TrainError::OtherTokens { folder, what });
-        }
-    }
-    if let Some(file) = changed(&record.base_model, &data_record(&inputs.base)) {
-        let folder = folder();
-        return Err(TrainError::OtherBaseModel { folder, file });
-    }
-    match changed(&record.data, &data_record(&inputs.files())) {
-        Some(file) => Err(TrainError::OtherData {
-            folder: folder(),
-            file,
-        }),
-        None => Ok(()),
-    }
-}
-
-/// The phases of a plan that was made in code are not in resolved.toml, whatever became of the run.
-fn same_phases(
-    folder: &RunFolder,
-    record: Option<&RunRecord>,
-    plan: &Plan,
-) -> Result<(), TrainError> {
-    let Some(record) = record else { return Ok(()) };
-    let now = phases_in_code(plan)?;
-    if record.phases == now {
-        return Ok(());
-    }
-    Err(TrainError::OtherPhases {
-        folder: folder.path().to_path_buf(),
-        difference: format!("  {} there, {now} here", record.phases),
-    })
-}
-
-/// A phase that has begun stays where it began: with another length of the run, one that takes a
-/// share of it would have begun elsewhere.
-fn same_starts(
-    record: Option<&RunRecord>,
-    timeline: &Timeline,
-    step: u64,
-) -> Result<(), TrainError> {
-    let before = record.map(|record| record.phase_starts.as_slice());
-    let starts = before.unwrap_or_default().iter().zip(timeline.phases());
-    let mut begun = starts.filter(|(before, now)| **before < step || now.first_step < step);
-    match begun.find(|(before, now)| **before != now.first_step) {
-        Some((&before, now)) => Err(TrainError::MovedPhase {
-            name: now.plan.name.clone(),
-            before,
-            now: now.first_step,
-        }),
-        None => Ok(()),
-    }
-}
-
-/// The phases of a plan that was made in code; null where its config says it all.
-fn phases_in_code(plan: &Plan) -> Result<serde_json::Value, TrainError> {
-    let of_config = Plan::from_config(plan.config.clone()).map(|plan| plan.phases);
-    if of_config.is_ok_and(|phases| phases == plan.phases) {
-        return Ok(serde_json::Value::Null);
-    }
-    serde_json::to_value(&plan.phases).map_err(|error| TrainError::Unwritable {
-        what: "the phases of the plan",
-        message: error.to_string(),
-    })
-}
-
-/// The first file that is not the same, or not there, in both records.
-fn changed(before: &serde_json::Value, now: &serde_json::Value) -> Option<String> {
-    let hashes = |data: &serde_json::Value| -> Vec<(String, String)> {
-        let files = data.as_array().map(Vec::as_slice).unwrap_or_default();
-        let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_string();
-        let pairs = files
-            .iter()
-            .map(|file| (text(&file["path"]), text(&file["blake3"])));
-        pairs.collect()
-    };
-    let (before, now) = (hashes(before), hashes(now));
-    let mut all = before.iter().chain(&now);
-    let changed = all.find(|file| !(before.contains(file) && now.contains(file)));
-    changed.map(|(file, _)| file.clone())
 }
 
 fn record(
