@@ -142,13 +142,9 @@ fn step_of_rank(state: &mut TrainState, step: u64, collective: &ThreadRank) -> S
     train_step(state, &[own], &CrossEntropy, &settings(), collective).unwrap()
 }
 
-/// What each rank has in the end: its weights, its reports, what its stage saw, and what was summed.
-type EndOfRank = (
-    Tensors,
-    Vec<StepReport>,
-    Vec<(u64, Vec<String>)>,
-    Vec<String>,
-);
+/// The results of one rank: its weights, its reports, what its stage saw, and the parameters whose
+/// gradients it summed.
+type EndOfRank = (Tensors, Vec<StepReport>, Vec<Seen>, Vec<String>);
 
 fn train_ranks(poison: Option<(usize, u64)>) -> Vec<EndOfRank> {
     let meeting = Arc::new(Meeting {

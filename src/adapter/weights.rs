@@ -209,8 +209,8 @@ fn not_mixable<T>(reason: String) -> Result<T, AdapterError> {
     Err(AdapterError::NotMixable { reason })
 }
 
-/// The parameters that a checkpoint holds of an adapted model, by path: those of its adapters, and of
-/// the modules that are trained whole.
+/// Collects what a checkpoint stores of an adapted model: the parameters of the adapters and of the
+/// modules that are trained whole, by parameter path.
 pub(crate) fn saved_tensors(model: &Decoder) -> Tensors {
     struct Collect(Tensors);
     impl VisitParameters for Collect {

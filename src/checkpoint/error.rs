@@ -171,7 +171,8 @@ impl CheckpointError {
         move |source| Self::Malformed { path, source }
     }
 
-    /// Whether, when something is written, it is what was saved before that is at fault: not the new file.
+    /// Whether a write failed because of the checkpoint that it builds on, and not because of the new
+    /// file.
     pub(super) fn is_of_source(&self) -> bool {
         matches!(
             self,

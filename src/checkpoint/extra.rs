@@ -1,9 +1,9 @@
-//! State of neither the model nor the optimizer, which others keep in a run's checkpoints: error feedback of compressed
-//! gradients, say.
+//! Stores the state of owners other than the model and the optimizer in a run's checkpoints, for example the error
+//! feedback of compressed gradients.
 //!
-//! Each owner has a name, tensors and scalars. In a chain its tensors are `extra.<owner>.<name>`; a whole checkpoint has
-//! them as `<owner>.<name>` in a file of their own. Its scalars stand in state.json, whose list of owners says who is
-//! present: an owner may have nothing, and come back with nothing.
+//! Each owner has a name, tensors and scalars. A delta checkpoint names its tensors `extra.<owner>.<name>`; a full
+//! checkpoint names them `<owner>.<name>` in a file of their own. The scalars are in state.json, which lists every owner.
+//! So an owner without tensors and scalars is also restored.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -63,13 +63,14 @@ pub struct Snapshot {
     pub model: Weights,
     /// Moments and counters.
     pub optimizer: OptimizerState,
-    /// What others keep, by owner.
+    /// The state of other owners, by owner.
     pub extra: Extras,
     /// How far the run has come.
     pub progress: Progress,
 }
 
-/// Weights as a checkpoint has them. Those of an adapter are by its parameters' paths in both.
+/// The weights that a checkpoint stores. An adapter's tensors are named by parameter path in both
+/// variants.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Weights {
     /// Under Hugging Face's names, in the layout of its files.

@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::activations::kept_by_block;
 use super::{Conditions, OfPhase, element_bytes};
 use crate::config::{
-    AdapterInit, AdapterPlan, CheckpointFormat, DecoderSpec, Held, ModelShape, PhasePlan,
+    AdapterInit, AdapterPlan, CheckpointFormat, DecoderSpec, ModelShape, PhasePlan,
 };
 use crate::model::logit_chunk;
 use crate::readable::grouped;
@@ -487,7 +487,7 @@ fn reference(
     let (all, in_blocks) = (shape.parameters(spec.vocab_size), shape.block_parameters());
     let dense = all - in_blocks;
     let leaves_base = |adapter: &AdapterPlan| adapter.init == AdapterInit::Default;
-    let is_adapted = of.held == Held::Adapter && of.adapter.is_some_and(leaves_base);
+    let is_adapted = of.shares_base && of.adapter.is_some_and(leaves_base);
     if is_adapted && element == 4 {
         let adapters = counts.parameters - all;
         return product([4, counts.trainable.saturating_sub(adapters)]);

@@ -53,6 +53,9 @@ struct OfPhase<'a> {
     adapter: Option<&'a AdapterPlan>,
     /// What a checkpoint has to hold of its model.
     held: Held,
+    /// Whether a reference for pairs of answers is the base model that is in memory already. A phase
+    /// that does not begin the run reads it anew where modules beside the adapter are trained whole.
+    shares_base: bool,
 }
 
 /// The model of a phase, of a run that begins with one of `spec`, whose shapes are right and whose
@@ -85,11 +88,15 @@ impl Forecast {
     ) -> Result<Self, ModelError> {
         let outline = outline(plan, model, spec)?.with_frozen(&phase.freeze)?;
         let spec = outline.spec();
+        let adapter = model.adapter(plan);
+        let begins_run = plan.phases.first() == Some(phase);
+        let is_base_as_it_was = adapter.is_some_and(|adapter| adapter.saved.is_empty());
         let of = OfPhase {
             config: &plan.config,
             phase,
-            adapter: model.adapter(plan),
+            adapter,
             held: model.held(),
+            shares_base: model.held() == Held::Adapter && (begins_run || is_base_as_it_was),
         };
         let parameters = outline.params();
         let trainable = outline.trained_params() as u64;

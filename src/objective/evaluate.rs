@@ -1,4 +1,4 @@
-//! Evaluation: the mean loss over a whole split.
+//! Computes the mean loss, and the objective's other numbers, over a whole validation split.
 
 use rayon::prelude::*;
 use serde::{Deserialize, Deserializer, Serialize};

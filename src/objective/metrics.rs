@@ -114,8 +114,8 @@ impl Serialize for Metrics {
 }
 
 impl<'de> Deserialize<'de> for Metrics {
-    /// Takes every number, and null as NaN: JSON has no NaN. What is no number is left out, since
-    /// a flattened map is also shown what belongs to others.
+    /// Reads every number, and null as NaN, which JSON cannot write. Values that are not numbers are
+    /// skipped: with `serde(flatten)` this map also receives fields of the surrounding struct.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Numbers;
         impl<'de> Visitor<'de> for Numbers {

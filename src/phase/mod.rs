@@ -31,7 +31,8 @@ pub struct Phase {
 }
 
 impl Phase {
-    /// Learning rate at a step of the run within this phase; before it, that of its first step.
+    /// Learning rate at a step, counted from 0 over the run. For a step before the phase this is the
+    /// rate of the phase's first step.
     pub fn learning_rate(&self, step: u64) -> f64 {
         let first = match self.plan.schedule_span {
             ScheduleSpan::Run => 0,
@@ -62,7 +63,7 @@ pub struct Timeline {
     phases: Vec<Phase>,
 }
 
-/// Phases that do not make a run.
+/// Why a list of phases cannot be run.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum TimelineError {
     /// There are no phases at all.
@@ -90,14 +91,14 @@ pub enum TimelineError {
         /// What is wrong with it.
         reason: String,
     },
-    /// A phase asks for something to happen to an adapter, and the run has none.
+    /// A phase turns an adapter off or begins a new one, and the run has no adapter.
     #[error("phase `{name}` turns an adapter off or begins it anew, and the run has no adapter")]
     NoAdapter {
         /// The phase.
         name: String,
     },
-    /// A phase begins an adapter beside weights that an earlier one was merged into, which this kind
-    /// of adapter cannot do.
+    /// A phase begins a new adapter after an earlier adapter was merged into the weights. This kind of
+    /// adapter, or of base weights, does not allow that.
     #[error("phase `{name}` begins a new adapter on changed weights, and {reason}")]
     NoNewAdapter {
         /// The phase.

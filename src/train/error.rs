@@ -51,7 +51,7 @@ pub enum TrainError {
     /// The other ranks.
     #[error(transparent)]
     Collective(#[from] CollectiveError),
-    /// Phases that do not make a run.
+    /// The lengths, adapters or settings of the phases cannot be run.
     #[error(transparent)]
     Timeline(#[from] TimelineError),
     /// A phase that leaves nothing to train.
@@ -262,29 +262,16 @@ impl TrainError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Data(error) => error.exit_code(),
-            Self::Config(_)
-            | Self::Device(_)
-            | Self::OtherConfig { .. }
-            | Self::OtherPhase { .. }
-            | Self::OtherPhases { .. }
-            | Self::MovedPhase { .. }
-            | Self::Unwritable { .. }
-            | Self::OtherTokens { .. }
-            | Self::OtherTokenizer { .. }
-            | Self::NothingTrained { .. }
-            | Self::Timeline(_)
-            | Self::NotEmpty { .. }
-            | Self::NotARun { .. } => 2,
             Self::OtherData { .. } => 3,
             Self::Sample { source, .. } => source.exit_code(),
             Self::Memory(_) => 4,
             Self::Diverged { .. } => 5,
             Self::Interrupted { signal, .. } => signal.exit_code(),
-            Self::OtherBaseModel { .. }
-            | Self::Model(ModelError::NoParameter { .. })
+            Self::Model(ModelError::NoParameter { .. })
             | Self::Model(ModelError::Spec(SpecError::Shape { .. })) => 2,
             Self::Model(error) => error.exit_code(),
             Self::Adapter(error) => error.exit_code(),
+            _ if matches!(self.kind(), "config" | "device") => 2,
             _ => 1,
         }
     }

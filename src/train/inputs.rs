@@ -319,7 +319,7 @@ fn decoder_spec(plan: &Plan, data: &dyn TrainingData) -> Result<DecoderSpec, Tra
 }
 
 /// The base model's config.json and weights, hashed.
-fn base_files(plan: &Plan) -> Result<Vec<FileRecord>, TrainError> {
+pub(super) fn base_files(plan: &Plan) -> Result<Vec<FileRecord>, TrainError> {
     let Some(base) = &plan.config.model.base_model else {
         return Ok(Vec::new());
     };

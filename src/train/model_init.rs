@@ -7,6 +7,8 @@ use burn::module::Module;
 use burn::tensor::{Device, FloatDType};
 
 use super::folder::RunRecord;
+use super::inputs::base_files;
+use super::same_run::same_base;
 use super::{RunFolder, TrainError, TrainState};
 use crate::adapter::{Adapter, OWN_BASE, pissa, quantised};
 use crate::checkpoint::{Progress, Weights};
@@ -101,8 +103,9 @@ impl ModelInit<'_> {
         })
     }
 
-    /// A run that goes on after it stopped early has its patience anew; one that a crash kept from
-    /// its export has no end on record, and stops again.
+    /// Resets the patience of a run that stopped early and is now continued. A run that crashed
+    /// between its early stop and its export has no recorded end: its patience is not reset, and it
+    /// stops again.
     fn renew_patience(&self, progress: &mut Progress, old: Option<&RunRecord>) {
         let end = old.and_then(|old| old.end.as_ref());
         let stopped_here = end.is_some_and(|end| end.stopped_early && end.step == progress.step);
@@ -231,20 +234,25 @@ impl ModelInit<'_> {
     /// was, that one is in memory already.
     pub(super) fn reference_beside(
         &self,
+        folder: &RunFolder,
         model: &Decoder,
         phase: &Phase,
     ) -> Result<Option<Decoder>, TrainError> {
+        let adapter = self.plan.adapter.as_ref();
         let is_as_it_was = phase.model.held() == Held::Adapter
-            && self
-                .plan
-                .adapter
-                .as_ref()
-                .is_some_and(|adapter| adapter.saved.is_empty());
-        if is_as_it_was {
-            self.reference_of(model, &phase.plan)
-        } else {
-            self.reference(&phase.plan)
+            && adapter.is_some_and(|adapter| adapter.saved.is_empty());
+        if is_as_it_was || phase.plan.dpo.is_none() {
+            return self.reference_of(model, &phase.plan);
         }
+        // It was compared when the run began, which may be days ago.
+        if let Some(record) = folder.read_record()? {
+            same_base(
+                &record,
+                &base_files(self.plan)?,
+                folder.path().to_path_buf(),
+            )?;
+        }
+        self.reference(&phase.plan)
     }
 
     /// The same out of the model that a run begins with. It shares the weights that are not trained.

@@ -1,10 +1,13 @@
 //! Whether a run that goes on is the one that was begun: the same data, tokens, base model and phases.
 
+use std::path::PathBuf;
+
 use super::folder::{RunRecord, data_record};
 use super::inputs::RunInputs;
 use super::{RunFolder, TrainError};
 use crate::checkpoint::Progress;
 use crate::config::Plan;
+use crate::data::FileRecord;
 use crate::phase::Timeline;
 
 /// A checkpoint goes on in the phase that it was saved in.
@@ -40,15 +43,24 @@ pub(super) fn same_inputs(
             return Err(TrainError::OtherTokens { folder, what });
         }
     }
-    if let Some(file) = changed(&record.base_model, &data_record(&inputs.base)) {
-        let folder = folder();
-        return Err(TrainError::OtherBaseModel { folder, file });
-    }
+    same_base(record, &inputs.base, folder())?;
     match changed(&record.data, &data_record(&inputs.files())) {
         Some(file) => Err(TrainError::OtherData {
             folder: folder(),
             file,
         }),
+        None => Ok(()),
+    }
+}
+
+/// Whether the base model's files are those that the run began with.
+pub(super) fn same_base(
+    record: &RunRecord,
+    files: &[FileRecord],
+    folder: PathBuf,
+) -> Result<(), TrainError> {
+    match changed(&record.base_model, &data_record(files)) {
+        Some(file) => Err(TrainError::OtherBaseModel { folder, file }),
         None => Ok(()),
     }
 }

@@ -128,7 +128,7 @@ impl Session {
         let is_comparable = before.plan.is_evaluated_as(&phase.plan);
         let has_other_adapter = before.model.adapter_since != phase.model.adapter_since;
         let init = self.model_init();
-        let reference = init.reference_beside(state.model(), phase)?;
+        let reference = init.reference_beside(&self.folder, state.model(), phase)?;
         let model = init.turned(state.model().clone(), before.model, phase.model)?;
         let model = model.with_frozen(&phase.plan.freeze)?;
         self.active = ActivePhase::new(phase, &self.data, reference);

@@ -2,7 +2,7 @@
 
 use firebrick::config::{AdapterInit, PhaseAdapter, WeightFormat};
 use firebrick::phase::TimelineError;
-use firebrick::train::TrainError;
+use firebrick::train::{Event, Observer, Options, Run, TrainError};
 
 use super::*;
 use PhaseAdapter::{Off, On, Restart};
@@ -73,4 +73,33 @@ fn p1_selectors_are_of_the_model_that_the_phase_has() {
     };
     let message = format!("this model has no parameter `{selector}`");
     assert_eq!((error.exit_code(), error.to_string()), (2, message));
+}
+
+#[test]
+fn v6_a_reference_is_not_read_from_a_base_model_that_has_changed_since_the_run_began() {
+    /// Changes the base model while the run is in its first phase.
+    struct Meddler(PathBuf);
+    impl Observer for Meddler {
+        fn observe(&mut self, event: &Event) -> Result<(), TrainError> {
+            if matches!(event, Event::Step(record) if record.step == 2) {
+                let mut bytes = fs::read(&self.0).unwrap();
+                *bytes.last_mut().unwrap() ^= 1;
+                fs::write(&self.0, bytes).unwrap();
+            }
+            Ok(())
+        }
+    }
+    let bench = Bench::new();
+    let mut plan = bench.plan("run", &[On, On]);
+    plan.phases[1] = bench.preferences().phases[0].clone();
+    let options = Options {
+        observers: vec![Box::new(Meddler(bench.path("base/model.safetensors")))],
+        ..Options::default()
+    };
+    let run = Run::prepare(&plan, options).unwrap().unwrap();
+    let error = run.train().unwrap_err();
+    assert!(
+        matches!(&error, TrainError::OtherBaseModel { file, .. } if file.ends_with("model.safetensors")),
+        "{error}"
+    );
 }

@@ -1,4 +1,4 @@
-//! What is saved comes back, or is an error.
+//! A checkpoint is loaded exactly as it was saved, or loading it is an error.
 
 mod chain;
 mod damage;
