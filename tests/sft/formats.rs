@@ -331,7 +331,13 @@ fn r3_parquet_rows_are_records() {
     use parquet::file::writer::SerializedFileWriter;
     use parquet::schema::parser::parse_message_type;
 
-    for compression in [Compression::UNCOMPRESSED, Compression::SNAPPY] {
+    for compression in [
+        Compression::UNCOMPRESSED,
+        Compression::SNAPPY,
+        Compression::GZIP(Default::default()),
+        Compression::LZ4,
+        Compression::LZ4_RAW,
+    ] {
         let mut bench = Bench::new();
         bench.file("rows.parquet", "");
         let schema = "message rows { REQUIRED BYTE_ARRAY prompt (UTF8); REQUIRED BYTE_ARRAY completion (UTF8); }";
