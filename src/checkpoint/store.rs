@@ -103,8 +103,8 @@ impl CheckpointStore {
     /// one or the new one.
     ///
     /// # Errors
-    /// [`CheckpointError::StepExists`] otherwise; [`CheckpointError::Extra`]; the file system's. What had been saved
-    /// before is untouched.
+    /// [`CheckpointError::StepExists`] if the step has a checkpoint and neither case applies;
+    /// [`CheckpointError::Extra`]; the file system's. Earlier checkpoints are unchanged.
     pub fn save_delta(
         &self,
         progress: &Progress,

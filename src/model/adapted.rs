@@ -18,7 +18,7 @@ pub(crate) struct Trained {
     /// None if all parameters are trained. Otherwise only those of adapters and of the modules with
     /// these paths are trained.
     adapters: Option<Vec<String>>,
-    /// Parameters that match one of these selectors are frozen all the same.
+    /// Selectors of parameters that a phase freezes, whatever `adapters` says.
     frozen: Vec<PathSelector>,
 }
 

@@ -125,7 +125,7 @@ pub fn backward(model: &Decoder, batches: &[Batch]) -> Result<Backward, ModelErr
 /// The same as [`backward`] for any objective and precision.
 ///
 /// # Errors
-/// Whatever the model finds wrong with a batch.
+/// Any error of the model about a batch.
 ///
 /// # Panics
 /// If a batch holds only some of the rows that belong together.

@@ -31,7 +31,7 @@ fn nan_if_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Err
 /// bytes of text.
 ///
 /// # Errors
-/// Whatever the model finds wrong with a batch, such as a sequence that is longer than its learned
+/// Any error of the model about a batch, such as a sequence that is longer than its learned
 /// positions.
 pub fn evaluate(
     model: &Decoder,

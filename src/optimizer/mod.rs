@@ -7,8 +7,8 @@
 //!
 //! burn's own `ModuleOptimizer` keys its state by random parameter ids and saves it in its own
 //! format. Ours keys state by the parameter's path, so that a checkpoint is a plain safetensors
-//! file that means the same in the next process. A saved state says of every parameter what kind of
-//! state it is, and a rule never continues from a state that means something else.
+//! file that means the same in the next process. A saved state names the family of each parameter's
+//! state, and a rule never continues from a state of another family.
 //!
 //! Groups: matrices and embeddings are decayed, norms and biases never. With Muon the blocks'
 //! matrices take Muon's rule and everything else AdamW's.
