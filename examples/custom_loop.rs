@@ -91,7 +91,7 @@ pub fn train(steps: u64, eval_every: u64) -> Result<(Decoder, Vec<f64>), Box<dyn
         eps: 1e-8,
         weight_decay: 0.1,
     });
-    // What a step changes: weights, moments, how far the training has come.
+    // The state that a step changes: weights, moments and progress.
     let mut state = TrainState::new(model, optimizer);
 
     // `valid()` leaves the autodiff device: validation must not record anything.
@@ -102,7 +102,7 @@ pub fn train(steps: u64, eval_every: u64) -> Result<(Decoder, Vec<f64>), Box<dyn
     for step in 0..steps {
         // A batch is a function of the seed and the sequence number: nothing to save or to lose.
         let batch = sampler.batch(step * BATCH as u64, BATCH);
-        // Backward, clip, update: one step as the runner takes it.
+        // Takes one step as the runner does: backward pass, clipping, update.
         let settings = StepSettings {
             max_grad_norm: 1.0,
             learning_rate,

@@ -1,32 +1,32 @@
-//! State that a run saves beside its model and its optimizer.
+//! State that a run saves in addition to its model and its optimizer.
 //!
-//! A part of the run that keeps something from step to step (a stage of the gradient pipeline, say)
-//! is an owner. It gives a checkpoint its tensors and numbers under its own name, and gets them back
-//! when the run goes on. In a checkpoint they are `extra.<owner>.<name>`.
+//! A part of the run that keeps something from step to step, such as a stage of the gradient
+//! pipeline, is an owner. An owner saves tensors and numbers in a checkpoint under its own name,
+//! and gets them back when the run is resumed. The checkpoint names them `extra.<owner>.<name>`.
 
 use std::collections::BTreeMap;
 
 use burn::tensor::TensorData;
 use serde::{Deserialize, Serialize};
 
-/// What the owners of a run have to save, by owner. An owner's name is one or more of a-z, 0-9, `_`
-/// and `-`.
+/// The saved state of all owners of a run, by owner. An owner's name is one or more of a-z, 0-9,
+/// `_` and `-`.
 pub type Extras = BTreeMap<String, ExtraState>;
 
-/// Whether an owner may have this name.
+/// Whether `name` is a valid owner's name.
 pub(crate) fn is_owner(name: &str) -> bool {
     let is_plain = |c: char| matches!(c, 'a'..='z' | '0'..='9' | '_' | '-');
     !name.is_empty() && name.chars().all(is_plain)
 }
 
-/// What one owner has to save.
+/// The saved state of one owner.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ExtraState {
     /// Tensors by name, on the host, of any type that a model's or an optimizer's tensors may have:
     /// f64, f32, f16, bf16, i64, i32, u32, u8. They come back bit for bit, in lossy checkpoints too.
     /// Names may have dots in them.
     pub tensors: BTreeMap<String, TensorData>,
-    /// Numbers by name, finite where they are floats.
+    /// Numbers by name. Floats have to be finite.
     pub scalars: BTreeMap<String, StateScalar>,
 }
 

@@ -17,10 +17,10 @@
 //! | [`data`] | files -> documents -> token ids -> batches; a batch is a function of (seed, number) |
 //! | [`model`] | the decoder, its loss, Hugging Face model folders |
 //! | [`adapter`] | LoRA beside a model: PEFT folders, several at a time, merging |
-//! | [`extra`] | state that a run saves beside model and optimizer, by owner |
-//! | [`collective`] | who else takes part in a training step |
+//! | [`extra`] | state that a run saves in addition to model and optimizer, by owner |
+//! | [`collective`] | exchanges between the ranks of a data-parallel run |
 //! | [`gradient`] | a gradient by parameter path, and the pipeline between backward and update |
-//! | [`objective`] | what training minimises: one loop over shards, one over evaluation batches |
+//! | [`objective`] | the losses that training minimises, and the loops that compute them |
 //! | [`optimizer`] | update rules by parameter group, learning-rate schedules |
 //! | [`forecast`] | parameters, arithmetic and memory of a run before it starts |
 //! | [`phase`] | a run as a list of phases: what holds at a step |

@@ -1,8 +1,7 @@
-//! Run folders as an older version has left them: they are read bit for bit, and gone on with.
-//!
+//! Run folders of an older version: they are read bit for bit, and their runs can be resumed.
 //! `tests/data/older-run` was made by the last commit before checkpoints had extra state, events
-//! named their numbers, and run.json recorded what decides tokens. `pretrain-step-4` is what that
-//! commit's `runner ckpt restore` made of a step of a chain.
+//! named their metrics, and run.json recorded the inputs that decide tokens. `pretrain-step-4` is a
+//! step of a chain, restored by that commit's `runner ckpt restore`.
 #![allow(missing_docs)]
 
 use std::fs;
@@ -51,7 +50,7 @@ fn check_progress(found: &Progress, state: &Value) {
     assert_eq!((saved.phase, saved.step), (0, 4));
 }
 
-/// Everything that the files hold, read without the checkpoint's own code.
+/// All content of the files, read without the checkpoint code.
 fn files(folder: &Path) -> (Tensors, Tensors) {
     let read = |name: &str| read_tensors(&folder.join(name)).unwrap();
     (read("model.safetensors"), read("optimizer.safetensors"))
@@ -91,7 +90,7 @@ fn v6_an_older_whole_checkpoint_is_read_bit_for_bit() {
     assert_eq!(snapshot.optimizer.tensors, moments);
 }
 
-/// The run of a fixture, moved.
+/// The plan of a fixture's run, with its folder copied to `to`.
 fn plan(name: &str, to: &Path, more: &[&str]) -> Plan {
     let config = fixture(&format!("{name}.toml"));
     let mut sets = vec![format!("output_dir={to:?}")];
@@ -137,7 +136,7 @@ fn v6_an_older_run_goes_on_as_it_did_then() {
                 (then, now) => assert_eq!(then, now),
             }
         }
-        // The table has kept the columns it had, and no row twice.
+        // The table keeps its old columns, and no row appears twice.
         let table = fs::read_to_string(run.join("metrics.csv")).unwrap();
         let old = fs::read_to_string(fixture(name).join("metrics.csv")).unwrap();
         assert_eq!(table.lines().next(), old.lines().next());
@@ -160,7 +159,7 @@ fn v6_an_older_finished_run_is_complete_and_another_config_is_another_run() {
         "{error}"
     );
 
-    // A key that the older version did not write has the default that it had then.
+    // A key that the older version did not write has the default of that time.
     let path = run.join("resolved.toml");
     let text = fs::read_to_string(&path).unwrap();
     let without: String = text
@@ -177,7 +176,7 @@ fn v6_an_older_finished_run_is_complete_and_another_config_is_another_run() {
         "{error}"
     );
 
-    // One that this version does not know was written by a newer one.
+    // A key that this version does not know was written by a newer version.
     fs::write(&path, format!("colour = \"red\"\n{text}")).unwrap();
     let error = prepare(&[]).err().unwrap().to_string();
     assert!(

@@ -1,5 +1,5 @@
-//! Runs of several phases, made in code: another sequence length, batch, clip, schedule, trained set
-//! and optimizer, and going on at and across their boundaries.
+//! Runs of several phases, made in code. Their phases differ in sequence length, batch, clipping,
+//! schedule, trained parameters and optimizer. The runs are also resumed at and across boundaries.
 #![allow(missing_docs)]
 
 #[path = "support/runs.rs"]
@@ -24,7 +24,7 @@ use firebrick::train::{
 use runs::{Watch, metrics, run, steps, text};
 use serde_json::Value;
 
-/// Steps of the first phase and of the second.
+/// The steps of the first and the second phase.
 const STEPS: [u64; 2] = [3, 4];
 
 struct Bench {
@@ -70,7 +70,7 @@ impl Bench {
         config
     }
 
-    /// Two phases that differ in all that the loop reads of a phase.
+    /// Two phases that differ in every setting that the loop reads from a phase.
     fn plan(&self, run: &str) -> Plan {
         let mut plan = Plan::from_config(self.config(run)).unwrap();
         let mut first = plan.phases[0].clone();
@@ -105,13 +105,13 @@ fn selectors(texts: &[&str]) -> Vec<PathSelector> {
     texts.iter().map(|text| text.parse().unwrap()).collect()
 }
 
-/// The metrics without what depends on the machine, and the exported weights.
+/// The metrics that do not depend on the machine, and the exported weights.
 fn end_of(run: &Path) -> (Vec<Value>, Vec<u8>) {
     let weights = fs::read(run.join("model.safetensors")).unwrap();
     (metrics(run), weights)
 }
 
-/// The same run, step by step, from the parts that a run is made of.
+/// Trains the same run step by step, with the public parts of the library.
 fn by_hand(plan: &Plan) -> (Vec<f64>, Vec<f64>, Decoder) {
     let seed = plan.config.seed;
     let (mut losses, mut rates) = (Vec::new(), Vec::new());
@@ -197,13 +197,13 @@ fn p1_each_phase_has_its_own_data_batch_clip_schedule_trained_set_and_optimizer(
     assert_eq!(found, losses);
     let found: Vec<f64> = records.iter().map(|record| record.lr).collect();
     assert_eq!(found, rates);
-    // Two sequences of 8, then six of 16.
+    // The first phase has two sequences of 8 tokens per step, the second has six of 16.
     let tokens: Vec<u64> = records.iter().map(|record| record.tokens).collect();
     assert_eq!(tokens, [16, 32, 48, 144, 240, 336, 432]);
     let progress = &outcome.progress;
     assert_eq!((progress.phase, progress.sequences), (1, 24));
 
-    // The weights of the last step, whichever was exported.
+    // The weights of the last step, which may not be the exported one.
     let store = firebrick::checkpoint::CheckpointStore::new(&bench.path("run"));
     let last = store.load(7).unwrap().model.tensors();
     assert_eq!(last, parameters(&model));
@@ -421,7 +421,7 @@ fn p1_the_best_begins_anew_where_losses_cannot_be_compared() {
     ));
     assert!(!comparable(&|phase| phase.task = Task::Sft));
 
-    // The learning rate of the second phase lets nothing become better.
+    // With this learning rate the second phase improves nothing.
     let mut plan = bench.plan("run");
     plan.phases[1].learning_rate = 0.0;
     let outcome = run(&plan, &Watch::default()).unwrap().unwrap();
@@ -450,7 +450,7 @@ fn r10_a_run_with_other_phases_is_not_continued() {
     let error = run(&one, &Watch::default()).unwrap_err();
     assert!(matches!(error, TrainError::OtherPhases { .. }), "{error}");
 
-    // A finished run is complete, and no other one is.
+    // A finished run is complete, but not for a plan with other phases.
     run(&plan, &Watch::default()).unwrap().unwrap();
     assert!(run(&plan, &Watch::default()).unwrap().is_none());
     let error = run(&other, &Watch::default()).unwrap_err();
@@ -476,7 +476,7 @@ fn r10_a_phase_that_has_begun_does_not_move() {
         ..Watch::default()
     };
     run(&in_halves(8), &stopped(2)).unwrap_err();
-    // The boundary is still to come.
+    // The boundary has not been reached yet.
     run(&in_halves(10), &stopped(6)).unwrap_err();
     let error = run(&in_halves(12), &Watch::default())
         .unwrap_err()
@@ -506,7 +506,7 @@ fn p1_lengths_in_shares_tokens_and_epochs_are_turned_into_steps() {
         let phases = timeline.phases().iter();
         phases.map(|phase| phase.steps).collect::<Vec<_>>()
     };
-    // Steps of 16 tokens, then of 96.
+    // Steps have 16 tokens in the first phase and 96 in the second.
     assert_eq!(lengths(Length::Steps(10), PhaseLength::Share(0.25)), [3, 7]);
     assert_eq!(
         lengths(Length::Tokens(960), PhaseLength::Share(0.5)),
@@ -529,20 +529,20 @@ fn p1_lengths_in_shares_tokens_and_epochs_are_turned_into_steps() {
         let phases = timeline.phases().iter();
         phases.map(|phase| phase.steps).sum::<u64>()
     };
-    // As decimals they do not add up to one exactly.
+    // In floating point these shares do not sum to exactly one.
     for steps in (15..200).step_by(5) {
         for parts in [&[0.1, 0.9][..], &[0.1, 0.8, 0.1], &[0.3, 0.6, 0.1]] {
             assert_eq!(shares(steps, parts), steps, "{parts:?}");
         }
     }
-    // The rest is what the others leave, wherever it stands.
+    // The rest is computed from the other phases, wherever it is in the list.
     let mut anneal = bench.plan("run");
     anneal.length = Length::Steps(100);
     anneal.phases[0].length = PhaseLength::Rest;
     anneal.phases[1].length = PhaseLength::Steps(10);
     let timeline = Timeline::new(&anneal, &epochs).unwrap();
     assert_eq!(timeline.starts(), [0, 90]);
-    // Before its first step a phase has the rate of that step.
+    // For a step before the phase, the learning rate is that of the phase's first step.
     let second = &timeline.phases()[1];
     assert_eq!(second.learning_rate(0), second.learning_rate(90));
     let mut thirds = bench.plan("run");

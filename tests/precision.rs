@@ -37,7 +37,7 @@ fn batches() -> Vec<Batch> {
     vec![Batch::of_row(&row(33, 5)), Batch::of_row(&row(20, 11))]
 }
 
-/// Every parameter has a gradient.
+/// The gradient's tensors, after checking that every parameter has one.
 fn tensors(model: &Decoder, gradient: &Gradient) -> Tensors {
     let tensors = gradient.to_tensors();
     assert_eq!(tensors.len(), parameters(model).len());

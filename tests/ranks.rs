@@ -1,5 +1,5 @@
-//! Several ranks in one process: a collective of threads, each with a state of its own, and a stage
-//! between backward and update that looks at every gradient.
+//! Several ranks in one process: a collective of threads, each with its own state, and a stage
+//! between backward pass and update that records every gradient.
 #![allow(missing_docs)]
 
 mod support;
@@ -20,8 +20,8 @@ use support::{batch, distance, tiny};
 const RANKS: usize = 4;
 const STEPS: u64 = 5;
 
-/// Threads that meet at a barrier. What each brings lies in a place of its own, and is added in the
-/// order of the ranks.
+/// Threads that exchange values at a barrier. Each thread writes its values to its own place, and
+/// the values are added in the order of the ranks.
 struct Meeting {
     barrier: Barrier,
     places: Mutex<Vec<Vec<f64>>>,
@@ -30,7 +30,7 @@ struct Meeting {
 struct ThreadRank {
     rank: usize,
     meeting: Arc<Meeting>,
-    /// The parameters whose gradients were summed, in the order in which they were.
+    /// The parameters whose gradients were summed, in the order of the sums.
     summed: Mutex<Vec<String>>,
 }
 
@@ -39,7 +39,7 @@ impl ThreadRank {
         self.meeting.places.lock().unwrap()[self.rank] = values;
         self.meeting.barrier.wait();
         let places = self.meeting.places.lock().unwrap().clone();
-        // Nobody brings the next values before everybody has taken these.
+        // No thread writes new values before every thread has read these.
         self.meeting.barrier.wait();
         let mut sums = places[0].clone();
         for other in &places[1..] {
@@ -81,10 +81,10 @@ impl Collective for ThreadRank {
     }
 }
 
-/// A step, and the parameters that have a gradient in it.
+/// A step and the parameters that had a gradient in it.
 type Seen = (u64, Vec<String>);
 
-/// Writes down what it sees.
+/// Records the gradients that it receives.
 #[derive(Clone, Default)]
 struct Looker(Arc<Mutex<Vec<Seen>>>);
 
@@ -127,7 +127,7 @@ fn settings() -> StepSettings {
     }
 }
 
-/// Rows of which each trains another number of tokens; those of a rank are a quarter of them.
+/// Rows with different numbers of trained tokens; each rank gets a quarter of the rows.
 fn rows(step: u64) -> Batch {
     let mut batch = batch(2 * RANKS, 8, 13);
     for (row, weights) in batch.weights.chunks_mut(8).enumerate() {
@@ -190,7 +190,8 @@ fn every_rank_sees_each_gradient_by_path_in_the_same_order_and_ends_with_the_sam
     let ends = train_ranks(None);
     let order = ParameterOrder::of(state(Vec::new()).model());
     let all: Vec<String> = order.parameters().iter().map(|p| p.path.clone()).collect();
-    // The order of the modules, not of the alphabet: norms come before and after the projections.
+    // The order is that of the modules and not alphabetical: norms come before and after
+    // projections.
     assert_ne!(all, {
         let mut sorted = all.clone();
         sorted.sort();
@@ -252,7 +253,7 @@ fn a_gradient_that_is_not_finite_on_one_rank_is_skipped_by_all() {
             .collect();
         assert_eq!(outcomes, [true, false, true, true, true]);
         assert_eq!(reports[1].outcome, StepOutcome::NotFinite);
-        // What is not passed on does not change what stages remember.
+        // A skipped gradient does not change the state of stages.
         let steps: Vec<u64> = seen.iter().map(|(step, _)| *step).collect();
         assert_eq!(steps, [0, 2, 3, 4]);
     }
@@ -266,7 +267,8 @@ fn a_pipeline_tells_its_stages_apart_and_refuses_state_that_is_not_theirs() {
 
     let mut pipeline = Pipeline::new(vec![Box::new(Looker::default())]).unwrap();
     let mut extras = firebrick::extra::Extras::default();
-    // A stage that has saved nothing is new, and one that keeps nothing is there all the same.
+    // A stage without saved state begins from an empty state, and a stage that keeps nothing has an
+    // empty entry.
     assert_eq!(pipeline.load(&mut extras).unwrap(), ["looker"]);
     let mut saved = pipeline.state();
     assert_eq!(saved.keys().collect::<Vec<_>>(), ["looker"]);

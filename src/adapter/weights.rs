@@ -65,7 +65,8 @@ impl Adapter {
         Self::from_tensors(&shapes, tensors)
     }
 
-    /// From what [`saved_tensors`] gave, and the shapes of the layers it was taken from.
+    /// Makes an adapter from the tensors that [`saved_tensors`] returned and the shapes of its
+    /// layers.
     pub(crate) fn from_tensors(shapes: &BTreeMap<String, LoraShape>, mut tensors: Tensors) -> Self {
         let mut layers = BTreeMap::new();
         for (path, shape) in shapes {
@@ -209,8 +210,8 @@ fn not_mixable<T>(reason: String) -> Result<T, AdapterError> {
     Err(AdapterError::NotMixable { reason })
 }
 
-/// Collects what a checkpoint stores of an adapted model: the parameters of the adapters and of the
-/// modules that are trained whole, by parameter path.
+/// Collects the tensors that a checkpoint stores of an adapted model: the parameters of the
+/// adapters and of the modules that are trained in full, by parameter path.
 pub(crate) fn saved_tensors(model: &Decoder) -> Tensors {
     struct Collect(Tensors);
     impl VisitParameters for Collect {

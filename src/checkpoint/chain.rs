@@ -1,8 +1,9 @@
-//! Checkpoints as differences from each other.
+//! Delta checkpoints: each is the difference from the one before.
 //!
-//! One file holds weights and moments: `model.<path>` and `optimizer.<path>.<moment>`, as they are in memory, so that a
-//! weight lies at the same place as its moments; and `extra.<owner>.<name>`, whatever else has a state. The first of a chain stands alone; every other names the step it is
-//! the difference from, whose tensors' id its header repeats.
+//! One file holds the weights as `model.<path>`, the moments as `optimizer.<path>.<moment>`, and extra
+//! state as `extra.<owner>.<name>`. Tensors keep their layout in memory, so a weight and its moments
+//! have the same position. The first file of a chain is a keyframe, which needs no other. Every later
+//! file names its parent step, and repeats the id of the parent's tensors in its header.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -31,7 +32,7 @@ const EXTRA: &str = "extra.";
 /// Longest chain that is followed: reading takes some memory for each link.
 pub(super) const LONGEST: u64 = 1000;
 
-/// Weights, moments and extra state as one state.
+/// Weights, moments and extra state as a single state.
 fn memory(capture: &Capture) -> Memory<'_> {
     let model = named(MODEL.to_string(), &capture.weights);
     let optimizer = named(OPTIMIZER.to_string(), &capture.optimizer.tensors);
@@ -45,7 +46,7 @@ fn named(prefix: String, tensors: &Tensors) -> impl Iterator<Item = (TensorInfo,
         let dtype = file_dtype(data.dtype());
         let info = TensorInfo {
             name: format!("{prefix}{name}"),
-            // Extra state was looked at before; the rest is made here.
+            // The dtypes of extra state were checked before; all other tensors are made here.
             dtype: dtype.unwrap_or_else(|| unreachable!("no tensor is {:?}", data.dtype())),
             shape: data.shape().as_slice().to_vec(),
         };
@@ -105,14 +106,15 @@ pub(super) fn write(
         known: Some(delta.state()),
     });
     let child = memory(capture);
-    // Alone, what tensors are can be told one by one, and read so: weights without moments.
+    // A keyframe is coded tensor by tensor, so that weights can be read without the moments.
     let moments = match &parent {
         Some(_) => moments(capture),
         None => Vec::new(),
     };
     let state = child.tensors().into_iter().map(|info| info.name);
     let state = state.filter(|name| !name.starts_with(MODEL));
-    // What else an optimizer keeps (Adafactor's rows and columns of squares, say) may not bear to be near what it was.
+    // Only Adam's moments may be lossy: other state, such as Adafactor's row and column means of
+    // squares, may not tolerate errors.
     let is_moment = |name: &String| {
         moments
             .iter()
@@ -233,16 +235,16 @@ fn open_link(
     })
 }
 
-/// The tensors of a step, by what they belong to.
+/// The tensors of a step, grouped by owner.
 #[derive(Debug, Default)]
 pub(super) struct Sections {
     pub model: Tensors,
     pub optimizer: Tensors,
-    /// As `<owner>.<name>`.
+    /// Extra state, as `<owner>.<name>`.
     pub extra: Tensors,
 }
 
-/// All tensors of a step, verified.
+/// Reads and verifies all tensors of a step.
 pub(super) fn read(delta: &Delta) -> Result<Sections, CheckpointError> {
     read_some(delta, |_| true)
 }
@@ -298,7 +300,7 @@ fn read_some(delta: &Delta, wanted: impl Fn(&str) -> bool) -> Result<Sections, C
     Ok(sections)
 }
 
-/// The tensors of extra state, as `<owner>.<name>`.
+/// The names of the extra state's tensors, as `<owner>.<name>`.
 pub(super) fn extra_names(delta: &Delta) -> Vec<String> {
     let infos = delta.tensors().into_iter();
     let names = infos.filter_map(|info| Some(info.name.strip_prefix(EXTRA)?.to_string()));

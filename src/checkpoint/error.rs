@@ -80,10 +80,10 @@ pub enum CheckpointError {
         /// The step's folder.
         folder: PathBuf,
     },
-    /// Extra state that no checkpoint can hold.
+    /// The extra state cannot be stored in a checkpoint.
     #[error("the extra state of `{owner}` cannot be saved: {message}")]
     Extra {
-        /// Whose state it is.
+        /// The owner of the state.
         owner: String,
         /// What is wrong with it.
         message: String,
@@ -106,10 +106,10 @@ pub enum CheckpointError {
     },
 }
 
-/// What a run goes on in spite of, and a person should know.
+/// A problem that the user should know about but that does not end the run.
 #[derive(Debug, thiserror::Error)]
 pub enum Warning {
-    /// A step would have been the difference from one that cannot be read, and stands alone instead.
+    /// A step is stored as a keyframe because the checkpoint before it cannot be read.
     #[error(
         "the checkpoint of step {before} cannot be read: that of step {step} is stored without it. \
          {cause}"
@@ -117,12 +117,13 @@ pub enum Warning {
     StandsAlone {
         /// The step that was saved.
         step: u64,
-        /// The one before it.
+        /// The step before it.
         before: u64,
-        /// Why that cannot be read.
+        /// Why the step before it cannot be read.
         cause: CheckpointError,
     },
-    /// A step that is kept cannot be read, nor made to stand alone. What it may be a difference from stays with it.
+    /// A kept step cannot be read, so it cannot be made a keyframe. The steps that it may depend on
+    /// are kept too.
     #[error(
         "the checkpoint of step {step} cannot be read{}. {cause}",
         kept_with(held)
@@ -180,7 +181,7 @@ impl CheckpointError {
         )
     }
 
-    /// What to do about it where no run is being resumed.
+    /// How to fix it, when no run is being resumed.
     pub fn help_outside_runs(&self) -> Option<String> {
         match self {
             Self::Io { source, .. } | Self::Delta(DeltaError::Io { source, .. }) => {
@@ -202,7 +203,7 @@ impl CheckpointError {
                         .to_string(),
                 )
             }
-            // JSON, and not what this build writes.
+            // The file is valid JSON, but this version cannot have written it.
             Self::Malformed { source, .. } if source.classify() == Category::Data => Some(
                 "a newer version of this program may have written it: go on with that, or go back to \
                  another checkpoint with --resume STEP"

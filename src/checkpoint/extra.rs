@@ -13,10 +13,10 @@ use crate::extra::{ExtraState, Extras, StateScalar, is_owner};
 use crate::model::Tensors;
 use crate::model::folder::file_dtype;
 
-/// The scalars of owners.
+/// The scalars of all owners, by owner.
 pub(super) type OwnerScalars = BTreeMap<String, BTreeMap<String, StateScalar>>;
 
-/// Whether checkpoints can hold these states and give them back.
+/// Checks that a checkpoint can hold these states.
 pub(super) fn check(extras: &Extras) -> Result<(), CheckpointError> {
     for (owner, state) in extras {
         let wrong = |message: String| CheckpointError::Extra {
@@ -34,7 +34,7 @@ pub(super) fn check(extras: &Extras) -> Result<(), CheckpointError> {
             }
         }
         for (name, scalar) in &state.scalars {
-            // JSON has no word for it.
+            // JSON can write neither NaN nor infinities.
             if let StateScalar::Float(value) = scalar
                 && !value.is_finite()
             {
@@ -45,7 +45,7 @@ pub(super) fn check(extras: &Extras) -> Result<(), CheckpointError> {
     Ok(())
 }
 
-/// Takes the tensors apart from the scalars: as `<owner>.<name>`, in no new memory.
+/// Separates the tensors, named `<owner>.<name>`, from the scalars. No tensor is copied.
 pub(super) fn split(extras: Extras) -> (Tensors, OwnerScalars) {
     let (mut tensors, mut scalars) = (Tensors::new(), OwnerScalars::new());
     for (owner, state) in extras {
@@ -56,13 +56,13 @@ pub(super) fn split(extras: Extras) -> (Tensors, OwnerScalars) {
     (tensors, scalars)
 }
 
-/// The scalars alone.
+/// A copy of the scalars, without the tensors.
 pub(super) fn scalars(extras: &Extras) -> OwnerScalars {
     let of = |(owner, state): (&String, &ExtraState)| (owner.clone(), state.scalars.clone());
     extras.iter().map(of).collect()
 }
 
-/// What [`split`] took apart. `path` is the file that the tensors were in.
+/// Reverses [`split`]. `path` is the file that the tensors were in.
 pub(super) fn join(
     path: &Path,
     tensors: Tensors,
@@ -85,7 +85,7 @@ pub(super) fn join(
     Ok(extras)
 }
 
-/// Whether all of these tensors, named `<owner>.<name>`, are of owners that state.json lists.
+/// Checks that each of these tensors, named `<owner>.<name>`, has an owner that state.json lists.
 pub(super) fn check_owners<'a>(
     path: &Path,
     mut names: impl Iterator<Item = &'a str>,

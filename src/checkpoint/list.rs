@@ -21,16 +21,16 @@ pub struct Listed {
     pub step: u64,
     /// Bytes of its files.
     pub bytes: u64,
-    /// Whether it is the best.
+    /// Whether it is the best checkpoint.
     pub best: bool,
-    /// What is in it, or why that cannot be read.
+    /// Its content, or why that cannot be read.
     pub details: Result<Details, CheckpointError>,
 }
 
-/// What is in a checkpoint.
+/// The content of a checkpoint.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Details {
-    /// How it is stored.
+    /// How the checkpoint is stored.
     pub stored: Stored,
     /// Bytes of its tensors.
     pub tensor_bytes: u64,

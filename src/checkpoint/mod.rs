@@ -18,12 +18,13 @@
 //! hashed on their way to the file: a save holds one copy of the weights, then one of the moments. Differences are taken
 //! from a [`Capture`] of both, and from the chain on the disk, chunk by chunk.
 //!
-//! A step that cannot be read, whatever has become of its folder, does not end a run that has no need to read it: the next
-//! save stands alone, and nothing that it might still be mended with is deleted. A [`Warning`] says so once.
+//! A step that cannot be read does not end a run that can go on without it. The next save is a
+//! keyframe, and nothing that could still repair the step is deleted. A [`Warning`] reports each
+//! such step once.
 //!
-//! `store.rs` adds and reads; `rotate.rs` deletes; `chain.rs` is the differences, `whole.rs` the others, `extra.rs` the
-//! state that is neither the model's nor the optimizer's, `state.rs` what is beside the tensors, `list.rs` what a person
-//! asks of them.
+//! `store.rs` writes and reads; `rotate.rs` deletes; `chain.rs` has the delta format, `whole.rs`
+//! the full format, `extra.rs` the extra state, `state.rs` the file state.json, and `list.rs` the
+//! listing and restoring of checkpoints.
 
 mod chain;
 mod error;
@@ -87,7 +88,8 @@ impl Weights {
         }
     }
 
-    /// Under the names of files, of a model of this form; those of an adapter beside it as they are.
+    /// Converts the weights of a model with this spec to Hugging Face's names. The tensors of an
+    /// adapter keep their parameter paths.
     pub fn files(self, spec: &DecoderSpec) -> Tensors {
         match self.split_adapter() {
             (Self::Own(tensors), adapter) => {
@@ -102,7 +104,7 @@ impl Weights {
         }
     }
 
-    /// What is an adapter's of them, apart from the rest.
+    /// Separates the tensors of an adapter from all others.
     pub fn split_adapter(self) -> (Self, Tensors) {
         let apart = |tensors: Tensors| -> (Tensors, Tensors) {
             let tensors = tensors.into_iter();
@@ -139,12 +141,13 @@ pub struct Capture {
     pub weights: Tensors,
     /// Moments and counters.
     pub optimizer: OptimizerState,
-    /// What others keep, by owner.
+    /// Extra state, by owner.
     pub extra: Extras,
     /// The one step that led here from the last checkpoint, by parameter: none where there were more.
     pub steps: BTreeMap<String, AppliedStep>,
-    /// config.json of the model, in Hugging Face's form; null where only an adapter is held. Where there are all weights and an
-    /// adapter, it also says which of the run's. Where it is another than the last checkpoint's, a new chain begins.
+    /// config.json of the model, in Hugging Face's form; null if the checkpoint holds only an
+    /// adapter. If it holds all weights and an adapter, it also says in which phase the adapter
+    /// began. A config that differs from the last checkpoint's begins a new chain.
     pub config: serde_json::Value,
 }
 
@@ -153,8 +156,9 @@ pub struct Capture {
 pub struct ChainOptions {
     /// One in so many stands alone; 1 for all.
     pub keyframe_every: u64,
-    /// How weights of the others may be made smaller than they can be without loss. A step whose weights will be exported,
-    /// or that a run has to go on from bit for bit, is saved without.
+    /// The method that stores the weights of delta checkpoints with loss; None stores them exactly.
+    /// Steps whose weights will be exported, and steps from which a run has to resume bit for bit,
+    /// are saved without it.
     pub lossy: Option<Method>,
     /// Whether Adam's moments may, too; whatever else an optimizer keeps is exact.
     pub lossy_moments: bool,
@@ -178,7 +182,7 @@ impl ChainOptions {
 pub struct Progress {
     /// Completed optimizer steps.
     pub step: u64,
-    /// The phase of the run that the last step belongs to, from 0. Left out where it is 0.
+    /// The phase of the run that the last step belongs to, counted from 0; omitted if 0.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub phase: u64,
     /// Sequences drawn from the training data of the phase.

@@ -1,5 +1,4 @@
-//! What is deleted, and what has to be done before: steps that others are the difference from do not go before those can
-//! do without them.
+//! Deletes checkpoints. Steps that depend on a deleted step are made independent of it first.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,16 +12,16 @@ use super::whole::MODEL;
 use super::{CheckpointError, CheckpointStore, Warning};
 use crate::durable;
 
-/// What was deleted.
+/// The result of a deletion.
 #[derive(Debug, Default)]
 pub struct Rotated {
-    /// Steps, to be announced.
+    /// The deleted steps, which the caller announces.
     pub deleted: Vec<u64>,
-    /// What to tell besides.
+    /// Problems to report.
     pub warnings: Vec<Warning>,
 }
 
-/// Why a step was not made to stand alone.
+/// Why a step could not be made independent.
 enum NotAlone {
     /// It cannot be read.
     Unreadable(CheckpointError),
@@ -35,8 +34,9 @@ impl CheckpointStore {
     /// all. The one of step 0, which only shows that saving works, is deleted as soon as there is
     /// another.
     ///
-    /// A step that is kept and the difference from one that is not is made to stand alone before. If it cannot be read, what
-    /// it may be a difference from is kept with it, and that is said, once for each such step; it goes when that step goes.
+    /// If a kept step depends on a step that will be deleted, it is first made a keyframe. If it
+    /// cannot be read, the steps that it may depend on are kept with it, and a warning reports this
+    /// once. They are deleted together with it.
     ///
     /// # Errors
     /// The file system's.
@@ -55,8 +55,8 @@ impl CheckpointStore {
         self.remove_all(&[&trial, &ordinary[..surplus]].concat())
     }
 
-    /// Deletes steps, the newest first: a crash in between leaves none that is the difference from one that is gone.
-    /// Others that are the difference from one of them are made to stand alone before.
+    /// Deletes steps, the newest first, so that a crash in between leaves no step that depends on a
+    /// deleted one. Other steps that depend on them are made independent first.
     fn remove_all(&self, steps: &[u64]) -> Result<Rotated, CheckpointError> {
         let mut doomed: BTreeSet<u64> = steps.iter().copied().collect();
         let mut warnings = Vec::new();
@@ -89,8 +89,8 @@ impl CheckpointStore {
         Ok(Rotated { deleted, warnings })
     }
 
-    /// Makes a step stand alone if it is the difference from one of `doomed`, or from one that is gone already: that may
-    /// only have been moved away, and would need what it is a difference from.
+    /// Makes a step independent if its parent is in `doomed` or missing. A missing parent may only
+    /// have been moved away; it would need its own ancestors once it is back.
     fn part(&self, step: u64, doomed: &BTreeSet<u64>) -> Result<(), NotAlone> {
         let parent = chain::parent(&self.step_folder(step)).map_err(NotAlone::Unreadable)?;
         let is_to_part = |&parent: &u64| {
@@ -102,13 +102,14 @@ impl CheckpointStore {
         }
     }
 
-    /// Takes what a step that cannot be read may be a difference from off the list of steps to be deleted. Returns it.
+    /// Removes from `doomed` the steps that an unreadable step may depend on, and returns them.
     fn hold(&self, step: u64, all: &[u64], doomed: &mut BTreeSet<u64>) -> Vec<u64> {
         let mut held = Vec::new();
         if self.stands_alone(step) {
             return held;
         }
-        // Not every link says what comes before it any more. Links are taken from the step before: they lie in a row.
+        // Some steps may no longer say what they depend on. Each step depends on the one right
+        // before it, so the search goes back until a step that is independent.
         for &earlier in all.iter().rev().filter(|&&earlier| earlier < step) {
             if doomed.remove(&earlier) {
                 held.insert(0, earlier);
@@ -129,10 +130,10 @@ impl CheckpointStore {
         }
     }
 
-    /// Makes a step stand alone: whatever it was the difference from can go.
+    /// Makes a step a keyframe, so that it no longer depends on another step.
     ///
     /// # Errors
-    /// As [`load`](Self::load); the file system's. The step stays as it was.
+    /// As [`load`](Self::load); the file system's. The step is then unchanged.
     pub fn squash(&self, step: u64) -> Result<(), CheckpointError> {
         self.existing(step)?;
         self.stand_alone(step).map_err(|error| match error {
@@ -160,8 +161,8 @@ impl CheckpointStore {
         }
     }
 
-    /// Deletes the checkpoints past a step, the newest first: a crash in between leaves a run that
-    /// is a little less far back, not one with a gap. Returns the deleted steps, to be announced.
+    /// Deletes the checkpoints after a step, the newest first: a crash in between leaves later
+    /// steps undeleted, but no gap. Returns the deleted steps, which the caller announces.
     ///
     /// # Errors
     /// The file system's.
@@ -175,8 +176,8 @@ impl CheckpointStore {
         Ok(later)
     }
 
-    /// Renames before deleting, so that a crash in between leaves no incomplete `step-*` folder. What someone else has
-    /// removed meanwhile is gone as well.
+    /// Renames before deleting, so that a crash in between leaves no incomplete `step-*` folder. A
+    /// folder that someone else has removed meanwhile is not an error.
     pub(super) fn remove(&self, step: u64) -> Result<(), CheckpointError> {
         let folder = self.step_folder(step);
         let doomed = self
@@ -209,21 +210,22 @@ impl CheckpointStore {
             }
         }
         for step in self.steps()? {
-            // What is left in one that cannot be opened goes with it.
+            // Errors are ignored: leftovers in a folder that cannot be opened are deleted with that
+            // folder.
             let _ = durable::sweep(&self.step_folder(step));
         }
         Ok(())
     }
 
     pub(super) fn unreadable(&self) -> MutexGuard<'_, BTreeSet<u64>> {
-        // Whoever panicked meanwhile left a set of steps all the same.
+        // The set is valid even if a thread panicked while holding the lock.
         self.unreadable
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A folder, or a file that lies in its place.
+/// Removes a folder, or a file with the same name.
 fn remove_any(path: &Path) -> Result<(), CheckpointError> {
     let removed = if path.is_dir() {
         durable::remove_folder(path)

@@ -1,8 +1,8 @@
 //! state.json: how far a checkpoint's run had come, and what its tensors hash to.
 //!
-//! A field that this build does not know is an error: a newer build wrote it, and to go on without it would not be to go on
-//! from that checkpoint. So a new field is optional, is left out where it says nothing, and is listed in
-//! [`State::checksum`]; checkpoints without it then keep the checksum that they were written with.
+//! A field that this version does not know is an error: a newer version wrote it, and the run could
+//! not be resumed exactly without it. So every new field is optional, is omitted if it is empty,
+//! and is listed in [`State::checksum`]. Checkpoints without the field then keep their checksum.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -29,10 +29,10 @@ pub(super) struct State {
     version: u32,
     pub progress: Progress,
     pub optimizer: BTreeMap<String, StateScalar>,
-    /// What kind of optimizer state each parameter has.
+    /// The family of each parameter's optimizer state.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub optimizer_families: BTreeMap<String, String>,
-    /// All owners of extra state.
+    /// The scalars of all owners of extra state.
     #[serde(default, skip_serializing_if = "OwnerScalars::is_empty")]
     pub extra: OwnerScalars,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -46,16 +46,17 @@ pub(super) struct State {
 pub(super) struct Link {
     /// The id of the tensors that it makes.
     pub result: String,
-    /// The id of what it makes until its file has been replaced.
+    /// The id of the old tensors, present only while their file is being replaced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replaces: Option<String>,
-    /// config.json of the model, in Hugging Face's form; null where only an adapter is held. Where an adapter is held beside
-    /// all weights, `firebrick_adapter` in it says in which phase of the run it began.
+    /// config.json of the model, in Hugging Face's form; null if the checkpoint holds only an
+    /// adapter. If it holds an adapter and all weights, `firebrick_adapter` in it says in which
+    /// phase of the run the adapter began.
     pub config: serde_json::Value,
 }
 
 impl Link {
-    /// Whether these tensors are a checkpoint's.
+    /// Whether `id` names this checkpoint's tensors.
     pub(super) fn makes(&self, id: &str) -> bool {
         self.result == id || self.replaces.as_deref() == Some(id)
     }
@@ -70,32 +71,32 @@ struct Checksums {
     optimizer: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     extra: Option<String>,
-    /// Of all that is not covered otherwise, as compact JSON.
+    /// BLAKE3 of the fields that no other checksum covers, as compact JSON.
     state: String,
 }
 
-/// What state.json holds beside the form.
+/// The content of state.json besides the form.
 #[derive(Debug, Clone)]
 pub(super) struct Contents {
     pub progress: Progress,
     /// The optimizer's scalars.
     pub optimizer: BTreeMap<String, StateScalar>,
-    /// What kind of optimizer state each parameter has.
+    /// The family of each parameter's optimizer state.
     pub optimizer_families: BTreeMap<String, String>,
-    /// All owners of extra state.
+    /// The scalars of all owners of extra state.
     pub extra: OwnerScalars,
 }
 
 /// What a checkpoint's tensors are.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Form {
-    /// Two files or three, and their BLAKE3.
+    /// Two or three files, with their BLAKE3.
     Whole {
         /// Of model.safetensors.
         model: String,
         /// Of optimizer.safetensors.
         optimizer: String,
-        /// Of extra.safetensors, if there is one.
+        /// The BLAKE3 of extra.safetensors, if there is one.
         extra: Option<String>,
     },
     /// One file, perhaps the difference from another step's.
@@ -208,7 +209,8 @@ impl State {
         Ok(self)
     }
 
-    /// The same of a step whose file is about to be replaced, and makes the tensors `id` until it is.
+    /// The state of a step whose file is about to be replaced. Until then the file holds the
+    /// tensors `id`.
     pub(super) fn replacing(
         mut self,
         path: &Path,
@@ -242,7 +244,7 @@ impl State {
     }
 
     fn checksum(&self, path: &Path) -> Result<String, CheckpointError> {
-        // By name, so that a new field cannot be forgotten.
+        // Names every field, so that a new one cannot be forgotten.
         let Self {
             version: _,
             progress,
@@ -252,7 +254,7 @@ impl State {
             delta,
             blake3,
         } = self;
-        // Fields that came later, where they say something.
+        // Fields of later versions, omitted if they are empty.
         let mut later = serde_json::Map::new();
         if !optimizer_families.is_empty() {
             let families = serde_json::to_value(optimizer_families);

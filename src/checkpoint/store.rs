@@ -39,26 +39,26 @@ use crate::optimizer::OptimizerState;
 #[derive(Debug, Clone)]
 pub struct CheckpointStore {
     pub(super) folder: PathBuf,
-    /// Steps that were found to be unreadable: that is said once, and they are not tried again.
+    /// Steps that could not be read. Each is reported once and not tried again.
     pub(super) unreadable: Arc<Mutex<BTreeSet<u64>>>,
 }
 
-/// A step that was saved.
+/// The result of a save.
 #[derive(Debug)]
 pub struct Saved {
-    /// Its folder.
+    /// The folder of the step.
     pub folder: PathBuf,
-    /// What to tell of it.
+    /// Problems to report.
     pub warnings: Vec<Warning>,
 }
 
-/// What the next difference can be taken from.
+/// The checkpoint that the next delta can be based on.
 enum Before {
-    /// Nothing: a chain begins.
+    /// None: a new chain begins.
     Nothing,
-    /// This step.
+    /// This step is the parent.
     Parent(u64, Box<chain::Open>),
-    /// This step, if it could be read.
+    /// This step would be the parent, but it cannot be read.
     Unreadable(u64, CheckpointError),
 }
 
@@ -73,13 +73,13 @@ impl CheckpointStore {
 
     /// Saves the state of a run under its step, whole, and makes it the last. Returns the step's folder.
     ///
-    /// The weights are asked for when they are about to be written and given up before the
-    /// optimizer's state is asked for, and so is that before the rest, so that memory holds one copy of one of them
-    /// at a time.
+    /// The weights are requested when they are about to be written, and freed before the optimizer
+    /// state is requested, which in turn is freed before the extra state is requested. So memory
+    /// holds a copy of only one of them at a time.
     ///
     /// # Errors
-    /// [`CheckpointError::StepExists`], unless what is there cannot be read; [`CheckpointError::Extra`]; the file
-    /// system's. What had been saved before is untouched.
+    /// [`CheckpointError::StepExists`] if the step has a readable checkpoint;
+    /// [`CheckpointError::Extra`]; the file system's. Earlier checkpoints are unchanged.
     pub fn save(
         &self,
         progress: &Progress,
@@ -94,15 +94,17 @@ impl CheckpointStore {
         })
     }
 
-    /// Saves the state of a run as the difference from the last checkpoint and makes it the last. It stands alone where
-    /// that is no part of a chain, is of another model or cannot be read, or its chain is as long as it may be.
+    /// Saves the state of a run as a difference from the last checkpoint, and marks it as the last.
+    /// It becomes a keyframe if the last checkpoint is in the full format, belongs to another model
+    /// or cannot be read, or if the chain has reached its maximum length.
     ///
-    /// A step that is there already is written again where that makes it better: it cannot be read, or it is lossy, the
-    /// last, and now saved without loss. A crash leaves the one or the other.
+    /// A step that already has a checkpoint is written again in two cases: the checkpoint cannot be
+    /// read, or it is lossy and the last, and is now saved exactly. A crash leaves either the old
+    /// one or the new one.
     ///
     /// # Errors
-    /// [`CheckpointError::StepExists`] otherwise; [`CheckpointError::Extra`]; the file system's. What had been saved
-    /// before is untouched.
+    /// [`CheckpointError::StepExists`] if the step has a checkpoint and neither case applies;
+    /// [`CheckpointError::Extra`]; the file system's. Earlier checkpoints are unchanged.
     pub fn save_delta(
         &self,
         progress: &Progress,
@@ -129,7 +131,7 @@ impl CheckpointStore {
         let write = |folder: &Path| {
             let beside = parent.as_ref().map(|(step, open)| (*step, &open.delta));
             let written = match (chain::write(folder, beside, capture, options), beside) {
-                // Damage inside of tensors shows only when these are read.
+                // Damage inside tensors is found only when they are read.
                 (Err(cause), Some((before, _))) if cause.is_of_source() => {
                     stands_alone(before, cause);
                     chain::write(folder, None, capture, options)?
@@ -156,7 +158,7 @@ impl CheckpointStore {
         Ok(Saved { folder, warnings })
     }
 
-    /// The checkpoint before a step, if the step is to be written beside it.
+    /// The checkpoint that a step can be based on.
     fn before(
         &self,
         step: u64,
@@ -187,7 +189,8 @@ impl CheckpointStore {
         })
     }
 
-    /// Whether a step has a checkpoint that can be read, as far as headers say, and that lost nothing if it must be exact.
+    /// Whether a step has a checkpoint whose headers can be read and, if `exact`, whose weights are
+    /// stored without loss.
     pub fn is_saved(&self, step: u64, exact: bool) -> bool {
         self.is_readable(step) && !(exact && self.lossy(step).is_ok_and(|method| method.is_some()))
     }
@@ -204,8 +207,8 @@ impl CheckpointStore {
         }
     }
 
-    /// Refuses to save a step that is saved already. Returns what state.json says of a lossy one that is to be replaced
-    /// by an exact one.
+    /// Refuses to save a step that already has a checkpoint. Returns the state of a lossy
+    /// checkpoint that is to be replaced by an exact one.
     fn refuse_existing(&self, step: u64, exact: bool) -> Result<Option<State>, CheckpointError> {
         let folder = self.step_folder(step);
         if folder.exists() && !folder.is_dir() {
@@ -214,14 +217,15 @@ impl CheckpointStore {
         if !self.is_readable(step) {
             return Ok(None);
         }
-        // Others may be differences from one that is not the last.
+        // Later steps may depend on a step that is not the last.
         if self.is_saved(step, exact) || self.latest()? != Some(step) {
             return Err(CheckpointError::StepExists { folder });
         }
         State::read(&folder, step).map(Some)
     }
 
-    /// Makes a step's folder: hidden until all of it is on the disk. One that is there is moved out of the way.
+    /// Creates a step's folder. It stays hidden until it is completely on the disk. An existing
+    /// folder is replaced.
     fn add(
         &self,
         step: u64,
@@ -240,7 +244,8 @@ impl CheckpointStore {
         Ok(target)
     }
 
-    /// Puts another file of differences in the place of a step's. state.json, which is replaced before, goes with both.
+    /// Replaces the delta file of a step. state.json is replaced first, by one that accepts both
+    /// files.
     fn replace(
         &self,
         step: u64,
@@ -271,8 +276,8 @@ impl CheckpointStore {
         Ok(target)
     }
 
-    /// Writes a step to a hidden folder, flushes it, and lets `put` bring it where it belongs. Nothing of it is left in
-    /// case of an error.
+    /// Writes a step to a hidden folder, flushes it, and calls `put` to move it to its place. After
+    /// an error the hidden folder is deleted.
     fn hidden(
         &self,
         step: u64,
@@ -325,7 +330,8 @@ impl CheckpointStore {
                 optimizer,
                 extra,
             }) => {
-                // The larger file first: while a file is read its bytes and its tensors are both in memory.
+                // The larger file is read first: reading needs memory for both the file's bytes and
+                // its tensors.
                 let tensors = read_tensors(&folder.join(OPTIMIZER), &optimizer)?;
                 let model = read_tensors(&folder.join(MODEL), &model)?;
                 let path = folder.join(EXTRA);
@@ -354,7 +360,8 @@ impl CheckpointStore {
         })
     }
 
-    /// The weights of a step; the rest, extra state included, is neither read nor verified.
+    /// Loads the weights of a step. All other tensors, extra state included, are neither read nor
+    /// verified.
     ///
     /// # Errors
     /// As [`load`](Self::load).
@@ -400,7 +407,7 @@ impl CheckpointStore {
         for entry in entries {
             let entry = entry.map_err(CheckpointError::io(&self.folder))?;
             let step = entry.file_name().to_str().and_then(step_of);
-            // A file of such a name is none of ours.
+            // A file with such a name is not a checkpoint.
             steps.extend(step.filter(|_| entry.path().is_dir()));
         }
         steps.sort_unstable();
@@ -424,7 +431,7 @@ impl CheckpointStore {
         self.point("best", step)
     }
 
-    /// Makes no step the best.
+    /// Removes the mark of the best step.
     ///
     /// # Errors
     /// The file system's.
@@ -476,7 +483,8 @@ pub(super) fn step_of(name: &str) -> Option<u64> {
     name.strip_prefix("step-")?.parse().ok()
 }
 
-/// Writes all of a whole checkpoint but its weights, whose BLAKE3 is `model`, to a folder that is being made.
+/// Writes a full checkpoint, except for its weights, to an unfinished folder. `model` is the BLAKE3
+/// of the weights.
 pub(super) fn write_whole(
     folder: &Path,
     progress: Progress,

@@ -1,4 +1,4 @@
-//! The tensors of a checkpoint that is whole: two files, and a third if there is extra state.
+//! The tensors of a full checkpoint: two files, and a third if there is extra state.
 
 use std::fs;
 use std::io::{self, Write};
@@ -53,13 +53,13 @@ impl Write for Hashed<'_> {
     }
 }
 
-/// Reads a file of the model or the optimizer and verifies it.
+/// Reads and verifies a file of the model or the optimizer.
 pub(super) fn read_tensors(path: &Path, expected: &str) -> Result<Tensors, CheckpointError> {
     let bytes = read_verified(path, expected)?;
     Ok(tensors_from_bytes(path, &bytes)?)
 }
 
-/// Reads the file of extra state and verifies it.
+/// Reads and verifies the file of extra state.
 pub(super) fn read_extra(path: &Path, expected: &str) -> Result<Tensors, CheckpointError> {
     let bytes = read_verified(path, expected)?;
     let malformed = |source| ModelError::Safetensors {

@@ -48,7 +48,7 @@ pub(super) fn run(args: &EvalArgs) -> Result<(), CliError> {
     let cols = sequence_len.min(text.tokens.len() - 1);
     let rows = (TOKENS_AT_A_TIME / cols).max(1);
     let found = evaluate_text(&model, &text.tokens, text.bytes, cols, rows)?;
-    // Cross-entropy measures it.
+    // The evaluation used cross-entropy, which measures bits per byte.
     let bits_per_byte = found.metrics.get("bits_per_byte");
     if !found.val_loss.is_finite() {
         return Err(GenerateError::NotFinite.into());

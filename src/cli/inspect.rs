@@ -48,7 +48,7 @@ pub(super) fn run(args: &InspectArgs) -> Result<(), CliError> {
     Ok(())
 }
 
-/// The data of a phase, in its order.
+/// The data of a phase, and its order.
 type Shown<'a> = (&'a dyn TrainingData, &'a dyn DataView);
 
 fn show(args: &InspectArgs, phase: &PhasePlan, (data, view): Shown) -> Result<(), CliError> {

@@ -1,16 +1,16 @@
-//! Who else takes part in a training step.
+//! The ranks of a data-parallel run, and the exchanges between them during a training step.
 //!
-//! Data-parallel training runs one process, or one thread, per rank. Ranks meet in few places of a
-//! step: they agree on the weight of the step's batch, vote on whether the gradient is finite, and
-//! sum their gradients. A [`Collective`] is those meetings. Every rank has to come to each of them,
-//! in the same order.
+//! Data-parallel training runs one process, or one thread, per rank. Ranks exchange values at three
+//! points of a step: they agree on the weight of the step's batch, vote on whether the gradient is
+//! finite, and sum their gradients. A [`Collective`] provides these exchanges. Every rank has to
+//! take part in each of them, in the same order.
 
-/// The ranks of a run, seen from one of them.
+/// The connection of one rank to all ranks of the run.
 pub trait Collective: Send + Sync {
-    /// The number of this rank, from 0.
+    /// The number of this rank, counted from 0.
     fn rank(&self) -> usize;
 
-    /// How many ranks there are, at least 1.
+    /// The number of ranks, at least 1.
     fn ranks(&self) -> usize;
 
     /// Replaces the values by their sums over all ranks, added in the order of the ranks, so that
@@ -20,7 +20,7 @@ pub trait Collective: Send + Sync {
     /// [`CollectiveError`] if a rank is gone.
     fn sum(&self, values: &mut [f64]) -> Result<(), CollectiveError>;
 
-    /// The same for the gradient of the parameter at `path`.
+    /// Sums the gradient of the parameter at `path` over all ranks, in the same way.
     ///
     /// # Errors
     /// As [`sum`](Self::sum).
@@ -37,17 +37,17 @@ pub trait Collective: Send + Sync {
     }
 }
 
-/// Ranks could not meet.
+/// An exchange between ranks failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("rank {rank} cannot reach the other ranks: {reason}")]
 pub struct CollectiveError {
-    /// The rank that says so.
+    /// The rank that reports the failure.
     pub rank: usize,
     /// What happened.
     pub reason: String,
 }
 
-/// A run of one process: there is nobody to meet.
+/// The only rank of a run with one process. Every exchange returns its own values.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SingleProcess;
 

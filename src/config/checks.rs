@@ -1,29 +1,29 @@
-//! Collects what the checks refuse, and knows where a key was written.
+//! Collects the issues that checks report, and finds the place where a key was written.
 //!
-//! A check names a key by its place in the sections of the file, as in `optimizer.betas`. While a
-//! phase is checked, the same name stands for the key that holds in that phase: the phase's own
-//! where it has one (`phase.0.optimizer.betas`, or `phase.0.micro_batch_size` for
-//! `train.micro_batch_size`), else the section's. So one check serves both, and its message and its
-//! line are those of the key that a person has to change.
+//! A check names a key by its place in the sections of the file, such as `optimizer.betas`. While a
+//! phase is checked, the same name stands for the key that applies in that phase: the phase's own
+//! key if it has one (`phase.0.optimizer.betas`, or `phase.0.micro_batch_size` for
+//! `train.micro_batch_size`), otherwise the section's key. So one check serves both, and its
+//! message and line number point at the key that the user has to change.
 
 use super::document::Document;
 use super::error::Issue;
 use super::hints;
 
-/// Sections whose keys stand in a phase without the section's name.
+/// Sections whose keys are written in a phase without the section's name.
 const FLAT: [&str; 3] = ["data.", "model.", "train."];
 
-/// Collects contradictions.
+/// Collects the issues of a config.
 pub(super) struct Checks<'d> {
     document: &'d Document,
     rejected: &'d [String],
-    /// The path of the phase that is checked, as `phase.0`; empty for the whole file.
+    /// The path of the phase that is being checked, such as `phase.0`; empty for the whole file.
     scope: String,
     issues: Vec<Issue>,
 }
 
 impl<'d> Checks<'d> {
-    /// `rejected` are the paths that the strict check cut out of the document.
+    /// `rejected` lists the paths that the strict check removed from the document.
     pub(super) fn new(document: &'d Document, rejected: &'d [String]) -> Self {
         Self {
             document,
@@ -41,8 +41,9 @@ impl<'d> Checks<'d> {
         self.issues
     }
 
-    /// Keys that cannot stand as they are. The issue points at the first of `keys` that was
-    /// written, by a path such as `train.max_steps`; what a section lacks is said of the section.
+    /// Reports that `keys` contradict each other or have a value that is not allowed. The issue
+    /// points at the first of `keys` that was written, or at the section if none was. A key is
+    /// given as a path such as `train.max_steps`.
     pub(super) fn refuse(&mut self, keys: &[&str], message: String, help: &str) {
         let places: Vec<String> = keys.iter().map(|key| self.place(key)).collect();
         if places.iter().any(|place| self.is_rejected(place)) {
@@ -57,7 +58,7 @@ impl<'d> Checks<'d> {
         });
     }
 
-    /// A key that takes effect only together with another one's value.
+    /// Reports a key that takes effect only if another key has a certain value.
     pub(super) fn only_with(&mut self, given: bool, key: &str, decider: &str, needed: &str) {
         if given {
             let name = decider.rsplit('.').next().unwrap_or(decider);
@@ -72,7 +73,8 @@ impl<'d> Checks<'d> {
         }
     }
 
-    /// "`betas` in [optimizer]", or "`betas` in [phase.optimizer]" where the phase has its own.
+    /// Describes a key: "`betas` in [optimizer]", or "`betas` in [phase.optimizer]" if the phase
+    /// has its own.
     pub(super) fn describe(&self, key: &str) -> String {
         hints::describe(&self.place(key))
     }
@@ -82,19 +84,21 @@ impl<'d> Checks<'d> {
         self.document.origin(&self.place(key)).is_some()
     }
 
-    /// Whether the key is written, or was meant to be by something that was cut out.
+    /// Whether the key is written, or the strict check removed something that may have been this
+    /// key.
     pub(super) fn is_mentioned(&self, key: &str) -> bool {
         let place = self.place(key);
         self.is_rejected(&place) || self.document.origin(&place).is_some()
     }
 
-    /// The path at which the key that holds is written; the section's where none is.
+    /// The path of the key that applies: the phase's if the phase has the key, otherwise the
+    /// section's.
     fn place(&self, key: &str) -> String {
         if !self.scope.is_empty() {
             let flat = FLAT.iter().find_map(|section| key.strip_prefix(section));
             for name in std::iter::once(key).chain(flat) {
                 let place = format!("{}.{name}", self.scope);
-                // A list of the phase stands in the place of the section's, element by element.
+                // A list in the phase replaces the section's whole list.
                 let whole = format!("{}.{}", self.scope, list_of(name));
                 if self.is_rejected(&whole) || self.document.origin(&whole).is_some() {
                     return place;
@@ -104,7 +108,7 @@ impl<'d> Checks<'d> {
         key.to_string()
     }
 
-    /// Whether what stands at `path`, something it is part of, or something in it was cut out.
+    /// Whether the strict check removed `path`, something that contains it, or something inside it.
     fn is_rejected(&self, path: &str) -> bool {
         let within = |inner: &str, outer: &str| {
             let rest = inner.strip_prefix(outer);
@@ -115,8 +119,8 @@ impl<'d> Checks<'d> {
     }
 }
 
-/// The list that a key is within an element of, as `data.datasets` for `data.datasets.0.path`; a key
-/// that is in no list is returned as it is.
+/// The list that contains `key`, such as `data.datasets` for `data.datasets.0.path`. A key outside
+/// any list is returned unchanged.
 fn list_of(key: &str) -> &str {
     let mut end = 0;
     for segment in key.split('.') {
@@ -149,8 +153,8 @@ micro_batch_size = 200000
 lr_scheduler = { warmup_steps = 7 }
 ";
 
-    /// What the checks say of `FILE` while the phase at `scope` is checked: the message and the
-    /// text it points at.
+    /// Checks the phase at `scope` in `FILE`. Returns the message of each issue and the text that
+    /// it points at.
     fn said(
         scope: &str,
         rejected: &[&str],

@@ -1,6 +1,6 @@
-//! How long a run is.
+//! The length of a run.
 
-/// Length of a run.
+/// The length of a run.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Length {
     /// Optimizer steps.

@@ -1,10 +1,10 @@
-//! `[optimizer]`: all that the configuration knows of the optimizers. Adding one is a variant of
-//! [`OptimizerName`], its entry in [`OptimizerName::ALL`], a variant of [`OptimizerPlan`], and an arm
-//! of [`OptimizerName::plan`], which says the keys it takes and their defaults. The rule itself is a
-//! file of the module `optimizer`.
+//! `[optimizer]`: everything that the configuration knows about the optimizers. A new optimizer
+//! needs a variant of [`OptimizerName`], an entry in [`OptimizerName::ALL`], a variant of
+//! [`OptimizerPlan`], and an arm of [`OptimizerName::plan`], which lists its keys and their
+//! defaults. The update rule itself is a file of the module `optimizer`.
 //!
-//! A key that the chosen rule would ignore is refused: someone who sets `momentum` for AdamW
-//! believes that it does something.
+//! A key that the chosen rule would ignore is refused: a user who sets `momentum` for AdamW expects
+//! it to have an effect.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -93,7 +93,7 @@ pub enum OptimizerPlan {
         /// Decay of matrices and embeddings.
         weight_decay: f64,
     },
-    /// The same with both moments in eight bits.
+    /// AdamW with both moments in eight bits.
     AdamW8bit {
         /// Decay of the first and second moment estimates.
         betas: [f64; 2],
@@ -115,7 +115,7 @@ pub enum OptimizerPlan {
     Sgd {
         /// Momentum; 0 = none.
         momentum: f64,
-        /// Nesterov's form of it.
+        /// Whether the momentum is Nesterov's.
         nesterov: bool,
         /// Decay of matrices and embeddings.
         weight_decay: f64,
@@ -136,11 +136,11 @@ pub enum OptimizerPlan {
     Muon {
         /// Momentum of the matrices.
         momentum: f64,
-        /// Nesterov's form of it.
+        /// Whether the momentum is Nesterov's.
         nesterov: bool,
-        /// AdamW's moments, for the rest.
+        /// Decay of AdamW's moment estimates, for all other parameters.
         betas: [f64; 2],
-        /// AdamW's epsilon, for the rest.
+        /// AdamW's epsilon, for all other parameters.
         eps: f64,
         /// Decay of matrices and embeddings.
         weight_decay: f64,
@@ -156,7 +156,7 @@ impl OptimizerPlan {
     }
 }
 
-/// The keys that some rules take and others ignore, and whether one is set.
+/// The keys that some rules use and others ignore, each with a test for whether it is set.
 const KEYS: [(&str, IsSet); 4] = [
     ("betas", |keys| keys.betas.is_some()),
     ("eps", |keys| keys.eps.is_some()),
@@ -178,8 +178,8 @@ impl OptimizerName {
         Self::Muon,
     ];
 
-    /// The rule with its parameters. Sets the keys that the rule takes to their defaults where they
-    /// are absent, and leaves the others as they are.
+    /// The rule with its parameters. Keys that the rule uses get their defaults if they are absent;
+    /// the other keys are left unchanged.
     fn plan(self, keys: &mut OptimizerConfig) -> OptimizerPlan {
         let weight_decay = keys.weight_decay;
         let mut betas = |default| *keys.betas.get_or_insert(default);
@@ -222,7 +222,7 @@ impl OptimizerName {
         }
     }
 
-    /// Whether the rule takes a key: then its plan gives that key a default.
+    /// Whether the rule uses a key. If it does, its plan gives the key a default.
     fn takes(self, is_set: IsSet) -> bool {
         let mut keys = OptimizerConfig::default();
         self.plan(&mut keys);

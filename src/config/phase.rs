@@ -1,4 +1,4 @@
-//! What holds in a phase of a run.
+//! The settings of one phase of a run.
 
 use std::fmt;
 
@@ -8,17 +8,17 @@ use super::keys::{Config, DataConfig, DpoConfig, Dtype, Sampling, Task};
 use super::optimizer::OptimizerPlan;
 use super::schedule::SchedulePlan;
 
-/// What holds in a phase of a run: everything that may differ from one phase to the next. A TOML
-/// file describes one phase; a plan made in code may have several.
+/// The settings of one phase of a run: everything that may differ between phases. A TOML file
+/// describes one phase; a plan made in code may have several.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PhasePlan {
-    /// Its name in messages.
+    /// The name of the phase in messages.
     pub name: String,
-    /// How long it is.
+    /// The length of the phase.
     pub length: PhaseLength,
-    /// What is trained on, and what is minimised.
+    /// The training task, which decides the objective.
     pub task: Task,
-    /// What turns pairs of answers into a loss (task = "dpo").
+    /// The settings of the preference loss (task = "dpo").
     pub dpo: Option<DpoConfig>,
     /// The datasets, their mix, template and packing, and the sequence length.
     pub data: DataConfig,
@@ -30,40 +30,40 @@ pub struct PhasePlan {
     pub max_grad_norm: f64,
     /// Dtype of the forward and backward pass.
     pub dtype: Dtype,
-    /// Whether the backward pass computes each block again.
+    /// Whether the backward pass recomputes the forward pass of each block.
     pub gradient_checkpointing: bool,
     /// Whether the forward pass multiplies ternary weights as integers.
     pub int8_forward: bool,
     /// The update rule with its parameters.
     pub optimizer: OptimizerPlan,
-    /// The peak of the learning rate.
+    /// The peak learning rate.
     pub learning_rate: f64,
     /// The learning rate in multiples of the peak.
     pub schedule: SchedulePlan,
     /// The steps that the schedule runs over.
     pub schedule_span: ScheduleSpan,
-    /// Parameters that stay as they are, beyond those that the adapter leaves alone.
+    /// Parameters to freeze, in addition to those that the adapter freezes.
     pub freeze: Vec<PathSelector>,
-    /// What becomes of the plan's adapter. Left out of a record where the phase says nothing about
-    /// it, so that the records of runs from before there was a choice go on saying the same.
+    /// What happens to the plan's adapter. A record leaves the default out, so that it equals the
+    /// record of a run from a version without this setting.
     #[serde(skip_serializing_if = "PhaseAdapter::is_on")]
     pub adapter: PhaseAdapter,
 }
 
-/// What becomes of the plan's adapter in a phase.
+/// What happens to the plan's adapter in a phase.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PhaseAdapter {
-    /// It is trained, where the plan has one. After a phase without it a new one begins, as with
-    /// [`Restart`](Self::Restart).
+    /// The adapter is trained, if the plan has one. After a phase without an adapter a new one
+    /// begins, as with [`Restart`](Self::Restart).
     #[default]
     On,
-    /// It is merged into the weights when the phase begins, in f32. All weights are trained from
-    /// then on, but for those that the phase freezes.
+    /// The adapter is merged into the weights in f32 when the phase begins. From then on all
+    /// weights are trained, except those that the phase freezes.
     Off,
-    /// It is merged into the weights when the phase begins, in f32, and a new one of the same shape
-    /// begins beside them, whose optimizer state is new, too. In the first phase there is nothing to
-    /// merge: it is the same as [`On`](Self::On).
+    /// The adapter is merged into the weights in f32 when the phase begins, and a new adapter of
+    /// the same shape begins, with new optimizer state. The first phase has nothing to merge: there
+    /// it is the same as [`On`](Self::On).
     Restart,
 }
 
@@ -79,10 +79,9 @@ impl PhaseAdapter {
 pub enum PhaseLength {
     /// Optimizer steps.
     Steps(u64),
-    /// A share of the run: of its steps, or of its tokens where the run's length is in tokens or
-    /// epochs.
+    /// A share of the run's steps, or of its tokens if the run's length is in tokens or epochs.
     Share(f64),
-    /// What the other phases leave of the run.
+    /// Everything that the other phases leave of the run.
     Rest,
 }
 
@@ -90,9 +89,9 @@ pub enum PhaseLength {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ScheduleSpan {
-    /// All steps of the run: the phase follows the run's one schedule.
+    /// All steps of the run: the phase follows the schedule of the whole run.
     Run,
-    /// The steps of the phase: it has a schedule of its own.
+    /// The steps of the phase: the phase has a schedule of its own.
     Phase,
 }
 
@@ -130,13 +129,13 @@ impl PhasePlan {
         (self.micro_batch_size * self.gradient_accumulation_steps) as u64
     }
 
-    /// Whether another phase is evaluated on the same tokens of the same split by the same loss, so
-    /// that the results of both can be compared. A loss over longer sequences is lower, and one over
-    /// other rows, fields or parts of an answer is another.
+    /// Whether both phases evaluate the same tokens of the same split with the same loss, so that
+    /// their validation losses can be compared. Longer sequences have a lower loss, and other rows,
+    /// fields or parts of an answer are other tokens.
     pub fn is_evaluated_as(&self, other: &Self) -> bool {
         let evaluated = |phase: &Self| {
             let mut data = phase.data.clone();
-            // What only the order of the training data depends on.
+            // These settings affect only the order of the training data.
             data.sampling = Sampling::Random;
             data.sample_packing = None;
             for dataset in &mut data.datasets {
@@ -148,9 +147,9 @@ impl PhasePlan {
     }
 }
 
-/// Names parameters by their place in the model: `embed_tokens`, `layers.3`, `layers.0-3.mlp`. A
-/// selector names every parameter whose path begins with it, whole names only; a number may be a
-/// range, both ends included.
+/// A place in the model that names parameters: `embed_tokens`, `layers.3`, `layers.0-3.mlp`. A
+/// selector matches every parameter whose path begins with it, compared by whole path segments. A
+/// number may be a range that includes both ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PathSelector {
     parts: Vec<Part>,

@@ -1,35 +1,37 @@
-//! What the model of a phase is made of.
+//! The form of the model in each phase.
 
 use super::adapter::AdapterPlan;
 use super::phase::PhaseAdapter;
 use super::plan::Plan;
 use super::spec::DecoderSpec;
 
-/// What the model of a phase is made of, which follows from the phases up to it. Whatever depends on
-/// the form of the model asks this: how a phase begins, what a checkpoint holds, how it is read, what
-/// is exported, how much of everything there is.
+/// The form of the model in a phase, which follows from all phases up to it. Everything that
+/// depends on this form reads it here: how a phase begins, what a checkpoint holds and how it is
+/// read, what is exported, and the sizes of all of these.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PhaseModel {
-    /// The phase in which its adapter began, counted from 0; none where it has no adapter.
+    /// The phase in which the model's adapter began, counted from 0; None if the model has no
+    /// adapter.
     pub adapter_since: Option<usize>,
-    /// Whether its weights are other ones than those the run began with: an adapter has been merged
-    /// into them.
+    /// Whether an adapter has been merged into the weights, so that they differ from the weights
+    /// that the run began with.
     pub is_merged: bool,
 }
 
-/// What a checkpoint of a model has to hold.
+/// What a checkpoint has to hold of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Held {
     /// All weights. The model has no adapter.
     Weights,
-    /// An adapter, and what is trained whole beside it. The rest is the base model's.
+    /// An adapter, and the parameters that are trained in full beside it. The base model has the
+    /// rest.
     Adapter,
-    /// All weights and an adapter: the weights beside it are in no other place.
+    /// All weights and an adapter, because no other file has the merged weights.
     Both,
 }
 
 impl PhaseModel {
-    /// The model that a run begins with, before anything becomes of its adapter.
+    /// The form before the first phase, with the plan's adapter.
     pub fn beginning(plan: &Plan) -> Self {
         Self {
             adapter_since: plan.adapter.as_ref().map(|_| 0),
@@ -37,7 +39,7 @@ impl PhaseModel {
         }
     }
 
-    /// The models of a plan's phases, in order.
+    /// The form of the model in each phase of a plan, in order.
     pub fn of_plan(plan: &Plan) -> Vec<Self> {
         let mut model = Self::beginning(plan);
         let phases = plan.phases.iter().enumerate();
@@ -50,7 +52,7 @@ impl PhaseModel {
         models.collect()
     }
 
-    /// The model of the next phase of a run with an adapter.
+    /// The form in the phase `number` of a run with an adapter, which follows a phase of this form.
     fn followed_by(self, number: usize, adapter: PhaseAdapter) -> Self {
         match adapter {
             PhaseAdapter::Off => Self {
@@ -66,7 +68,7 @@ impl PhaseModel {
         }
     }
 
-    /// What a checkpoint of it has to hold.
+    /// What a checkpoint of this model has to hold.
     pub fn held(self) -> Held {
         match (self.adapter_since, self.is_merged) {
             (None, _) => Held::Weights,
@@ -75,15 +77,15 @@ impl PhaseModel {
         }
     }
 
-    /// Its adapter; none where it has none.
+    /// The adapter of this model; None if it has none.
     pub fn adapter(self, plan: &Plan) -> Option<&AdapterPlan> {
         plan.adapter
             .as_ref()
             .filter(|_| self.adapter_since.is_some())
     }
 
-    /// What it is built from, in a run that begins with a model of `spec`: merging makes weights
-    /// dense.
+    /// The spec of this model in a run that begins with a model of `spec`. Merging makes ternary
+    /// and quantised weights dense.
     pub fn spec(self, spec: &DecoderSpec) -> DecoderSpec {
         if self.is_merged {
             spec.dense()
@@ -92,8 +94,8 @@ impl PhaseModel {
         }
     }
 
-    /// What its adapter's first values are a function of, in a run of `seed`. Each adapter of a run
-    /// begins otherwise; the first as that of a run without phases.
+    /// The seed of the adapter's initial values in a run with seed `seed`. Each adapter of a run
+    /// has its own; the first has that of a run without phases.
     pub fn adapter_seed(self, seed: u64) -> u64 {
         let number = match self.adapter_since {
             None | Some(0) => return seed,

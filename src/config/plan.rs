@@ -37,8 +37,8 @@ pub struct Plan {
     pub adapter: Option<AdapterPlan>,
     /// How long to train.
     pub length: Length,
-    /// The phases of the run in order, at least one. What can differ between phases is read from
-    /// here and not from `config`.
+    /// The phases of the run in order, at least one. Settings that may differ between phases are
+    /// read from here and not from `config`.
     pub phases: Vec<PhasePlan>,
 }
 

@@ -1,7 +1,7 @@
-//! `[lr_scheduler]`: all that the configuration knows of the learning-rate schedules. Adding one is a
-//! variant of [`SchedulerName`], its entry in [`SchedulerName::ALL`] and its name, a variant of
-//! [`Decay`], and an arm of [`SchedulerName::plan`], which says the keys it takes and their defaults.
-//! The curve itself is a file of the module `optimizer::schedule`.
+//! `[lr_scheduler]`: everything that the configuration knows about the learning-rate schedules. A
+//! new schedule needs a variant of [`SchedulerName`], its entry in [`SchedulerName::ALL`] and its
+//! name, a variant of [`Decay`], and an arm of [`SchedulerName::plan`], which lists its keys and
+//! their defaults. The curve itself is a file of the module `optimizer::schedule`.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -94,7 +94,7 @@ pub struct SchedulePlan {
     pub decay: Decay,
     /// Length of the warm-up.
     pub warmup: Warmup,
-    /// Share of the peak at the last step; 0 for the schedules that take none.
+    /// Share of the peak at the last step; 0 for schedules that do not decay to a share.
     pub min_lr_ratio: f64,
 }
 
@@ -112,7 +112,7 @@ pub enum Warmup {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Decay {
-    /// The peak all the way.
+    /// The peak for the whole run.
     Constant,
     /// A straight line.
     Linear,
@@ -134,7 +134,7 @@ pub enum Decay {
     InverseSqrt,
 }
 
-/// The keys that some schedules take and others ignore, and whether one is set.
+/// The keys that some schedules use and others ignore, each with a test for whether it is set.
 const KEYS: [(&str, IsSet); 4] = [
     (MIN_LR_RATIO, |keys| keys.min_lr_ratio.is_some()),
     ("decay_ratio", |keys| keys.decay_ratio.is_some()),
@@ -169,8 +169,8 @@ impl SchedulerName {
         }
     }
 
-    /// The decay and the share of the peak at its end. Sets the keys that the schedule takes to
-    /// their defaults where they are absent, and leaves the others as they are.
+    /// The decay, and the share of the peak at its end. Keys that the schedule uses get their
+    /// defaults if they are absent; the other keys are left unchanged.
     fn plan(self, keys: &mut LrSchedulerConfig) -> (Decay, f64) {
         let mut min_lr_ratio = || *keys.min_lr_ratio.get_or_insert(0.0);
         match self {
@@ -190,7 +190,7 @@ impl SchedulerName {
         }
     }
 
-    /// Whether the schedule takes a key: then its plan gives that key a default.
+    /// Whether the schedule uses a key. If it does, its plan gives the key a default.
     fn takes(self, is_set: IsSet) -> bool {
         let mut keys = LrSchedulerConfig::default();
         self.plan(&mut keys);
@@ -286,10 +286,10 @@ impl Checks<'_> {
         let warmup_ratio = match (warmup, length) {
             (Warmup::Ratio(ratio), _) => *ratio,
             (Warmup::Steps(warmup), Some(Length::Steps(steps))) => *warmup as f64 / steps as f64,
-            // The number of steps is known once the data is counted.
+            // The number of steps is known only after the data has been counted.
             (Warmup::Steps(_), _) => return,
         };
-        // Room for the rounding of a sum such as 0.8 + 0.2.
+        // Tolerates the rounding of a sum such as 0.8 + 0.2.
         if warmup_ratio <= 1.0 && warmup_ratio + decay_ratio > 1.0 + 1e-9 {
             self.refuse(
                 &[
@@ -318,7 +318,7 @@ impl Warmup {
     }
 }
 
-/// As in "linear, cosine or wsd".
+/// Lists the names as in "linear, cosine or wsd".
 fn alternatives(names: Vec<String>) -> String {
     match names.as_slice() {
         [others @ .., last] if !others.is_empty() => format!("{} or {last}", others.join(", ")),

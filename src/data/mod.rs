@@ -7,8 +7,8 @@
 //!
 //! [`Sampler`] draws training batches from them, [`eval_batches`] walks through the validation
 //! stream once, and [`Bigram`] is the model to beat. A batch is a function of the seed and its
-//! number, not of what was drawn before, so there is no reader state to save or to lose. A run
-//! asks [`TrainingData`] for a [`DataView`] in each of its phases, whatever its task.
+//! number, not of earlier batches, so there is no reader state to save or to lose. For every task, a
+//! run asks [`TrainingData`] for a [`DataView`] in each of its phases.
 
 mod batch;
 mod bigram;

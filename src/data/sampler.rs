@@ -67,13 +67,13 @@ impl Sampler {
         Self::mixed(corpus, &weights, sampling, sequence_len, seed)
     }
 
-    /// The same with other weights of the datasets.
+    /// The same sampler with other weights for the datasets.
     ///
     /// # Errors
     /// As [`new`](Self::new).
     ///
     /// # Panics
-    /// As [`new`](Self::new), and if there are not as many weights as datasets.
+    /// As [`new`](Self::new), and if the numbers of weights and datasets differ.
     pub fn mixed(
         corpus: &Corpus,
         weights: &[f64],

@@ -1,9 +1,9 @@
-//! What a run trains and validates on, whatever its task.
+//! The training and validation data of a run, for every task.
 //!
-//! [`TrainingData`] is what has been read and tokenised; a [`DataView`] is an order of it: a mix of
-//! the datasets in sequences of one length, by a seed. Views are cheap, so that every phase of a run
-//! has one of its own. A view gives sequences by number: there is no reader that moves on, and
-//! nothing to save but the number.
+//! [`TrainingData`] has been read and tokenised; a [`DataView`] is one order of it: a mix of the
+//! datasets in sequences of one length, chosen by a seed. Views are cheap, so every phase of a run
+//! has its own. A view returns sequences by number, so there is no reader state, and only the
+//! number has to be saved.
 
 use std::fmt::Debug;
 use std::time::SystemTime;
@@ -14,9 +14,9 @@ use super::{Batch, Chat, ChatTemplate, Corpus, DataError, FileRecord, PairData, 
 use super::{TokenCache, Tokenizer};
 use crate::config::{DataConfig, PhasePlan, Sampling, Task, TokenizerConfig};
 
-/// What has been read, and tokenised: the training part and the validation part of all datasets.
+/// Data that has been read and tokenised: the training and validation splits of all datasets.
 pub trait TrainingData: Debug + Send + Sync {
-    /// What made the token ids.
+    /// The tokenizer that made the token ids.
     fn tokenizer(&self) -> &Tokenizer;
 
     /// Lines for the user.
@@ -25,56 +25,56 @@ pub trait TrainingData: Debug + Send + Sync {
     /// Every file read, the tokenizer's included.
     fn files(&self) -> &[FileRecord];
 
-    /// The chat template that rows are written with, where one is.
+    /// The chat template that rows are rendered with, if any.
     fn chat_template(&self) -> Option<&ChatTemplate> {
         None
     }
 
-    /// The special token that ends a turn, where there are turns.
+    /// The special token that ends a turn, if the data has turns.
     fn turn_end(&self) -> Option<u32> {
         None
     }
 
-    /// Tokens of the training split, each dataset once.
+    /// Tokens of the training split; each dataset counts once.
     fn train_tokens(&self) -> u64;
 
-    /// Tokens of the validation split; none without one.
+    /// Tokens of the validation split; None without one.
     fn val_tokens(&self) -> Option<u64>;
 
-    /// UTF-8 bytes that bits per byte are measured by: of the validation text, or of the trained
-    /// text of the validation rows; 0 for pairs, which are not measured by them.
+    /// UTF-8 bytes for the metric bits per byte: of the validation text, or of the trained text of
+    /// the validation rows; 0 for pairs, which do not have this metric.
     fn val_bytes(&self) -> u64;
 
     /// Bytes of all tokens, in memory or mapped into it.
     fn token_bytes(&self) -> u64;
 
-    /// The data as running text, where it is that.
+    /// The data as running text; None for rows and pairs.
     fn text(&self) -> Option<&Corpus> {
         None
     }
 
-    /// The data in an order.
+    /// A view of the data with the order that `spec` describes.
     ///
     /// # Errors
-    /// Data that cannot be put into sequences of that length.
+    /// Data that does not fit into sequences of the requested length.
     fn view(&self, spec: &ViewSpec) -> Result<Box<dyn DataView>, DataError>;
 }
 
-/// The order of the data: which sequence of a run is which.
+/// An order of the data: maps the numbers of a run's sequences to their content.
 pub trait DataView: Debug + Send + Sync {
     /// Sequences `first..first + count`; a pair of answers is a sequence of two rows.
     fn batch(&self, first: u64, count: usize) -> Batch;
 
-    /// What sequence `number` is made of.
+    /// The segments of sequence `number`.
     fn sequence(&self, number: u64) -> Vec<Segment>;
 
-    /// One pass over the training data.
+    /// The size of one epoch of the training data.
     fn epoch(&self) -> EpochSize;
 
-    /// The validation split once, `count` sequences at a time; none without one.
+    /// Passes over the validation split once, `count` sequences at a time; None without one.
     fn eval_batches(&self, count: usize) -> Option<Box<dyn Iterator<Item = Batch> + '_>>;
 
-    /// Columns of the widest batch there will be.
+    /// The largest number of columns of any batch.
     fn widest(&self) -> usize;
 
     /// Rows of a batch for each sequence.
@@ -82,29 +82,29 @@ pub trait DataView: Debug + Send + Sync {
         1
     }
 
-    /// A line for the user, where there is something to say about the order.
+    /// A line for the user about the order, if there is anything to report.
     fn note(&self) -> Option<String> {
         None
     }
 }
 
-/// What decides the order of the data.
+/// The settings that determine the order of the data.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ViewSpec {
     /// Tokens of a sequence.
     pub sequence_len: usize,
-    /// How often the tokens of each dataset are seen relative to those of the others.
+    /// How often the tokens of each dataset are seen, relative to the other datasets.
     pub weights: Vec<f64>,
     /// How windows of text are drawn.
     pub sampling: Sampling,
     /// Whether several rows share a sequence.
     pub is_packed: bool,
-    /// What the order is a function of.
+    /// The seed of the order.
     pub seed: u64,
 }
 
 impl ViewSpec {
-    /// The view that `data` asks for.
+    /// The view that the settings `data` describe.
     pub fn new(data: &DataConfig, seed: u64) -> Self {
         Self {
             sequence_len: data.sequence_len,
@@ -115,8 +115,8 @@ impl ViewSpec {
         }
     }
 
-    /// The view of a phase, by its number. Each phase begins a new order; that of the first is the
-    /// one of a run without phases.
+    /// The view of phase `number`. Each phase begins a new order; the first phase has the same
+    /// order as a run without phases.
     pub fn of_phase(phase: &PhasePlan, number: usize, seed: u64) -> Self {
         if number == 0 {
             return Self::new(&phase.data, seed);
@@ -130,38 +130,38 @@ impl ViewSpec {
     }
 }
 
-/// One pass over the training data, weights of datasets included.
+/// The size of one pass over the training data, with the weights of the datasets.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct EpochSize {
-    /// Sequences.
+    /// Number of sequences.
     pub sequences: u64,
-    /// Trained tokens in them.
+    /// Number of trained tokens in these sequences.
     pub targets: u64,
 }
 
-/// A part of a sequence that attends to itself alone: a window of text, or a row.
+/// A part of a sequence that attends only to itself: a window of text, or a row.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Segment {
-    /// Where a row comes from; none for a window.
+    /// The file and line of a row; None for a window.
     pub place: Option<Place>,
-    /// Its tokens: inputs, and the last target.
+    /// The tokens: inputs, and the last target.
     pub tokens: Vec<u32>,
-    /// Which of them are trained. The first is given and never is.
+    /// Whether each token is trained. The first is only an input and never trained.
     pub trained: Vec<bool>,
 }
 
 impl Segment {
-    /// Trained tokens.
+    /// Number of trained tokens.
     pub fn targets(&self) -> usize {
         self.trained.iter().filter(|&&trained| trained).count()
     }
 }
 
-/// Reads and tokenises the data of a task. `time` is the time that chat templates may write: that
-/// at which the run was started.
+/// Reads and tokenises the data of a task. `time` is the current time for chat templates: the start
+/// time of the run.
 ///
 /// # Errors
-/// Whatever is wrong with the data.
+/// Any error in the data.
 pub fn load_training_data(
     task: Task,
     data: &DataConfig,
@@ -169,7 +169,7 @@ pub fn load_training_data(
     cache: &TokenCache,
     time: SystemTime,
 ) -> Result<Box<dyn TrainingData>, DataError> {
-    // A clock that stands before 1970 by more than the format allows is as good as none.
+    // A clock far before 1970 cannot be represented, and 1970 serves as well.
     let time = Timestamp::try_from(time).unwrap_or(Timestamp::UNIX_EPOCH);
     Ok(match task {
         Task::Pretrain => Box::new(Corpus::load(data, tokenizer, cache)?),
@@ -179,17 +179,18 @@ pub fn load_training_data(
 }
 
 impl dyn TrainingData + '_ {
-    /// The token that ends what the model writes: the end of a turn where there are turns, else the
-    /// end of a document.
+    /// The token that ends the model's output: the end of a turn if the data has turns, otherwise
+    /// the end of a document.
     pub fn end_token(&self) -> Option<u32> {
         let eos = || self.tokenizer().eos().map(|eos| eos.id);
         self.turn_end().or_else(eos)
     }
 
-    /// A prompt as the model has learned to be asked: by the chat template, where there is one.
+    /// Renders a prompt with the chat template if there is one, so that it looks like the training
+    /// data.
     ///
     /// # Errors
-    /// A template that does not take it.
+    /// The template cannot render the prompt.
     pub fn prompt(&self, prompt: &str) -> Result<String, DataError> {
         let Some(template) = self.chat_template() else {
             return Ok(prompt.to_string());

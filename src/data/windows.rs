@@ -1,4 +1,4 @@
-//! Running text as training data: windows of it, in an order.
+//! Running text as training data, cut into windows in a defined order.
 
 use super::{
     Batch, Corpus, DataError, DataView, EpochSize, FileRecord, Sampler, Segment, TokenStream,
@@ -54,7 +54,7 @@ impl TrainingData for Corpus {
     }
 }
 
-/// Windows of one length.
+/// Windows of one length in a defined order.
 #[derive(Debug)]
 struct WindowView {
     sampler: Sampler,

@@ -51,8 +51,8 @@ pub enum DeltaError {
         /// What is malformed.
         source: safetensors::SafeTensorError,
     },
-    /// While a difference was being written, one of the states it is made from could not be read, or
-    /// was not what it is known to be. Every other error of a write is about the new file.
+    /// While a difference was being written, its source or its parent could not be read, or was not
+    /// the expected one. Every other error of a write is about the new file.
     #[error(transparent)]
     Source(Box<DeltaError>),
 }

@@ -93,8 +93,9 @@ struct CodedChunk {
 /// copies of a matrix.
 ///
 /// # Errors
-/// [`DeltaError::Source`] for a source that cannot be read and a parent that is not what it is known to be; any other
-/// error is about the new file. The file is incomplete then; who calls sees to it that no one takes it for complete.
+/// [`DeltaError::Source`] for a source that cannot be read and for a parent that is not the
+/// expected one; any other error is about the new file. After an error the file is incomplete, and
+/// the caller has to make sure that it is not used.
 pub fn write(
     path: &Path,
     parent: Option<&Parent>,

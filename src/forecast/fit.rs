@@ -41,7 +41,7 @@ pub fn available_bytes() -> Option<u64> {
     Some(memory_limit_bytes()? + resident_memory_bytes()?)
 }
 
-/// Whether the forecast of the phase that needs the most stays below `available` bytes.
+/// Whether the forecast of the phase that needs the most memory stays below `available` bytes.
 ///
 /// # Errors
 /// [`Shortage`], in the inner result, with the smallest change that makes it fit.
@@ -86,7 +86,7 @@ fn worst_phase(
             worst = Some(forecast);
         }
     }
-    // A plan is made with a phase, and a timeline without one has been refused.
+    // Every plan has a phase: a timeline without phases has already been refused.
     Ok(worst.expect("a plan has a phase"))
 }
 
@@ -132,7 +132,7 @@ fn checkpointed(plan: &Plan) -> Plan {
     plan
 }
 
-/// The same sequences per step in two, three, ... times as many micro-batches.
+/// The same number of sequences per step, in two, three, ... times as many micro-batches.
 fn smaller_batches(plan: &Plan) -> Vec<(String, Plan)> {
     let sizes = plan.phases.iter().map(|phase| phase.micro_batch_size);
     let divides_all = |n: &usize| sizes.clone().all(|size| size.is_multiple_of(*n));

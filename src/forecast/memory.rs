@@ -112,7 +112,7 @@ fn sum(terms: &[Term]) -> u64 {
 pub(super) struct Counts {
     pub(super) parameters: u64,
     pub(super) trainable: u64,
-    /// Numbers of the model that are copied to be saved.
+    /// Number of model values that are copied for a save.
     pub(super) copied: u64,
     /// Bytes.
     pub(super) optimizer_state: u64,
@@ -125,7 +125,7 @@ struct Sizes {
     /// Bytes of a second model, which takes no part in training.
     reference: u64,
     trainable: u64,
-    /// Numbers of the model that are copied to be saved.
+    /// Number of model values that are copied for a save.
     copied: u64,
     /// Whether the output head has a gradient.
     trains_head: bool,
@@ -470,10 +470,9 @@ fn weights(of: OfPhase, spec: &DecoderSpec, counts: Counts) -> Term {
     }
 }
 
-/// Bytes of the model that answers are held against (task = "dpo"), beyond those that it shares with the
-/// model that is trained: in f32 the base model of an adapter, but for what is trained whole, as long as
-/// it is the one that the adapter is beside. In half precision it is rounded once, and the rounded model
-/// stays.
+/// Bytes of the reference model (task = "dpo") that it does not share with the trained model. In f32
+/// the two share the weights that are not trained, if the trained model is the base model with an
+/// adapter. In half precision the reference is rounded once, and the rounded copy is kept.
 fn reference(
     of: OfPhase,
     spec: &DecoderSpec,

@@ -44,22 +44,22 @@ pub struct Conditions {
     pub process_bytes: u64,
 }
 
-/// A phase, and what of its plan its memory depends on.
+/// A phase, and the parts of its plan that its memory depends on.
 #[derive(Clone, Copy)]
 struct OfPhase<'a> {
     config: &'a Config,
     phase: &'a PhasePlan,
-    /// Of its model.
+    /// The adapter of its model.
     adapter: Option<&'a AdapterPlan>,
     /// What a checkpoint has to hold of its model.
     held: Held,
-    /// Whether a reference for pairs of answers is the base model that is in memory already. A phase
-    /// that does not begin the run reads it anew where modules beside the adapter are trained whole.
+    /// Whether the reference of a preference loss is the base model that is already in memory. A
+    /// later phase loads the base model again if modules beside the adapter are trained in full.
     shares_base: bool,
 }
 
-/// The model of a phase, of a run that begins with one of `spec`, whose shapes are right and whose
-/// weights are not drawn: counting them costs nothing.
+/// The model of a phase in a run that begins with a model of `spec`. Its shapes are correct, but
+/// its weights are not initialised, so that counting parameters costs nothing.
 ///
 /// # Errors
 /// [`ModelError::Spec`] for a shape no decoder can have.
@@ -76,8 +76,8 @@ pub(crate) fn outline(
 }
 
 impl Forecast {
-    /// The forecast for a phase of a plan, whose dtype is resolved, and its model, in a run that
-    /// begins with a model of `spec`.
+    /// The forecast for a phase of a plan and its model, in a run that begins with a model of
+    /// `spec`. The phase's dtype has to be resolved.
     ///
     /// # Errors
     /// [`ModelError::Spec`] for a shape no decoder can have.

@@ -1,9 +1,9 @@
-//! The gradient of one optimizer step, between the backward pass and the update: sum, scale,
-//! measure, clip, and what a [`Pipeline`] of stages does to it.
+//! The gradient of one optimizer step, between the backward pass and the update. Gradients are
+//! summed, scaled, measured, clipped, and passed through the stages of a [`Pipeline`].
 //!
-//! A [`Gradient`] is keyed by parameter path and keeps the order of the model's modules, in this
-//! process and in every other one. burn keys gradients by random ids; those are left behind when a
-//! backward pass is over.
+//! A [`Gradient`] is keyed by parameter path and keeps the order of the model's modules, which is
+//! the same in every process. burn keys gradients by random ids; these are dropped after the
+//! backward pass.
 
 mod loss_scale;
 mod order;
@@ -24,11 +24,11 @@ use crate::model::{Tensors, VisitParameters, visit_parameters};
 #[derive(Debug, Default, Clone)]
 pub struct Gradient {
     order: Arc<ParameterOrder>,
-    /// By the place of the parameter in `order`.
+    /// The tensors, by the position of the parameter in `order`.
     tensors: Vec<Option<GradientTensor>>,
 }
 
-/// The gradient of one parameter, of any rank that parameters have.
+/// The gradient of one parameter, of rank 1 or 2.
 #[derive(Debug, Clone)]
 enum GradientTensor {
     Vector(Tensor<1>),
@@ -36,7 +36,7 @@ enum GradientTensor {
 }
 
 impl GradientTensor {
-    /// Parameters are vectors and matrices.
+    /// Parameters are vectors and matrices, so other ranks cannot occur.
     fn new<const D: usize>(tensor: Tensor<D>) -> Self {
         match D {
             1 => Self::Vector(Tensor::from_bridge(tensor.into_bridge())),
@@ -122,8 +122,8 @@ impl Gradient {
         }
     }
 
-    /// The gradients of `module`'s parameters out of a finished backward pass. `module` is the
-    /// model that `order` is of, or a part of it.
+    /// Takes the gradients of `module`'s parameters from a finished backward pass. `module` is the
+    /// model that `order` describes, or a part of that model.
     pub(crate) fn from_grads(
         grads: Gradients,
         module: &impl Module,
@@ -153,7 +153,7 @@ impl Gradient {
         collect.gradient
     }
 
-    /// The parameters of the model, whether they have a gradient or not.
+    /// All parameters of the model, with or without a gradient.
     pub fn order(&self) -> &Arc<ParameterOrder> {
         &self.order
     }
@@ -165,14 +165,14 @@ impl Gradient {
             .filter_map(|(parameter, tensor)| tensor.as_ref().map(|_| parameter.path.as_str()))
     }
 
-    /// The gradient of the parameter at a path; none if the loss does not depend on it, or if the
-    /// parameter has another rank.
+    /// The gradient of the parameter at a path; None if the loss does not depend on the parameter,
+    /// or if its rank is not `D`.
     pub fn get<const D: usize>(&self, path: &str) -> Option<Tensor<D>> {
         let place = self.order.place_of(path)?;
         self.tensors.get(place)?.clone()?.into_rank()
     }
 
-    /// Takes the gradient of the parameter at a path out.
+    /// Removes and returns the gradient of the parameter at a path.
     pub(crate) fn take<const D: usize>(&mut self, path: &str) -> Option<Tensor<D>> {
         let place = self.order.place_of(path)?;
         self.tensors.get_mut(place)?.take()?.into_rank()
@@ -187,12 +187,12 @@ impl Gradient {
         present.collect()
     }
 
-    /// Shows the numbers of every tensor to `change`, one tensor after another in order, with the
-    /// tensor's path and dimensions. They are f32, on the host; what `change` leaves in them is the
-    /// gradient from then on. On the CPU nothing is copied where nothing else holds the tensor.
+    /// Calls `change` for every tensor in order, with the tensor's name and dimensions and its
+    /// values in f32 on the host. The values that `change` leaves become the gradient. On the CPU
+    /// nothing is copied if no one else holds the tensor.
     ///
     /// # Errors
-    /// The first error of `change`; what has not been shown by then stays as it was.
+    /// The first error of `change`. Tensors after it are left unchanged.
     pub fn try_update<E>(
         &mut self,
         mut change: impl FnMut(&NamedParameter, &mut [f32]) -> Result<(), E>,
@@ -215,7 +215,7 @@ impl Gradient {
         Ok(())
     }
 
-    /// As [`try_update`](Self::try_update), for a change that cannot fail.
+    /// The same as [`try_update`](Self::try_update), for a change that cannot fail.
     pub fn update(&mut self, mut change: impl FnMut(&NamedParameter, &mut [f32])) {
         let changed: Result<(), std::convert::Infallible> = self.try_update(|parameter, values| {
             change(parameter, values);
@@ -232,7 +232,7 @@ impl Gradient {
     /// Adds the gradient of another micro-batch or shard.
     ///
     /// # Panics
-    /// If the two are of models with other parameters.
+    /// If the two gradients belong to models with different parameters.
     #[expect(
         clippy::should_implement_trait,
         reason = "`a + b` would hide a pass over memory"

@@ -1,4 +1,4 @@
-//! The order that a model's parameters have.
+//! The order of a model's parameters.
 
 use std::collections::HashMap;
 
@@ -8,8 +8,8 @@ use burn::tensor::Tensor;
 use crate::model::{VisitParameters, visit_parameters};
 
 /// The float parameters of a model: their paths and dimensions, in the order in which the modules
-/// declare them. Everything that goes through a gradient keeps to this order, so that sums of
-/// floating-point numbers do not depend on names, threads or ranks.
+/// declare them. All operations on a gradient use this order, so that floating-point sums do not
+/// depend on names, threads or ranks.
 #[derive(Debug, Default)]
 pub struct ParameterOrder {
     parameters: Vec<NamedParameter>,
@@ -20,9 +20,9 @@ pub struct ParameterOrder {
 /// A parameter's name and shape.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NamedParameter {
-    /// Where the parameter is in the model, as `layers.0.mlp.up_proj.weight`.
+    /// The place of the parameter in the model, such as `layers.0.mlp.up_proj.weight`.
     pub path: String,
-    /// Its dimensions, `[in, out]` for the weight of a linear layer.
+    /// Dimensions of the parameter, `[in, out]` for the weight of a linear layer.
     pub dims: Vec<usize>,
 }
 
@@ -39,12 +39,12 @@ impl ParameterOrder {
         &self.parameters
     }
 
-    /// The place of a parameter that burn knows by this id.
+    /// The position of the parameter that has this id in burn.
     pub(super) fn place_of_id(&self, id: ParamId) -> Option<usize> {
         self.by_id.get(&id).copied()
     }
 
-    /// The place of the parameter at a path.
+    /// The position of the parameter at a path.
     pub(super) fn place_of(&self, path: &str) -> Option<usize> {
         self.by_path.get(path).copied()
     }

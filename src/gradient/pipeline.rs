@@ -1,38 +1,38 @@
-//! What happens to a gradient between the backward pass and the update.
+//! Stages that process the gradient between the backward pass and the update.
 //!
-//! A [`Pipeline`] is a list of stages, empty by default. Each [`Stage`] is given the gradient of
-//! this rank and may change it; what leaves the last one is summed over the ranks. A stage that
-//! keeps something from step to step, such as the residual of error feedback, gives it to the
-//! checkpoint as [`ExtraState`] under a name of its own.
+//! A [`Pipeline`] is a list of stages, empty by default. Each [`Stage`] receives the gradient of
+//! this rank and may change it; the output of the last stage is summed over the ranks. A stage that
+//! keeps something from step to step, such as the residual of error feedback, saves it in the
+//! checkpoint as [`ExtraState`] under its own name.
 
 use super::Gradient;
 use crate::collective::{Collective, CollectiveError};
 use crate::extra::{ExtraState, Extras, is_owner};
 
-/// Something done to the gradient of every step.
+/// An operation on the gradient of every step.
 pub trait Stage: Send {
-    /// The name that the stage's state is saved under, of lower-case letters, digits, `-` and `_`.
+    /// The name under which the stage's state is saved: lower-case letters, digits, `-` and `_`.
     fn owner(&self) -> &str;
 
     /// Changes the gradient of a step. Called on every rank, for the same steps in the same order.
     ///
     /// # Errors
-    /// Whatever makes it pointless to go on.
+    /// Any failure after which the run cannot go on.
     fn apply(
         &mut self,
         gradient: Gradient,
         context: &StepContext,
     ) -> Result<Gradient, PipelineError>;
 
-    /// What has to be saved to go on exactly; empty for a stage without memory.
+    /// The state that the stage needs to continue exactly; empty for a stage without memory.
     fn state(&self) -> ExtraState {
         ExtraState::default()
     }
 
-    /// Puts back what [`state`](Self::state) gave.
+    /// Restores what [`state`](Self::state) returned.
     ///
     /// # Errors
-    /// [`PipelineError::State`] for a state that is not this stage's.
+    /// [`PipelineError::State`] for a state that does not belong to this stage.
     fn load(&mut self, state: ExtraState) -> Result<(), PipelineError> {
         if state == ExtraState::default() {
             return Ok(());
@@ -44,21 +44,21 @@ pub trait Stage: Send {
     }
 }
 
-/// What a stage may know of the step.
+/// The step that a stage is called in.
 #[derive(Clone, Copy)]
 pub struct StepContext<'a> {
     /// Optimizer steps completed before this one.
     pub step: u64,
     /// The seed of the run.
     pub seed: u64,
-    /// The other ranks.
+    /// The connection to the other ranks.
     pub collective: &'a dyn Collective,
 }
 
-/// A gradient that could not be passed on.
+/// Why the gradient could not be processed.
 #[derive(Debug, thiserror::Error)]
 pub enum PipelineError {
-    /// The ranks could not meet.
+    /// An exchange between ranks failed.
     #[error(transparent)]
     Collective(#[from] CollectiveError),
     /// A stage failed.
@@ -79,7 +79,7 @@ pub enum PipelineError {
     },
 }
 
-/// The stages between backward and update.
+/// The stages between backward pass and update.
 #[derive(Default)]
 pub struct Pipeline {
     stages: Vec<Box<dyn Stage>>,
@@ -89,8 +89,8 @@ impl Pipeline {
     /// A pipeline of these stages, in this order.
     ///
     /// # Errors
-    /// [`PipelineError::Stage`] for an owner's name that a checkpoint cannot have, and for two stages
-    /// with the same owner: their states could not be told apart.
+    /// [`PipelineError::Stage`] for an owner's name that is not valid in a checkpoint, and for two
+    /// stages with the same owner, whose states could not be told apart.
     pub fn new(stages: Vec<Box<dyn Stage>>) -> Result<Self, PipelineError> {
         for (place, stage) in stages.iter().enumerate() {
             if !is_owner(stage.owner()) {
@@ -111,7 +111,7 @@ impl Pipeline {
         Ok(Self { stages })
     }
 
-    /// Whether a gradient comes out as it goes in.
+    /// Whether the pipeline leaves every gradient unchanged.
     pub fn is_identity(&self, collective: &dyn Collective) -> bool {
         self.stages.is_empty() && collective.ranks() == 1
     }
@@ -137,7 +137,7 @@ impl Pipeline {
         Ok(gradient)
     }
 
-    /// What the stages have to save, by owner; a stage that keeps nothing is there with nothing.
+    /// The saved state of the stages, by owner. A stage that keeps nothing has an empty entry.
     pub fn state(&self) -> Extras {
         let stages = self.stages.iter();
         stages
@@ -145,9 +145,9 @@ impl Pipeline {
             .collect()
     }
 
-    /// Puts back what [`state`](Self::state) gave. Takes the states of its stages out of `extras`;
-    /// what is left belongs to somebody else. Returns the owners that have nothing in `extras`:
-    /// their stages begin anew.
+    /// Restores what [`state`](Self::state) returned. Removes the states of this pipeline's stages
+    /// from `extras` and leaves those of other owners. Returns the owners without a state in
+    /// `extras`: their stages begin from an empty state.
     ///
     /// # Errors
     /// [`PipelineError::State`]

@@ -15,9 +15,10 @@ use crate::config::{AdapterPlan, LoraShape, PackedLayout, PathSelector, Ternary}
 /// Which parameters of a decoder are trained.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Trained {
-    /// None where all are; otherwise those of adapters, and of the modules with these paths.
+    /// None if all parameters are trained. Otherwise only those of adapters and of the modules with
+    /// these paths are trained.
     adapters: Option<Vec<String>>,
-    /// Of them, these stay as they are.
+    /// Selectors of parameters that a phase freezes, whatever `adapters` says.
     frozen: Vec<PathSelector>,
 }
 
@@ -109,8 +110,9 @@ impl Decoder {
         self.visit_where(|path| self.trained.contains(path), visitor);
     }
 
-    /// Shows the parameters that a checkpoint holds to `visitor`: all of them, or those that are
-    /// not the base model's beside adapters. What a phase of the run freezes is among them.
+    /// Shows `visitor` the parameters that a checkpoint holds: all of them, or, for a model with
+    /// adapters, those that the base model does not have. They include the parameters that a phase
+    /// freezes.
     pub(crate) fn visit_saved(&self, visitor: &mut impl VisitParameters) {
         self.visit_where(|path| self.trained.is_saved(path), visitor);
     }
@@ -146,7 +148,7 @@ impl Decoder {
         count.0
     }
 
-    /// How many numbers a checkpoint holds.
+    /// The number of values in a checkpoint of this model.
     pub(crate) fn saved_params(&self) -> usize {
         let mut count = Count(0);
         self.visit_saved(&mut count);
@@ -178,12 +180,12 @@ impl Decoder {
             || self.trained.contains("embed_positions.weight")
     }
 
-    /// The same decoder in which the parameters that `selectors` name stay as they are, and all
-    /// others are trained that were trained without selectors. On an autodiff device nothing below
-    /// the first trained parameter has a backward pass.
+    /// The same decoder with the parameters that `selectors` name frozen. All other parameters are
+    /// trained as they would be without selectors. On an autodiff device nothing below the first
+    /// trained parameter has a backward pass.
     ///
     /// # Errors
-    /// [`ModelError::NoParameter`] for a selector that names nothing.
+    /// [`ModelError::NoParameter`] for a selector that matches no parameter.
     pub fn with_frozen(mut self, selectors: &[PathSelector]) -> Result<Self, ModelError> {
         if self.trained.frozen == selectors {
             return Ok(self);
@@ -196,7 +198,8 @@ impl Decoder {
                 });
             }
         }
-        // Freezing a parameter that is still to be drawn would freeze it in every clone.
+        // If a parameter without a value yet were frozen here, it would be frozen in every clone
+        // too.
         if self.lazy_device().is_autodiff() {
             visit_parameters(&self, &mut Draw);
         }
@@ -267,7 +270,7 @@ impl Decoder {
     }
 }
 
-/// Counts numbers.
+/// Counts the values of parameters.
 struct Count(usize);
 
 impl VisitParameters for Count {
@@ -276,7 +279,7 @@ impl VisitParameters for Count {
     }
 }
 
-/// The paths of all parameters.
+/// Collects the paths of all parameters.
 struct ParameterPaths(Vec<String>);
 
 impl ParameterPaths {

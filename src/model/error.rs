@@ -128,7 +128,7 @@ pub enum ModelError {
         /// The layer's path.
         path: String,
     },
-    /// A selector that names none of the model's parameters.
+    /// A selector matches none of the model's parameters.
     #[error("this model has no parameter `{selector}`")]
     NoParameter {
         /// The selector.

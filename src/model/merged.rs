@@ -1,4 +1,4 @@
-//! A decoder without its adapters that computes the same.
+//! Merges the adapters of a decoder into its weights.
 
 use burn::module::Param;
 use burn::tensor::Tensor;
@@ -9,8 +9,8 @@ use super::linear::Linear;
 use super::parameters::{MapParameters, map_parameters};
 
 impl Decoder {
-    /// The decoder of dense weights that computes what this one and its adapters do, but for
-    /// rounding. Layers without an adapter stay as they are, unless they are packed. The merged
+    /// A decoder with dense weights that computes the same as this one with its adapters, up to
+    /// rounding. Layers without an adapter are unchanged, unless they are packed. The merged
     /// weights are off the autodiff device.
     pub fn merged(mut self) -> Self {
         let shape = &self.spec().shape;
@@ -24,8 +24,8 @@ impl Decoder {
         self
     }
 
-    /// As [`merged`](Self::merged), with all parameters on the autodiff device, to be trained: what
-    /// was frozen is not any more.
+    /// As [`merged`](Self::merged), for training: all parameters are on the autodiff device, and
+    /// none is frozen.
     pub(crate) fn merged_to_train(self) -> Self {
         struct Track;
         impl MapParameters for Track {

@@ -70,9 +70,9 @@ impl Backward {
 /// How a shard's forward and backward pass is computed.
 #[derive(Debug, Clone)]
 pub struct ShardPass {
-    /// Dtype, checkpointing and the like.
+    /// Dtype, gradient checkpointing and integer products.
     pub precision: Precision,
-    /// The shard's gradient is that of the summed loss times this: the loss scale divided by the
+    /// Factor of the summed loss whose gradient the shard computes: the loss scale divided by the
     /// weight of the step.
     pub scale: f64,
     /// The model's parameters, for [`Gradient::empty`].
@@ -80,7 +80,7 @@ pub struct ShardPass {
     pub(super) dropout: Option<Dropout>,
 }
 
-/// The weight of a step: what the summed loss of its batches is divided by.
+/// The weight of a step, by which the summed loss of its batches is divided.
 pub fn weight_of(objective: &dyn Objective, batches: &[Batch]) -> f64 {
     batches.iter().map(|batch| objective.weight(batch)).sum()
 }
@@ -122,13 +122,13 @@ pub fn backward(model: &Decoder, batches: &[Batch]) -> Result<Backward, ModelErr
     backward_with(model, batches, &CrossEntropy, Precision::default())
 }
 
-/// The same for any objective and precision.
+/// The same as [`backward`] for any objective and precision.
 ///
 /// # Errors
-/// Whatever the model finds wrong with a batch.
+/// Any error of the model about a batch.
 ///
 /// # Panics
-/// If a batch has rows that belong together and not all of them.
+/// If a batch holds only some of the rows that belong together.
 pub fn backward_with(
     model: &Decoder,
     batches: &[Batch],
@@ -139,8 +139,8 @@ pub fn backward_with(
     backward_part(model, batches, objective, (precision, weight))
 }
 
-/// The same where these batches are a part of a step, those of one rank. `weight` is the weight of
-/// the whole step: the gradients of its parts add up to that of the mean.
+/// The same as [`backward_with`] for the part of a step that one rank computes. `weight` is the
+/// weight of the whole step, so that the gradients of all parts add up to that of the mean.
 ///
 /// # Errors
 /// As [`backward_with`].
@@ -183,7 +183,7 @@ pub fn backward_part(
                     order: order.clone(),
                     dropout,
                 };
-                // Leaves of its own: shards of one graph would wait for each other.
+                // Each shard has leaves of its own: shards of one graph would wait for each other.
                 let model = compute.clone().cast(precision.dtype);
                 let (sums, gradient) = objective.shard(&model, &batch.rows(rows), &pass)?;
                 Ok((sums, gradient.cast(FloatDType::F32)))

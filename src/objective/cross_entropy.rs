@@ -8,14 +8,14 @@ use crate::data::Batch;
 use crate::gradient::Gradient;
 use crate::model::{Decoder, ModelError};
 
-/// Mean nats per trained token: pretraining and supervised fine-tuning.
+/// Mean nats per trained token, the objective of pretraining and supervised fine-tuning.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct CrossEntropy;
 
 static EVALUATION: [MetricSpec; 1] = [MetricSpec::lower("bits_per_byte", "bits per byte")];
 
 impl CrossEntropy {
-    /// What it measures.
+    /// The names and units of the numbers that the objective measures.
     pub const SPEC: ObjectiveSpec = ObjectiveSpec {
         name: Cow::Borrowed("cross-entropy"),
         loss_unit: Cow::Borrowed("nats per token"),
@@ -53,7 +53,7 @@ impl Objective for CrossEntropy {
         Metrics::default()
     }
 
-    /// Bits per UTF-8 byte of the text: comparable between tokenizers.
+    /// Bits per UTF-8 byte of the text, which can be compared between tokenizers.
     fn evaluation_metrics(&self, sums: &Sums, _weight: f64, bytes: u64) -> Metrics {
         let bits_per_byte = sums.loss / std::f64::consts::LN_2 / bytes as f64;
         Metrics::of(&EVALUATION, [bits_per_byte])

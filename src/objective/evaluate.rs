@@ -1,4 +1,4 @@
-//! Computes the mean loss, and the objective's other numbers, over a whole validation split.
+//! Computes the mean loss and the other metrics of an objective over a whole validation split.
 
 use rayon::prelude::*;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -8,7 +8,7 @@ use crate::data::{Batch, TokenStream, eval_batches};
 use crate::device::lanes;
 use crate::model::{Decoder, ModelError};
 
-/// What an evaluation found.
+/// The result of an evaluation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
     /// The mean loss, in the objective's unit.
@@ -17,12 +17,12 @@ pub struct Evaluation {
     /// Trained tokens that were predicted.
     #[serde(skip)]
     pub tokens: u64,
-    /// What else the objective measures.
+    /// The other metrics of the objective.
     #[serde(flatten)]
     pub metrics: Metrics,
 }
 
-/// JSON has no NaN: what is not finite is written as null.
+/// Reads null as NaN: JSON has no NaN, so a number that is not finite is written as null.
 fn nan_if_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     Option::deserialize(deserializer).map(|number| number.unwrap_or(f64::NAN))
 }
@@ -31,7 +31,7 @@ fn nan_if_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Err
 /// bytes of text.
 ///
 /// # Errors
-/// Whatever the model finds wrong with a batch, such as a sequence that is longer than its learned
+/// Any error of the model about a batch, such as a sequence that is longer than its learned
 /// positions.
 pub fn evaluate(
     model: &Decoder,
@@ -44,8 +44,8 @@ pub fn evaluate(
     let (mut weight, mut tokens) = (0.0, 0.0);
     let mut batches = batches.peekable();
     while batches.peek().is_some() {
-        // As many batches at a time as the device takes; added up in order, so that the sum does
-        // not depend on timing.
+        // Evaluates as many batches at a time as the device can take. The sums are added in order,
+        // so that the result does not depend on timing.
         let group: Vec<Batch> = batches.by_ref().take(lanes).collect();
         let found: Vec<Sums> = group
             .par_iter()
@@ -65,12 +65,12 @@ pub fn evaluate(
     })
 }
 
-/// Evaluates `model` (on a plain device) on `stream`, which stands for `bytes` UTF-8 bytes of text,
-/// by cross-entropy: in chunks of `sequence_len` + 1 tokens overlapping by one, `rows` chunks at a
-/// time, so that every token but the first is predicted once.
+/// Evaluates `model` (on a plain device) on `stream` by cross-entropy. `bytes` is the length of the
+/// stream's text in UTF-8. The stream is cut into chunks of `sequence_len` + 1 tokens that overlap
+/// by one, so that every token but the first is predicted once; `rows` chunks form a batch.
 ///
 /// # Errors
-/// A sequence length that the model has no positions for.
+/// A sequence length that exceeds the model's learned positions.
 pub fn evaluate_text(
     model: &Decoder,
     stream: &TokenStream,

@@ -1,7 +1,7 @@
-//! Named numbers: what an objective measures besides its loss.
+//! Named metrics that an objective measures in addition to its loss.
 //!
-//! Whoever shows or records them (the metrics files, the report, TensorBoard, the terminal) goes by
-//! the [`MetricSpec`]s that the objective announces and knows none of them by name.
+//! The metrics files, the report, TensorBoard and the terminal read the [`MetricSpec`]s that the
+//! objective announces. They know no metric by name.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -10,30 +10,30 @@ use serde::de::{MapAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// What a number is.
+/// The description of a metric.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MetricSpec {
-    /// Its name, as a column of metrics.csv. Numbers of an evaluation that are also measured in
-    /// training begin with `val_`.
+    /// The name of the metric, which is also its column in metrics.csv. A metric of an evaluation
+    /// that is also measured in training begins with `val_`.
     pub name: Cow<'static, str>,
-    /// What it counts, in words: "bits per byte".
+    /// The unit in words: "bits per byte".
     pub unit: Cow<'static, str>,
     /// Which values are better.
     pub better: Better,
 }
 
-/// Which values of a number are better.
+/// Whether lower or higher values of a metric are better.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Better {
-    /// The lower.
+    /// Lower values are better.
     Lower,
-    /// The higher.
+    /// Higher values are better.
     Higher,
 }
 
 impl MetricSpec {
-    /// A number that is better when it is lower.
+    /// A metric for which lower values are better.
     pub const fn lower(name: &'static str, unit: &'static str) -> Self {
         Self {
             name: Cow::Borrowed(name),
@@ -42,7 +42,7 @@ impl MetricSpec {
         }
     }
 
-    /// A number that is better when it is higher.
+    /// A metric for which higher values are better.
     pub const fn higher(name: &'static str, unit: &'static str) -> Self {
         Self {
             name: Cow::Borrowed(name),
@@ -51,7 +51,7 @@ impl MetricSpec {
         }
     }
 
-    /// The number in words: "0.875 bits per byte", "reward accuracy 0.875".
+    /// A value of the metric in words: "0.875 bits per byte", "reward accuracy 0.875".
     pub fn phrase(&self, value: f64) -> String {
         let title = self.title();
         if title == self.unit {
@@ -67,31 +67,31 @@ impl MetricSpec {
     }
 }
 
-/// What an objective measures: announced once, before the first step.
+/// The metrics of an objective, announced once before the first step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ObjectiveSpec {
     /// The name of the objective.
     pub name: Cow<'static, str>,
-    /// What the loss counts: "nats per token".
+    /// The unit of the loss: "nats per token".
     pub loss_unit: Cow<'static, str>,
-    /// The numbers of every optimizer step.
+    /// The metrics of every optimizer step.
     pub step: Cow<'static, [MetricSpec]>,
-    /// The numbers of every evaluation.
+    /// The metrics of every evaluation.
     pub evaluation: Cow<'static, [MetricSpec]>,
 }
 
-/// Numbers by name, in the order in which they were measured.
+/// Metric values by name, in the order in which they were measured.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Metrics(Vec<(Cow<'static, str>, f64)>);
 
 impl Metrics {
-    /// The values of some specs, in order.
+    /// Pairs the names of `specs` with `values`, in order.
     pub fn of(specs: &[MetricSpec], values: impl IntoIterator<Item = f64>) -> Self {
         let names = specs.iter().map(|spec| spec.name.clone());
         Self(names.zip(values).collect())
     }
 
-    /// The value of a name.
+    /// The value of the metric `name`.
     pub fn get(&self, name: &str) -> Option<f64> {
         let found = self.0.iter().find(|(other, _)| other == name);
         found.map(|(_, value)| *value)

@@ -1,8 +1,8 @@
-//! What training minimises.
+//! The objectives that training minimises.
 //!
-//! An [`Objective`] turns a batch into a loss, its gradient and named numbers. [`CrossEntropy`] is
-//! that of language models, [`Preference`] that of pairs of answers. All of them share one loop over
-//! the shards of a batch ([`backward_with`]) and one evaluation loop ([`evaluate`]).
+//! An [`Objective`] turns a batch into a loss, its gradient and metrics. [`CrossEntropy`] is the
+//! objective of language models, [`Preference`] that of pairs of answers. Both use the same loop
+//! over the shards of a batch ([`backward_with`]) and the same evaluation loop ([`evaluate`]).
 
 mod backward;
 mod cross_entropy;
@@ -23,26 +23,28 @@ use crate::data::Batch;
 use crate::gradient::Gradient;
 use crate::model::{Decoder, ModelError};
 
-/// What training minimises: the sum of the losses of a step's parts, divided by the sum of their
-/// weights.
+/// A function that training minimises: the sum of the losses of a step's batches, divided by the
+/// sum of their weights.
 pub trait Objective: Send + Sync {
-    /// What the objective measures.
+    /// The names and units of what the objective measures.
     fn spec(&self) -> ObjectiveSpec;
 
-    /// The weight of a batch: what the summed loss is divided by, over all batches of a step. It
-    /// follows from the batch alone, so that it is known before the backward pass.
+    /// The weight of a batch. The summed loss of a step is divided by the sum of its batches'
+    /// weights. The weight depends on the batch alone, so that it is known before the backward
+    /// pass.
     fn weight(&self, batch: &Batch) -> f64;
 
-    /// Rows of a batch that belong together: a shard holds a multiple of so many.
+    /// The number of consecutive rows that belong together. A shard holds a multiple of this
+    /// number.
     fn rows_together(&self) -> usize {
         1
     }
 
     /// Runs `model` (on an autodiff device) forward and backward over a shard of a batch. Returns
-    /// the sums and the gradient of `pass.scale` times the summed loss, both of this shard alone.
+    /// the sums of this shard, and the gradient of `pass.scale` times its summed loss.
     ///
     /// # Errors
-    /// Whatever the model finds wrong with the batch.
+    /// Any error of the model about the batch.
     fn shard(
         &self,
         model: &Decoder,
@@ -50,26 +52,26 @@ pub trait Objective: Send + Sync {
         pass: &ShardPass,
     ) -> Result<(Sums, Gradient), ModelError>;
 
-    /// The sums of a batch without a gradient. `model` is on a plain device.
+    /// Computes the sums of a batch without a gradient. `model` is on a plain device.
     ///
     /// # Errors
     /// As [`shard`](Self::shard).
     fn measure(&self, model: &Decoder, batch: &Batch) -> Result<Sums, ModelError>;
 
-    /// The numbers of an optimizer step, in the order of the spec's `step`.
+    /// The metrics of an optimizer step, in the order of the spec's `step`.
     fn step_metrics(&self, sums: &Sums, weight: f64) -> Metrics;
 
-    /// The numbers of an evaluation, in the order of the spec's `evaluation`. `bytes` is the length
+    /// The metrics of an evaluation, in the order of the spec's `evaluation`. `bytes` is the length
     /// of the evaluated text in UTF-8.
     fn evaluation_metrics(&self, sums: &Sums, weight: f64, bytes: u64) -> Metrics;
 }
 
-/// Sums over the rows of some batches.
+/// Sums over the rows of one or more batches.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Sums {
     /// Σ loss.
     pub loss: f64,
-    /// What else the objective adds up, in an order of its own.
+    /// The other sums of the objective, in an order that the objective defines.
     pub others: Vec<f64>,
 }
 

@@ -1,4 +1,4 @@
-//! Forward and backward over one shard of a batch, with no more in memory than is needed at once.
+//! Forward and backward pass over one shard of a batch, with low peak memory.
 //!
 //! The output head is done a chunk of tokens at a time: logits, their softmax and their gradient
 //! are `[tokens, vocab]` each, by far the largest tensors of a step with a large vocabulary, and a
@@ -25,8 +25,8 @@ use crate::data::Batch;
 use crate::gradient::{Gradient, ParameterOrder};
 use crate::model::{Context, Decoder, ModelError};
 
-/// Σ weight · nats over `batch` and the gradient of `pass.scale` times it, in the model's dtype.
-/// With `reweigh` the weights are what it makes of the tokens' nats.
+/// Returns Σ weight · nats over `batch`, and the gradient of `pass.scale` times that sum, in the
+/// model's dtype. `reweigh` replaces the weights, computing them from the tokens' nats.
 pub(super) fn forward_backward(
     model: &Decoder,
     batch: &Batch,
@@ -97,7 +97,7 @@ fn whole(
 /// sum over tokens.
 pub(super) type Reweigh<'a> = dyn FnMut(&[f32], &Batch) -> Vec<f32> + 'a;
 
-/// The batch with the weights that its loss has for the outputs of the last block.
+/// The batch with the weights that `reweigh` computes from the output of the last block.
 fn reweighted<'a>(
     model: &Decoder,
     output: &Tensor<2>,
@@ -167,8 +167,8 @@ fn inner_product(y: Tensor<2>, upstream: Tensor<2>) -> Tensor<1> {
     (y * Tensor::from_inner(upstream)).sum()
 }
 
-/// The vector-Jacobian product: runs backward from `objective`, adds the gradients of `module`'s
-/// parameters to `gradient` and returns that of `input`.
+/// The vector-Jacobian product: runs the backward pass from `objective`, adds the gradients of
+/// `module`'s parameters to `gradient`, and returns the gradient of `input`.
 fn vjp(
     objective: &Tensor<1>,
     input: &Tensor<2>,

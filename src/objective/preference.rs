@@ -20,14 +20,14 @@ use crate::data::Batch;
 use crate::gradient::Gradient;
 use crate::model::{Decoder, ModelError};
 
-/// Mean loss of a pair of answers. Row `2 i` of a batch is the chosen answer of pair `i`, row
-/// `2 i + 1` the rejected one.
+/// Mean loss of pairs of answers. In a batch, row `2 i` is the chosen answer of pair `i` and row `2
+/// i + 1` the rejected one.
 #[derive(Debug, Clone)]
 pub struct Preference {
-    /// What turns the rewards of a pair into a loss.
+    /// The loss as a function of the rewards of a pair.
     pub loss: PairLoss,
-    /// The model that answers are held against, on the plain device, in the dtype that the passes
-    /// compute in. It takes no part in training.
+    /// The frozen model that rewards are measured against, on the plain device, in the dtype that
+    /// the forward and backward passes compute in.
     pub reference: Decoder,
 }
 
@@ -59,7 +59,7 @@ fn loss_of(z: f64, smoothing: f64) -> (f64, f64) {
     (loss, slope)
 }
 
-/// The pairs of some rows.
+/// Sums over the pairs of one or more rows.
 #[derive(Debug, Default, Clone, Copy)]
 struct Score {
     /// Σ loss.
@@ -86,7 +86,7 @@ static STEP: [MetricSpec; 2] = [
 static EVALUATION: [MetricSpec; 1] = [MetricSpec::higher("val_reward_accuracy", "share of pairs")];
 
 impl Preference {
-    /// What it measures.
+    /// The names and units of the numbers that the objective measures.
     pub const SPEC: ObjectiveSpec = ObjectiveSpec {
         name: Cow::Borrowed("dpo"),
         loss_unit: Cow::Borrowed("nats per pair"),
@@ -137,7 +137,7 @@ impl Objective for Preference {
         Ok(score.into())
     }
 
-    /// The share of pairs whose chosen answer is preferred, and by how much on average.
+    /// The share of pairs whose chosen answer has the larger reward, and the mean margin.
     fn step_metrics(&self, sums: &Sums, weight: f64) -> Metrics {
         Metrics::of(&STEP, sums.others.iter().map(|sum| sum / weight))
     }

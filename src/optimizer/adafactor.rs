@@ -1,6 +1,6 @@
-//! Adafactor (Shazeer and Stern, 2018): of a matrix's squared gradients only the means of rows and
-//! columns are kept. The learning rate is the schedule's, absolute: neither capped nor scaled by the
-//! parameter. Weight decay is decoupled, of matrices alone.
+//! Adafactor (Shazeer and Stern, 2018): keeps only the row and column means of a matrix's squared
+//! gradients. The learning rate is that of the schedule; it is neither capped nor scaled by the
+//! parameter. Weight decay is decoupled and applies to matrices only.
 
 use burn::optim::AdafactorConfig;
 

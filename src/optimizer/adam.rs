@@ -7,7 +7,7 @@ use super::applied::Adam;
 use super::burn_rule::{BurnRule, BurnState, StateSize, decay};
 use super::rules::Rules;
 
-/// Adam and AdamW keep the same: means of the gradient and of its square.
+/// The state of Adam and AdamW: running means of the gradient and of its square.
 pub(super) const STATE: BurnState = BurnState {
     family: "adam",
     tensors: &[
@@ -32,7 +32,7 @@ fn rule(betas: [f64; 2], eps: f64, weight_decay: f64) -> BurnRule {
         arithmetic: Arithmetic::Adam,
         betas,
         eps,
-        // What it adds to the gradient is in the moments.
+        // The decay is already part of the gradient, and so of the moments.
         weight_decay: 0.0,
     })
 }

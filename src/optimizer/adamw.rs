@@ -1,4 +1,4 @@
-//! AdamW (Loshchilov and Hutter, 2019): Adam with decoupled weight decay, of matrices alone.
+//! AdamW (Loshchilov and Hutter, 2019): Adam with decoupled weight decay of matrices.
 
 use burn::optim::AdamWConfig;
 use firebrick_kernels::difference::adam::Arithmetic;

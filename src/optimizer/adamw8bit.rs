@@ -24,7 +24,7 @@ use super::rules::Rules;
 use super::{OptimizerState, StateScalar};
 use crate::model::Tensors;
 
-/// Weights of a tensor from which on its moments are in eight bits.
+/// Tensors with at least this many weights keep their moments in eight bits.
 const SMALLEST: usize = 4096;
 
 pub(super) fn rules(betas: [f64; 2], eps: f64, weight_decay: f64) -> Rules {
@@ -72,7 +72,7 @@ fn maps() -> [&'static DynamicMap; 2] {
     [DynamicMap::signed(), DynamicMap::unsigned()]
 }
 
-/// What one update multiplies with.
+/// The factors of one update.
 struct Factors {
     rule: AdamW8bit,
     learning_rate: f32,
@@ -94,7 +94,7 @@ impl Factors {
 }
 
 impl AdamW8bit {
-    /// Updates the weights of a parameter and its state.
+    /// Updates a parameter's weights and state.
     fn update(&self, learning_rate: f64, weights: &mut [f32], gradient: &[f32], state: &mut State) {
         state.updates += 1;
         let power = i32::try_from(state.updates).unwrap_or(i32::MAX);
@@ -158,7 +158,7 @@ impl UpdateRule for AdamW8bit {
         gradient: BridgeTensor,
         state: Option<RuleState>,
     ) -> (BridgeTensor, Option<RuleState>) {
-        // Whatever their rank: only their data is looked at.
+        // The tensor's rank does not matter: only its data is read.
         let value = Tensor::<1>::from_bridge(value);
         let gradient = Tensor::<1>::from_bridge(gradient);
         let device = value.device();
@@ -291,21 +291,21 @@ fn towards(end: u8, code: u8) -> u8 {
     }
 }
 
-/// The values of a tensor, without a copy where nothing else holds them.
+/// The values of a tensor. They are not copied if no one else holds the tensor.
 fn values(data: TensorData) -> Vec<f32> {
     // Parameters and their gradients are f32.
     data.try_into_vec()
         .unwrap_or_else(|error| unreachable!("f32: {error:?}"))
 }
 
-/// A tensor of the rank that its data has.
+/// Makes a tensor of the same rank as its data.
 fn on_device(data: TensorData, device: &Device) -> BridgeTensor {
     match data.shape().num_dims() {
         1 => Tensor::<1>::from_data(data, device).into_bridge(),
         2 => Tensor::<2>::from_data(data, device).into_bridge(),
         3 => Tensor::<3>::from_data(data, device).into_bridge(),
         4 => Tensor::<4>::from_data(data, device).into_bridge(),
-        // A kernel of a convolution over volumes has the most.
+        // The largest rank is that of a volume convolution's kernel.
         5 => Tensor::<5>::from_data(data, device).into_bridge(),
         rank => unreachable!("a parameter of rank {rank}"),
     }
@@ -412,7 +412,7 @@ mod tests {
             };
             let load = |saved: SavedState| saved.load("a.b", &dims, &RULE, &device);
             assert_eq!(load(save()).unwrap().inner::<State>(), &state);
-            // What is no number would spread through the weights.
+            // A value that is not a number would spread through the weights.
             let mut broken = save();
             let is_float = |data: &&mut TensorData| data.dtype() == DType::F32;
             let data = broken.tensors.values_mut().find(is_float).unwrap();

@@ -1,28 +1,28 @@
-//! The last step of Adam that a parameter has taken: what checkpoints that are differences predict
-//! moments and weights from.
+//! The last Adam step that a parameter has taken. Delta checkpoints predict moments and weights
+//! from it.
 
 use firebrick_kernels::difference::adam::{AdamStep, Arithmetic};
 
 use super::{OptimizerState, StateScalar};
 
-/// A step of Adam that a parameter has taken, in the numbers it was computed with.
+/// An Adam step that a parameter has taken, with the numbers that it was computed with.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AppliedStep {
-    /// Updates up to this one, it included.
+    /// The number of updates up to and including this one.
     pub time: u64,
-    /// Decoupled.
+    /// Decoupled weight decay.
     pub weight_decay: f32,
-    /// What leads from the moments and the parameter before it to those after it.
+    /// The step from the old moments and parameter to the new ones.
     pub step: AdamStep,
 }
 
-/// What a rule that takes Adam's steps computes them with.
+/// The settings of a rule that takes Adam steps.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Adam {
     pub(super) arithmetic: Arithmetic,
     pub(super) betas: [f32; 2],
     pub(super) eps: f32,
-    /// Decoupled.
+    /// Decoupled weight decay.
     pub(super) weight_decay: f32,
 }
 

@@ -1,4 +1,4 @@
-//! A rule that is one of burn's optimizers.
+//! An update rule that wraps one of burn's optimizers.
 
 use burn::optim::decay::WeightDecayConfig;
 use burn::optim::momentum::MomentumConfig;
@@ -18,7 +18,7 @@ pub(super) struct BurnRule {
     adam: Option<Adam>,
 }
 
-/// What an optimizer of burn's keeps of a parameter, under the names that burn gives its parts.
+/// The state that one of burn's optimizers keeps of a parameter, under burn's names for its parts.
 /// All tensors are f32.
 #[derive(Clone, Copy)]
 pub(super) struct BurnState {
@@ -27,14 +27,14 @@ pub(super) struct BurnState {
     pub(super) scalars: &'static [&'static str],
 }
 
-/// Dimensions of a state tensor, from those of the parameter.
+/// The dimensions of a state tensor, as a function of the parameter's.
 #[derive(Clone, Copy)]
 pub(super) enum StateSize {
-    /// The parameter's own.
+    /// The dimensions of the parameter.
     Full,
-    /// One value for each row of a matrix; of a vector all.
+    /// One value for each row of a matrix; for a vector, one for each element.
     Rows,
-    /// One value for each column of a matrix; of a vector none.
+    /// One value for each column of a matrix; none for a vector.
     Columns,
 }
 
@@ -58,7 +58,7 @@ impl BurnRule {
         }
     }
 
-    /// The same, where the optimizer takes these steps of Adam.
+    /// The same rule, for an optimizer that takes Adam steps with these settings.
     pub(super) fn with_adam(self, adam: Adam) -> Self {
         Self {
             adam: Some(adam),
@@ -139,7 +139,7 @@ impl UpdateRule for BurnRule {
     }
 }
 
-/// burn's form of a penalty that is added to the gradient, or of Muon's decoupled one; 0 = none.
+/// burn's weight decay, either added to the gradient or, for Muon, decoupled. 0 = none.
 pub(super) fn decay(penalty: f64) -> Option<WeightDecayConfig> {
     (penalty > 0.0).then(|| WeightDecayConfig::new(penalty as f32))
 }

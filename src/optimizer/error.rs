@@ -1,24 +1,24 @@
-//! Why a saved state was refused.
+//! Errors when a saved optimizer state is loaded.
 
-/// A saved state that does not belong to this optimizer and model.
+/// The saved state does not belong to this optimizer and model.
 #[derive(Debug, thiserror::Error)]
 pub enum OptimizerError {
-    /// The state was saved by a rule whose state means something else.
+    /// The state was saved by a rule of another family.
     #[error("optimizer state of `{path}` is of {found}, and its rule here keeps {expected}")]
     OtherRule {
         /// Path of the parameter.
         path: String,
-        /// The family of states that this optimizer's rule continues from.
+        /// The state family of this optimizer's rule.
         expected: &'static str,
-        /// The family that the state says it is of.
+        /// The family that the saved state names.
         found: String,
     },
-    /// A state that does not say whose it is has a part that this rule does not keep.
+    /// A state without a family has a part that this rule does not keep.
     #[error("optimizer state `{name}` is another rule's: {family} keeps none of that name")]
     NotKept {
         /// Name of the state tensor or scalar; begins with the parameter's path.
         name: String,
-        /// The family of states that this optimizer's rule continues from.
+        /// The state family of this optimizer's rule.
         family: &'static str,
     },
     /// A part of a parameter's state is absent.
@@ -29,7 +29,7 @@ pub enum OptimizerError {
         /// Name of the first state tensor or scalar that is missing.
         name: String,
     },
-    /// A part of a parameter's state is of another shape or type than the parameter's.
+    /// A part of a parameter's state has another shape or type than the parameter needs.
     #[error("optimizer state `{name}` does not fit its parameter")]
     Unfit {
         /// Name of the state tensor or scalar, or path of the parameter.

@@ -1,4 +1,4 @@
-//! Putting a saved state in place.
+//! Loads a saved optimizer state.
 
 use std::collections::BTreeMap;
 
@@ -11,13 +11,12 @@ use super::{Optimizer, OptimizerError, OptimizerState};
 use crate::model::{VisitParameters, visit_parameters};
 
 impl Optimizer {
-    /// Puts a saved state in the place of this optimizer's, on `device` (the plain one). Returns the
-    /// paths of the trained parameters of which the saved state has nothing at all: they start
-    /// fresh, with a first update.
+    /// Replaces this optimizer's state by a saved one, on `device` (the plain one). Returns the
+    /// paths of the trained parameters without any saved state: they begin with a first update.
     ///
     /// # Errors
-    /// A state that is there in part, does not fit its parameter, or is another rule's; a state of
-    /// a parameter that is unknown or not trained. The optimizer is then as it was.
+    /// The state of a parameter is incomplete, does not fit the parameter, or belongs to another
+    /// rule; or the parameter is unknown or not trained. The optimizer is then unchanged.
     pub fn load_state(
         &mut self,
         model: &impl Module,
@@ -53,7 +52,7 @@ impl Optimizer {
 
 struct Restore<'a> {
     rules: &'a Rules,
-    /// What has not been given to a parameter yet.
+    /// The part of the saved state that no parameter has taken yet.
     saved: OptimizerState,
     device: &'a Device,
     states: BTreeMap<String, RuleState>,
@@ -70,7 +69,7 @@ impl VisitParameters for Restore<'_> {
         let dims: Vec<usize> = param.lazy_shape().iter().copied().collect();
         let rule = self.rules.rule_for(path, D);
         let Some(saved) = SavedState::take(path, &mut self.saved) else {
-            // A rule that keeps nothing misses nothing.
+            // A rule without state misses nothing.
             if !rule.layout(&dims).is_empty() {
                 self.fresh.push(path.to_string());
             }

@@ -1,14 +1,14 @@
-//! The update rules, applied by parameter group, and their state, kept by the parameter's path.
+//! The update rules for each parameter group, and their state, which is keyed by parameter path.
 //!
-//! An optimizer is one file here (`adamw.rs`, `lion.rs`, ...), which says what rule updates which
-//! parameter group, and one entry in the table of `rules.rs`; what the configuration knows of it is
-//! in `config/optimizer.rs`. Most rules are burn's per-tensor optimizers; one of our own implements
-//! `UpdateRule`.
+//! Each optimizer is one file here (`adamw.rs`, `lion.rs`, ...), which says which rule updates each
+//! parameter group, and one entry in the table of `rules.rs`. Its part of the configuration is in
+//! `config/optimizer.rs`. Most rules wrap burn's per-tensor optimizers; a rule of our own
+//! implements `UpdateRule`.
 //!
 //! burn's own `ModuleOptimizer` keys its state by random parameter ids and saves it in its own
 //! format. Ours keys state by the parameter's path, so that a checkpoint is a plain safetensors
-//! file that means the same in the next process. A saved state says of every parameter what kind of
-//! state it is, and a rule never continues from a state that means something else.
+//! file that means the same in the next process. A saved state names the family of each parameter's
+//! state, and a rule never continues from a state of another family.
 //!
 //! Groups: matrices and embeddings are decayed, norms and biases never. With Muon the blocks'
 //! matrices take Muon's rule and everything else AdamW's.
@@ -56,7 +56,7 @@ pub struct Optimizer {
     rules: Rules,
     /// The second matrix of adapters learns at so many times the learning rate.
     lora_plus_ratio: f64,
-    /// By the parameter's path; none before its first update.
+    /// The states by parameter path; a parameter has none before its first update.
     states: BTreeMap<String, RuleState>,
 }
 
@@ -114,7 +114,7 @@ impl Optimizer {
     pub(crate) fn state_into(&self, model: &impl Module, mut spare: Tensors) -> OptimizerState {
         #[derive(Default)]
         struct Collect {
-            /// Paths and ranks.
+            /// Paths and ranks of the parameters.
             parameters: Vec<(String, usize)>,
             device: Option<Device>,
         }
@@ -139,7 +139,7 @@ impl Optimizer {
             if let Some(state) = self.states.get(&path) {
                 let rule = self.rules.rule_for(&path, rank);
                 rule.save(&path, state, spare, &mut saved);
-                // A rule that keeps nothing has nothing to be told apart by.
+                // A rule without state needs no family.
                 if !saved.tensors.is_empty() || !saved.scalars.is_empty() {
                     saved.families.insert(path, state.family().to_string());
                 }

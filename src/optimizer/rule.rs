@@ -1,5 +1,4 @@
-//! What an optimizer is to the rest: how one parameter is updated, and what is kept of it from step
-//! to step.
+//! The interface of an update rule: it updates one parameter and keeps state for it between steps.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -10,19 +9,19 @@ use burn::tensor::{DType, Device, TensorData};
 use super::{AppliedStep, OptimizerError, OptimizerState, StateScalar};
 use crate::model::Tensors;
 
-/// How a parameter is updated. One rule serves every parameter of a group, of whatever rank: tensors
-/// come as burn's untyped ones with the rank beside them.
+/// An update rule for single parameters. The same rule serves all parameters of a group, of any
+/// rank, so tensors are passed as burn's untyped ones, together with the rank.
 pub(super) trait UpdateRule: Send + Sync {
-    /// What the state means. Rules of one family continue from each other's states; a state of
-    /// another family is refused.
+    /// The family of the rule's state. Rules of one family can continue from each other's states; a
+    /// state of another family is refused.
     fn state_family(&self) -> &'static str;
 
-    /// What the rule keeps of a parameter of these dimensions once it has been updated.
+    /// The state that the rule keeps of a parameter of these dimensions after its first update.
     fn layout(&self, dims: &[usize]) -> StateLayout;
 
-    /// The updated parameter, and its state after the update. `state` is what the step before
-    /// returned, or what was loaded; None before the first. All tensors are on the plain device,
-    /// and `value` is the only owner of its memory, so that it can be updated in place.
+    /// Returns the updated parameter and its new state. `state` is the state that the previous step
+    /// returned or that was loaded; None before the first step. All tensors are on the plain
+    /// device. `value` is the only owner of its memory, so that it can be updated in place.
     fn step(
         &self,
         rank: usize,
@@ -32,16 +31,17 @@ pub(super) trait UpdateRule: Send + Sync {
         state: Option<RuleState>,
     ) -> (BridgeTensor, Option<RuleState>);
 
-    /// Copies the state of the parameter `path` to the host: tensors and scalars of the layout, as
-    /// `<path>.<name>`. `spare` are tensors of an earlier copy, whose memory may be used again.
+    /// Copies the state of the parameter `path` to the host: the tensors and scalars of the layout,
+    /// as `<path>.<name>`. `spare` holds tensors of an earlier copy; their memory may be used
+    /// again.
     fn save(&self, path: &str, state: &RuleState, spare: Tensors, saved: &mut OptimizerState);
 
-    /// The state that `save` has copied; `saved` has exactly what the layout lists. None if a scalar
-    /// is of the wrong type, or a value is one that the rule never keeps.
+    /// Restores a state that `save` has copied. `saved` has exactly the entries of the layout. None
+    /// if a scalar is of the wrong type, or a value is one that the rule never keeps.
     fn load(&self, dims: &[usize], saved: SavedState, device: &Device) -> Option<RuleState>;
 
-    /// The step of Adam that led to `state`, if the rule takes such steps and keeps both moments
-    /// in f32: checkpoints that are differences predict moments and weights from it.
+    /// The Adam step that led to `state`, if the rule takes such steps and keeps both moments in
+    /// f32. Delta checkpoints predict moments and weights from it.
     fn applied(
         &self,
         _path: &str,
@@ -51,21 +51,21 @@ pub(super) trait UpdateRule: Send + Sync {
         None
     }
 
-    /// Bytes of the tensors that are kept of a parameter of these dimensions.
+    /// Bytes of the state tensors of a parameter of these dimensions.
     fn state_bytes(&self, dims: &[usize]) -> u64 {
         let tensors = self.layout(dims).tensors;
         tensors.iter().map(StateTensor::bytes).sum()
     }
 }
 
-/// What is kept of one parameter. Only the rule that made it looks inside.
+/// The state of one parameter. Only the rule that made it reads its content.
 pub(super) struct RuleState {
     family: &'static str,
     kept: Box<dyn Any + Send + Sync>,
 }
 
 impl RuleState {
-    /// What `rule` keeps.
+    /// Wraps the state `kept` of `rule`.
     pub(super) fn new<T: Any + Send + Sync>(rule: &impl UpdateRule, kept: T) -> Self {
         Self {
             family: rule.state_family(),
@@ -77,31 +77,31 @@ impl RuleState {
         self.family
     }
 
-    /// What was put in.
+    /// Unwraps the state.
     pub(super) fn into_inner<T: Any>(self) -> T {
         let kept = self.kept.downcast();
         *kept.unwrap_or_else(|_| foreign(self.family))
     }
 
-    /// A look at it.
+    /// Borrows the state.
     pub(super) fn inner<T: Any>(&self) -> &T {
         let kept = self.kept.downcast_ref();
         kept.unwrap_or_else(|| foreign(self.family))
     }
 }
 
-/// The rules of an optimizer never change, so the state of a parameter is its rule's.
+/// The rules of an optimizer never change, so a parameter's state always comes from its own rule.
 fn foreign(family: &str) -> ! {
     unreachable!("a state of {family} was given to another rule")
 }
 
-/// What a rule keeps of a parameter, by name.
+/// The tensors and scalars that a rule keeps of a parameter, by name.
 pub(super) struct StateLayout {
     pub(super) tensors: Vec<StateTensor>,
     pub(super) scalars: &'static [&'static str],
 }
 
-/// One of the tensors.
+/// One state tensor.
 pub(super) struct StateTensor {
     pub(super) name: &'static str,
     pub(super) dtype: DType,
@@ -127,7 +127,7 @@ impl StateLayout {
         self.tensors.iter().any(|tensor| tensor.name == name) || self.scalars.contains(&name)
     }
 
-    /// Whether a saved state of the parameter `path` has exactly what is listed here.
+    /// Checks that a saved state of the parameter `path` has exactly the entries of this layout.
     fn check(
         &self,
         path: &str,
@@ -147,7 +147,7 @@ impl StateLayout {
             let name = full(name);
             return Err(match saved.family {
                 Some(_) => OptimizerError::Unfit { name },
-                // Saved before states said whose they are.
+                // Older checkpoints do not name the family.
                 None => OptimizerError::NotKept { name, family },
             });
         }
@@ -171,16 +171,17 @@ impl StateLayout {
     }
 }
 
-/// The saved state of one parameter; names are without its path.
+/// The saved state of one parameter. Names do not contain the parameter's path.
 pub(super) struct SavedState {
     pub(super) tensors: Tensors,
     pub(super) scalars: BTreeMap<String, StateScalar>,
-    /// The family of the rule that saved it; None in checkpoints that do not say.
+    /// The family of the rule that saved it; None in older checkpoints, which do not name it.
     family: Option<String>,
 }
 
 impl SavedState {
-    /// Takes all that belongs to the parameter `path` out of a state; None if there is nothing.
+    /// Removes the state of the parameter `path` from `state` and returns it; None if there is
+    /// none.
     pub(super) fn take(path: &str, state: &mut OptimizerState) -> Option<Self> {
         let saved = Self {
             tensors: take_under(path, &mut state.tensors),
@@ -192,7 +193,7 @@ impl SavedState {
         (!is_nothing).then_some(saved)
     }
 
-    /// The state as `rule` keeps it of the parameter `path`.
+    /// The state of the parameter `path`, restored by `rule`.
     pub(super) fn load(
         self,
         path: &str,
@@ -209,9 +210,9 @@ impl SavedState {
     }
 }
 
-/// Takes the entries `<path>.<name>` out, as `<name>`.
+/// Removes the entries `<path>.<name>` from `from` and returns them as `<name>`.
 fn take_under<T>(path: &str, from: &mut BTreeMap<String, T>) -> BTreeMap<String, T> {
-    // All that starts with `<path>.` lies between these two: '/' comes right after '.'.
+    // All names that begin with `<path>.` lie between these two: '/' follows '.' in ASCII.
     let (first, end) = (format!("{path}."), format!("{path}/"));
     let taken = from.extract_if(first.clone()..end, |_, _| true);
     let named = taken.map(|(name, value)| (name[first.len()..].to_string(), value));

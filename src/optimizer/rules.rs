@@ -1,4 +1,4 @@
-//! Which rule updates which parameter, and the table of all optimizers.
+//! The rule of each parameter group, and the table of all optimizers.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ pub(super) struct Rules {
 }
 
 impl Rules {
-    /// The table of optimizers: one entry each.
+    /// Looks the optimizer up in the table, which has one entry for each.
     pub(super) fn new(plan: &OptimizerPlan) -> Self {
         match *plan {
             OptimizerPlan::AdamW {
@@ -68,7 +68,7 @@ impl Rules {
         }
     }
 
-    /// The same with a rule of their own for the matrices of the blocks.
+    /// Replaces the rule for the matrices of the blocks.
     pub(super) fn with_block_matrices(self, rule: impl UpdateRule + 'static) -> Self {
         Self {
             block_matrices: Arc::new(rule),

@@ -11,7 +11,7 @@ const STATE: BurnState = BurnState {
     scalars: &[],
 };
 
-/// Without momentum nothing is kept.
+/// SGD without momentum keeps no state.
 const NO_STATE: BurnState = BurnState {
     tensors: &[],
     ..STATE

@@ -7,18 +7,17 @@ use burn_pack::Scalar;
 use crate::extra::StateScalar;
 use crate::model::Tensors;
 
-/// The whole state of an [`Optimizer`](super::Optimizer) on the host. Tensors are keyed
-/// `<parameter path>.<state path>`, as in `norm.weight.momentum.moment_1`; so are scalars, such as
-/// the number of updates a parameter has had.
+/// The whole state of an [`Optimizer`](super::Optimizer) on the host. Tensors and scalars are keyed
+/// `<parameter path>.<state path>`, such as `norm.weight.momentum.moment_1`.
 #[derive(Debug, Default)]
 pub struct OptimizerState {
-    /// Moments and the like.
+    /// Moments and other state tensors.
     pub tensors: Tensors,
-    /// Counters and the like.
+    /// Numbers, such as how many updates a parameter has had.
     pub scalars: BTreeMap<String, StateScalar>,
-    /// What kind of state each parameter has, by the parameter's path: `adam`, `lion` and so on.
-    /// Rules whose states mean the same share a name, as Adam and AdamW do. A parameter that is not
-    /// listed has a state that does not say whose it is; it is then told by its tensors.
+    /// The family of each parameter's state, by the parameter's path: `adam`, `lion` and so on.
+    /// Rules whose states mean the same share a family, as Adam and AdamW do. A parameter that is
+    /// not listed comes from an older checkpoint; its state is recognised by its tensors.
     pub families: BTreeMap<String, String>,
 }
 

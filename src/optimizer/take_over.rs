@@ -1,4 +1,4 @@
-//! Going on with the state of another optimizer.
+//! Continues with the state of another optimizer.
 
 use burn::module::Param;
 use burn::tensor::{Device, Tensor};
@@ -7,16 +7,16 @@ use super::{Optimizer, OptimizerError, OptimizerState};
 use crate::model::{Decoder, VisitParameters};
 
 impl Optimizer {
-    /// Forgets the state of the parameters that `is_gone` names by their path: what is there under
-    /// the same path from now on is another one.
+    /// Drops the state of the parameters whose path `is_gone` accepts, because another parameter
+    /// has taken the same path.
     pub fn forget(&mut self, is_gone: impl Fn(&str) -> bool) {
         self.states.retain(|path, _| !is_gone(path));
     }
 
-    /// Takes the state of another optimizer over, where it means the same under this one's rules:
-    /// Adam and AdamW keep the same moments. The state of a parameter that is not trained any more,
-    /// or whose rule keeps something else, is dropped. `device` is the plain one. Returns the paths
-    /// of the trained parameters that begin without state.
+    /// Takes over the state of another optimizer where its meaning is the same under this
+    /// optimizer's rules: Adam and AdamW keep the same moments. The state of a parameter is dropped
+    /// if the parameter is no longer trained or if its new rule is of another family. `device` is
+    /// the plain one. Returns the paths of the trained parameters that begin without state.
     ///
     /// # Errors
     /// A state that does not fit its parameter.
@@ -37,7 +37,7 @@ impl Optimizer {
     }
 }
 
-/// Moves what goes on from one state to another.
+/// Moves the states that can be kept from one optimizer state to another.
 struct Keep<'a> {
     rules: &'a Optimizer,
     saved: OptimizerState,
@@ -49,7 +49,7 @@ impl VisitParameters for Keep<'_> {
         let rule = self.rules.rules.rule_for(path, D);
         let family = rule.state_family();
         let dims: Vec<usize> = param.lazy_shape().iter().copied().collect();
-        // Rules of one family may keep something or nothing, as SGD with and without momentum.
+        // Within a family one rule may keep state and another none: SGD with and without momentum.
         let is_kept = !rule.layout(&dims).is_empty();
         if !is_kept || self.saved.families.get(path).map(String::as_str) != Some(family) {
             return;

@@ -1,4 +1,4 @@
-//! Every rule: steps, states and what may continue from what.
+//! Tests of every rule: its steps, its state, and which states it may continue from.
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor, TensorData};
@@ -12,7 +12,7 @@ struct Block {
     bias: Param<Tensor<1>>,
 }
 
-/// Sides that are no multiples of anything; some tensors have 4096 weights and more.
+/// The sides are not multiples of a block or vector size; some tensors have at least 4096 weights.
 #[derive(Module, Debug)]
 struct Net {
     layers: Vec<Block>,
@@ -42,7 +42,7 @@ fn net() -> Net {
     }
 }
 
-/// One step towards a target that is another for every step, but for elements that have arrived.
+/// One step towards a target that differs for every step, except for elements that have arrived.
 fn step(optimizer: &mut Optimizer, net: Net, time: usize) -> Net {
     fn distance<const D: usize>(param: &Param<Tensor<D>>, target: f32) -> Tensor<1> {
         (param.val().clamp_min(-0.5) - target).square().sum()
@@ -179,7 +179,7 @@ fn no_rule_takes_the_state_of_another_family() {
         let (optimizer, net) = stepped(&from);
         for to in plans() {
             let rules = (&optimizer.rules, &Rules::new(&to));
-            // In the order of the module.
+            // The parameters are listed in the order of the module.
             let first_other = ["layers.0.weight", "layers.0.bias"]
                 .into_iter()
                 .find(|path| {
@@ -216,7 +216,7 @@ fn no_rule_takes_the_state_of_another_family() {
     }
 }
 
-/// As checkpoints of before families were written: the names of tensors are all there is to go by.
+/// A checkpoint from before families were saved: only the names of tensors tell the rule.
 #[test]
 fn a_state_that_does_not_say_whose_it_is_is_told_by_its_tensors() {
     let keeps_the_same = |a: &OptimizerPlan, b: &OptimizerPlan| {
@@ -260,7 +260,7 @@ fn a_parameter_without_any_state_starts_fresh_and_is_reported() {
         let (mut restored, fresh) = load(&plan, &net, state).unwrap();
         let expected: &[&str] = if is_kept { &["norm"] } else { &[] };
         assert_eq!(fresh, expected, "{plan:?}");
-        // The others go on, and this one takes a first step.
+        // The other parameters continue, and this one takes a first step.
         let going_on = parameters(&step(&mut optimizer, net.clone(), 3));
         let first = parameters(&step(&mut Optimizer::new(&plan), net.clone(), 3));
         let found = parameters(&step(&mut restored, net.clone(), 3));
@@ -268,7 +268,7 @@ fn a_parameter_without_any_state_starts_fresh_and_is_reported() {
             let expected = if path == "norm" { &first } else { &going_on };
             assert_eq!(data, expected[&path], "{plan:?} {path}");
         }
-        // Nothing at all: as before the first step, and what the optimizer had is gone.
+        // An empty state: all parameters begin again, and the optimizer's own state is dropped.
         let device = Device::flex();
         let fresh = optimizer.load_state(&net, OptimizerState::default(), &device);
         assert_eq!(fresh.unwrap().len(), if is_kept { 6 } else { 0 });
@@ -294,7 +294,7 @@ fn a_state_that_is_there_in_part_or_does_not_fit_is_refused_by_name() {
                 assert!(error.contains(name), "{plan:?}: {error}");
             };
             let dims: Vec<usize> = data.shape().iter().copied().collect();
-            // Another rank, one element more, another type.
+            // Another rank, one element too many, another type.
             put(TensorData::from_bytes_vec(
                 data.as_bytes().to_vec(),
                 [&[1], &dims[..]].concat(),
@@ -352,7 +352,7 @@ fn what_belongs_to_no_trained_parameter_is_refused() {
         ] {
             assert!(error.contains("elsewhere"), "{plan:?}: {error}");
         }
-        // Names that only begin like a parameter's.
+        // Names that share only a prefix with a parameter's name.
         for name in ["norm2.momentum", "nor.momentum", "norm"] {
             let error = refused(&net, &|state| {
                 state.tensors.insert(name.to_string(), tensor());
@@ -365,7 +365,7 @@ fn what_belongs_to_no_trained_parameter_is_refused() {
             let error = refused(&frozen, &|_| {});
             assert!(error.contains("norm"), "{plan:?}: {error}");
         }
-        // A refusal leaves the optimizer as it was.
+        // A refused state leaves the optimizer unchanged.
         let after = optimizer.state(&net);
         assert_eq!(all_of(&before), all_of(&after));
     }

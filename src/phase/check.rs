@@ -1,13 +1,13 @@
-//! Whether the phases of a plan can be trained at all. A TOML file has been checked when it was
-//! resolved; phases made in code have not.
+//! Checks whether each phase of a plan can be trained. The phases of a TOML file were checked when
+//! it was resolved; phases made in code were not.
 
 use super::TimelineError;
 use crate::config::{PhasePlan, Plan, ScheduleSpan, Task, Warmup};
 
-/// Looks at each phase by itself, before any data is read.
+/// Checks each phase by itself, before any data is read.
 ///
 /// # Errors
-/// [`TimelineError::Phase`] for the first phase that cannot be.
+/// [`TimelineError::Phase`] for the first phase that cannot be trained.
 pub fn check(plan: &Plan) -> Result<(), TimelineError> {
     for phase in &plan.phases {
         if let Some(reason) = problem(plan, phase) {
@@ -67,7 +67,7 @@ fn problem(plan: &Plan, phase: &PhasePlan) -> Option<String> {
     })
 }
 
-/// Whether the warm-up of a phase's own schedule ends within its steps.
+/// Checks that the warm-up of a phase's own schedule ends within its steps.
 pub(super) fn check_warmup(phase: &PhasePlan, steps: u64) -> Result<(), TimelineError> {
     match (phase.schedule_span, &phase.schedule.warmup) {
         (ScheduleSpan::Phase, Warmup::Steps(warmup)) if *warmup > steps => {

@@ -1,7 +1,7 @@
-//! When a run is in which phase, and what holds then.
+//! The timeline of a run: which phase each step belongs to, and the settings of that phase.
 //!
-//! A plan's phases have lengths in steps, shares or "the rest". A [`Timeline`] turns them into steps
-//! once the data is counted; the loop asks it what holds at a step, and asks nobody else.
+//! The phases of a plan have lengths in steps, shares or "the rest". A [`Timeline`] turns them into
+//! steps once the data is counted. The training loop gets the settings of every step from it.
 
 mod check;
 
@@ -16,17 +16,17 @@ use crate::optimizer::Schedule;
 /// A stretch of optimizer steps with the same settings.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Phase {
-    /// Its place among the phases of the run, from 0.
+    /// The position among the phases of the run, from 0.
     pub number: usize,
     /// First step of the phase, counted from 0 over the run.
     pub first_step: u64,
     /// Steps in the phase.
     pub steps: u64,
-    /// What holds in it.
+    /// The settings of the phase.
     pub plan: PhasePlan,
-    /// What its model is made of.
+    /// The form of the model in this phase.
     pub model: PhaseModel,
-    /// The learning rate, over the steps of the run or of the phase.
+    /// The learning-rate schedule, over the steps of the run or of the phase.
     schedule: Schedule,
 }
 
@@ -46,7 +46,7 @@ impl Phase {
         self.plan.sequences_per_step()
     }
 
-    /// Tokens per optimizer step, all of them counted as trained.
+    /// Tokens per optimizer step, if every token counts as trained.
     pub fn tokens_per_step(&self) -> u64 {
         self.sequences_per_step() * self.plan.data.sequence_len as u64
     }
@@ -69,7 +69,7 @@ pub enum TimelineError {
     /// There are no phases at all.
     #[error("the run has no phases")]
     NoPhases,
-    /// Nothing of the run is left for a phase.
+    /// A phase would have no steps, because the others take the whole run.
     #[error("phase `{name}` has no steps: the others take all of the run")]
     NoSteps {
         /// The phase.
@@ -91,7 +91,7 @@ pub enum TimelineError {
         /// What is wrong with it.
         reason: String,
     },
-    /// A phase turns an adapter off or begins a new one, and the run has no adapter.
+    /// A phase turns an adapter off or restarts it, but the run has no adapter.
     #[error("phase `{name}` turns an adapter off or begins it anew, and the run has no adapter")]
     NoAdapter {
         /// The phase.
@@ -109,8 +109,8 @@ pub enum TimelineError {
 }
 
 impl Timeline {
-    /// Turns the lengths of the plan's phases into steps. `epochs` is one pass over the training
-    /// data of each phase.
+    /// Turns the lengths of the plan's phases into steps. `epochs` has the size of one epoch of
+    /// each phase's training data.
     ///
     /// # Errors
     /// [`TimelineError`]
@@ -166,22 +166,21 @@ impl Timeline {
         self.phases.iter().map(|phase| phase.first_step).collect()
     }
 
-    /// The phase a step belongs to, the step being the number of those completed before it; none
-    /// past the end of the run.
+    /// The phase of the step that comes after `step` completed steps; None past the end of the run.
     pub fn at(&self, step: u64) -> Option<&Phase> {
         self.phases.iter().find(|phase| step < phase.end())
     }
 
-    /// The phase that a run which has completed so many steps is in. At a boundary that is the
-    /// phase that has just ended: the next one begins with its first step.
+    /// The phase that a run is in after `steps` completed steps. At a boundary this is the phase
+    /// that has just ended: the next phase begins with its first step.
     pub fn of_completed(&self, steps: u64) -> &Phase {
         let phase = self.phases.iter().find(|phase| steps <= phase.end());
-        // There is at least one phase, and past the end of the run its last one goes on holding.
+        // There is at least one phase; past the end of the run the last one applies.
         phase.unwrap_or(&self.phases[self.phases.len() - 1])
     }
 }
 
-/// Whether each phase can do with the adapter what it says.
+/// Checks that each phase's setting of the adapter is possible.
 fn check_adapters(plan: &Plan, models: &[PhaseModel]) -> Result<(), TimelineError> {
     let Some(adapter) = &plan.adapter else {
         let asks = |phase: &&PhasePlan| phase.adapter != PhaseAdapter::On;
@@ -211,7 +210,7 @@ fn check_adapters(plan: &Plan, models: &[PhaseModel]) -> Result<(), TimelineErro
     }
 }
 
-/// Steps of each phase.
+/// The number of steps of each phase.
 fn lengths(plan: &Plan, epochs: &[EpochSize]) -> Result<Vec<u64>, TimelineError> {
     let phases: Vec<(&PhasePlan, &EpochSize)> = plan.phases.iter().zip(epochs).collect();
     let Some(&(first, epoch)) = phases.first() else {
@@ -239,7 +238,7 @@ fn lengths(plan: &Plan, epochs: &[EpochSize]) -> Result<Vec<u64>, TimelineError>
                 shares += share;
                 all.share(before, shares).steps(phase, epoch)
             }
-            // What the others leave is known after them.
+            // Computed below, from what the other phases leave.
             PhaseLength::Rest => continue,
         };
         left = left.without(*length, phase, epoch);
@@ -261,7 +260,8 @@ fn lengths(plan: &Plan, epochs: &[EpochSize]) -> Result<Vec<u64>, TimelineError>
         .fold(0, |sum: u64, &steps| sum.saturating_add(steps));
     let run = match (all, phases.last()) {
         (Budget::Steps(run), _) => run,
-        // Steps are rounded up, so that phases may take a little more than the run's tokens.
+        // Each phase's steps are rounded up, so phases may take slightly more than the run's
+        // tokens.
         (Budget::Tokens(_), Some((last, epoch))) => taken + left.whole_steps(last, epoch),
         (Budget::Tokens(_), None) => taken,
     };
@@ -272,7 +272,7 @@ fn lengths(plan: &Plan, epochs: &[EpochSize]) -> Result<Vec<u64>, TimelineError>
     }
 }
 
-/// What a run may take.
+/// A length that a run or a phase may use up.
 #[derive(Clone, Copy)]
 enum Budget {
     Steps(u64),
@@ -280,8 +280,8 @@ enum Budget {
 }
 
 impl Budget {
-    /// What lies between two shares of it. Rounded so that shares which add up to one give all of
-    /// the steps.
+    /// The part between two shares of this budget. Rounding makes shares that sum to one take all
+    /// steps.
     fn share(self, from: f64, to: f64) -> Self {
         match self {
             Self::Steps(steps) => {
@@ -292,7 +292,7 @@ impl Budget {
         }
     }
 
-    /// The steps of a phase that takes all of it.
+    /// The steps of a phase that uses this whole budget, rounded up.
     fn steps(self, phase: &PhasePlan, epoch: &EpochSize) -> u64 {
         match self {
             Self::Steps(steps) => steps,
@@ -300,7 +300,7 @@ impl Budget {
         }
     }
 
-    /// The steps that it is enough for.
+    /// The number of whole steps that fit into this budget.
     fn whole_steps(self, phase: &PhasePlan, epoch: &EpochSize) -> u64 {
         match self {
             Self::Steps(steps) => steps,
@@ -319,7 +319,8 @@ impl Budget {
     }
 }
 
-/// Trained tokens of a step, on average: sequences of rows are not all trained to the same extent.
+/// Mean trained tokens of a step. The number varies between steps if only a part of each row is
+/// trained.
 fn tokens_per_step(phase: &PhasePlan, epoch: &EpochSize) -> f64 {
     let targets_per_sequence = epoch.targets as f64 / epoch.sequences as f64;
     phase.sequences_per_step() as f64 * targets_per_sequence

@@ -8,8 +8,8 @@ use crate::config::{Held, PhaseModel, Plan};
 use crate::data::{FileRecord, TrainingData};
 use crate::environment::Environment;
 
-/// Markdown with the front matter that model hubs read. `model` and `data` are those of the exported
-/// step's phase, `files` those of all phases.
+/// Markdown with the front matter that model hubs read. `model` and `data` belong to the phase of
+/// the exported step, `files` to all phases.
 pub(super) fn model_card(
     (plan, model, device): (&Plan, PhaseModel, Option<&str>),
     (data, files, loss_unit): (&dyn TrainingData, &[FileRecord], &str),

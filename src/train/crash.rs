@@ -51,7 +51,7 @@ logging_steps = 1
 
 struct Bench {
     folder: tempfile::TempDir,
-    /// What stands between backward and update, made anew for each session.
+    /// The stages between backward pass and update, created again for each session.
     stages: fn() -> Vec<Box<dyn Stage>>,
 }
 
@@ -77,7 +77,7 @@ impl Bench {
         Self { folder, stages }
     }
 
-    /// With a stage that remembers.
+    /// A run with a stage that keeps state.
     fn with_memory() -> Self {
         Self {
             stages: || vec![Box::new(Memory::default())],
@@ -154,8 +154,8 @@ impl Bench {
     }
 }
 
-/// A stage whose effect depends on all steps before: it adds a share of the last gradient to each,
-/// and counts.
+/// A stage whose effect depends on all earlier steps: it adds a share of the last gradient to each
+/// new one, and counts steps.
 #[derive(Default)]
 struct Memory {
     steps: u64,
@@ -415,7 +415,7 @@ fn d7_a_kill_at_any_change_of_a_run_with_extra_state_is_made_good() {
     let inside = resume_all(&bench, &copies, &whole);
     assert!(inside > 40, "{inside} of {}", copies.len());
 
-    // What it has saved is not dropped when nobody takes it.
+    // A saved state that no stage takes is not dropped.
     let forgetful = Bench {
         stages: Vec::new,
         ..bench

@@ -45,28 +45,28 @@ pub enum TrainError {
     /// The optimizer's saved state.
     #[error(transparent)]
     Optimizer(#[from] OptimizerError),
-    /// The gradient between backward and update.
+    /// A failure of the gradient pipeline.
     #[error(transparent)]
     Pipeline(#[from] PipelineError),
-    /// The other ranks.
+    /// A failure of the exchange between ranks.
     #[error(transparent)]
     Collective(#[from] CollectiveError),
-    /// The lengths, adapters or settings of the phases cannot be run.
+    /// The lengths, adapters or settings of the phases are not possible.
     #[error(transparent)]
     Timeline(#[from] TimelineError),
-    /// A phase that leaves nothing to train.
+    /// A phase freezes every parameter.
     #[error("phase `{phase}` freezes every parameter: there is nothing to train")]
     NothingTrained {
         /// The phase.
         phase: String,
     },
-    /// Phases whose data make different tokenizers.
+    /// The data of two phases would make different tokenizers.
     #[error("the data of phase `{phase}` make another tokenizer than those of the first phase")]
     OtherTokenizer {
         /// The phase.
         phase: String,
     },
-    /// A checkpoint that belongs to another phase than the plan has at its step.
+    /// The checkpoint belongs to another phase than the plan has at its step.
     #[error(
         "the checkpoint of step {step} was saved in phase {saved} of the run, counted from 0, and \
          the plan has phase {planned} there"
@@ -74,12 +74,12 @@ pub enum TrainError {
     OtherPhase {
         /// Completed steps.
         step: u64,
-        /// The phase that the checkpoint is of.
+        /// The phase in which the checkpoint was saved.
         saved: u64,
-        /// The phase that the plan has there.
+        /// The phase that the plan has at that step.
         planned: u64,
     },
-    /// A saved state that nothing in this run takes.
+    /// The checkpoint has the state of an owner that this run does not have.
     #[error("the checkpoint has state of `{owner}`, and nothing in this run takes it")]
     UnknownOwner {
         /// The owner.
@@ -138,7 +138,7 @@ pub enum TrainError {
         /// The first file that differs.
         file: String,
     },
-    /// The folder holds a run whose tokens were made in another way.
+    /// The folder holds a run with another tokenizer, special token or chat template.
     #[error("{} holds a run with another {what}", folder.display())]
     OtherTokens {
         /// The run folder.
@@ -154,28 +154,28 @@ pub enum TrainError {
         /// What differs.
         difference: String,
     },
-    /// A phase that has begun would have begun at another step.
+    /// A phase that has already begun would begin at another step.
     #[error(
         "phase `{name}` began at step {before}; with the length that the run is to have now it would have begun at step {now}"
     )]
     MovedPhase {
         /// The phase.
         name: String,
-        /// Its first step in the run up to now.
+        /// Its first step in the run so far.
         before: u64,
-        /// Its first step in the run that is asked for.
+        /// Its first step in the requested run.
         now: u64,
     },
-    /// A plan made in code that cannot be written down: a number above what TOML has, or a path that
-    /// is not UTF-8.
+    /// A plan made in code cannot be written to a file: a number exceeds TOML's range, or a path is
+    /// not UTF-8.
     #[error("{what} cannot be written to the run folder: {message}")]
     Unwritable {
-        /// What of the plan.
+        /// The part of the plan.
         what: &'static str,
-        /// Why.
+        /// The reason.
         message: String,
     },
-    /// The folder holds a run that has come to its end, and that cannot go on.
+    /// The folder holds a finished run that has no checkpoint to continue from.
     #[error(
         "{} holds a run that ended at step {step}, and its checkpoints are gone: it cannot go on to \
          step {steps}",
@@ -186,7 +186,7 @@ pub enum TrainError {
         folder: PathBuf,
         /// The step at which it ended.
         step: u64,
-        /// The steps that it is to have.
+        /// The requested number of steps.
         steps: u64,
     },
     /// The folder holds a run that began from other weights.

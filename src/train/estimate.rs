@@ -98,8 +98,8 @@ impl Run {
 /// Steps that are timed, after one that only warms up.
 const TIMED_STEPS: usize = 3;
 
-/// Seconds of an optimizer step, on average over the steps of the run: of each phase the median of
-/// [`TIMED_STEPS`].
+/// Seconds of an optimizer step, averaged over the steps of the run. Each phase contributes the
+/// median of [`TIMED_STEPS`] steps.
 fn time_step(init: &ModelInit, inputs: &RunInputs) -> Result<f64, TrainError> {
     let mut seconds = 0.0;
     for phase in inputs.timeline.phases() {
@@ -108,13 +108,14 @@ fn time_step(init: &ModelInit, inputs: &RunInputs) -> Result<f64, TrainError> {
     Ok(seconds / inputs.timeline.steps() as f64)
 }
 
-/// Seconds of an optimizer step of a phase. One micro-batch is computed; the others take as long.
+/// Seconds of an optimizer step of a phase. One micro-batch is timed; the others take as long.
 fn time_phase(init: &ModelInit, inputs: &RunInputs, phase: &Phase) -> Result<f64, TrainError> {
     let initial = init.fresh(phase)?;
     let mut state = initial.state;
     let active = ActivePhase::new(phase, &inputs.data, initial.reference);
     let settings = StepSettings {
-        // A step that changes nothing, so that what is timed is always the first one.
+        // With a learning rate of 0 the weights do not change, so every timed step does the same
+        // work.
         learning_rate: 0.0,
         ..active.settings(0, init.plan.config.seed)
     };
@@ -123,7 +124,7 @@ fn time_phase(init: &ModelInit, inputs: &RunInputs, phase: &Phase) -> Result<f64
     let mut seconds = Vec::new();
     for _ in 0..=TIMED_STEPS {
         let report = train_step(&mut state, &batch, objective, &settings, &SingleProcess)?;
-        // Reading what was written last waits for the device.
+        // Waits for the device by reading what it wrote last.
         let begun = Instant::now();
         state.model().norm.weight.val().into_data();
         let rest = report.time.gradient + report.time.update + begun.elapsed();

@@ -1,4 +1,4 @@
-//! Validation while training: the validation split measured, sample prompts completed.
+//! Evaluation during training: the loss on the validation split, and completions of sample prompts.
 
 use burn::module::Module;
 
@@ -45,10 +45,10 @@ impl Session {
         Ok(result)
     }
 
-    /// Measures the validation split of the phase; none without one.
+    /// Evaluates the phase's validation split; None if it has none.
     fn measure(&self, model: &Decoder) -> Result<Option<Evaluation>, TrainError> {
         let active = &self.active;
-        // All lanes together hold as much as a training step does.
+        // All lanes together use as much memory as a training step.
         let lanes = lanes(&model.device());
         let rows = active.phase.plan.micro_batch_size.div_ceil(lanes);
         let bytes = active.data.source.val_bytes();
@@ -96,7 +96,7 @@ impl Session {
 }
 
 impl Progress {
-    /// Takes note of an evaluation. Returns whether it is the lowest so far.
+    /// Records an evaluation. Returns whether its loss is the lowest so far.
     fn take_evaluation(&mut self, val_loss: f64) -> bool {
         let lower = |best: BestEvaluation| val_loss < best.val_loss;
         let best = val_loss.is_finite() && self.best.is_none_or(lower);

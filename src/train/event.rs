@@ -25,7 +25,7 @@ pub enum Event {
         step: u64,
         /// Steps of the whole run.
         steps: u64,
-        /// What the run minimises, and the numbers that come with its steps and evaluations.
+        /// The objectives of the run, and the metrics of their steps and evaluations.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         objectives: Vec<ObjectiveSpec>,
     },
@@ -35,7 +35,7 @@ pub enum Event {
         step: u64,
         /// The number of the phase, from 0.
         phase: usize,
-        /// Its name.
+        /// The name of the phase.
         name: String,
     },
     /// One optimizer step.
@@ -169,7 +169,7 @@ pub struct StepRecord {
     pub tokens_per_second: f64,
     /// Resident memory of the process after the step; none where the system does not say.
     pub memory_bytes: Option<u64>,
-    /// What else the objective measures.
+    /// The other metrics of the objective.
     #[serde(flatten)]
     pub metrics: Metrics,
 }

@@ -1,4 +1,4 @@
-//! What a run leaves to be used: its model, or its adapter.
+//! Exports the result of a run: its model or its adapter.
 
 use burn::tensor::TensorData;
 
@@ -10,9 +10,10 @@ use crate::durable;
 use crate::model::{Tensors, folder as model_folder};
 
 impl Session {
-    /// Writes the tokenizer and the model, or the adapter, ready for Hugging Face's tools and for
-    /// `--model`. `weights` are those of a checkpoint of a phase with this model. An adapter beside
-    /// weights that the run has made is merged into them, in f32: they are in no folder.
+    /// Writes the tokenizer and the model, or the adapter, for Hugging Face's tools and for
+    /// `--model`. `weights` come from a checkpoint of a phase whose model has the form `model`. An
+    /// adapter beside changed weights is merged into them in f32, because no other folder has these
+    /// weights.
     pub(super) fn export(&self, model: PhaseModel, weights: Weights) -> Result<(), TrainError> {
         let tensors = match model.held() {
             Held::Adapter => weights.tensors(),
@@ -55,7 +56,8 @@ impl Session {
         let learned = Adapter::from_tensors(&plan.layers, tensors);
         let initial = match &self.initial_adapter {
             Some(initial) => Some(initial.clone()),
-            // A session that began after the adapter's end has not needed it before.
+            // This session began in a phase without the adapter, so it has not loaded the initial
+            // adapter.
             None if self.active.phase.model.held() != Held::Adapter => {
                 self.model_init().initial_adapter()?
             }
@@ -75,8 +77,9 @@ impl Session {
         Ok(())
     }
 
-    /// Where some phases of the run leave a model and others an adapter, a run that goes on after its
-    /// end may have left the other one here: a folder with both is one with neither.
+    /// Deletes an exported model before an adapter is exported, and an exported adapter before a
+    /// model is, if the run has phases of both kinds. A folder with both could not be loaded as
+    /// either.
     fn clear_other_form(&self, model: PhaseModel) -> Result<(), TrainError> {
         let is_adapter = |model: PhaseModel| model.held() == Held::Adapter;
         let mut phases = self.timeline.phases().iter();

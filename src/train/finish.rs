@@ -74,7 +74,8 @@ impl Session {
         })
     }
 
-    /// The step that is exported, and its weights: the best, or the last where the best is gone or cannot be read.
+    /// The step to export and its weights: the best step, or the last if the best is gone or
+    /// unreadable.
     fn exported(&mut self, progress: &Progress) -> Result<(u64, Weights), TrainError> {
         let last = progress.step;
         let best = progress.best.map(|best| best.step);

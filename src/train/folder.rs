@@ -42,13 +42,13 @@ pub(super) struct RunRecord {
     pub(super) train_tokens: u64,
     pub(super) val_tokens: u64,
     pub(super) data: serde_json::Value,
-    /// What else decides tokens, by phase; null in the record of an older version.
+    /// Everything besides the data files that decides the tokens, by phase; null in older records.
     #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
     pub(super) token_inputs: serde_json::Value,
-    /// The phases of a plan that was made in code; null where resolved.toml says it all.
+    /// The phases of a plan that was made in code; null if resolved.toml describes them completely.
     #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
     pub(super) phases: serde_json::Value,
-    /// The first step of each phase, where there are several.
+    /// The first step of each phase; empty for a run with a single phase.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) phase_starts: Vec<u64>,
     /// The files of `model.base_model`, as `data`; null without one.
@@ -113,7 +113,7 @@ impl RunRecord {
 }
 
 impl RunRecord {
-    /// The record of the run in a folder; none in a folder without one.
+    /// Reads the record of the run in a folder; None if the folder has no record.
     pub(super) fn read(run_folder: &Path) -> Result<Option<Self>, TrainError> {
         let path = run_folder.join("run.json");
         let text = match fs::read_to_string(&path) {
@@ -128,7 +128,7 @@ impl RunRecord {
         })
     }
 
-    /// When the run was started; now, if the record does not say.
+    /// The time at which the run was started; the current time if the record does not have it.
     pub(super) fn start_time(&self) -> SystemTime {
         let time = self.started.parse::<jiff::Timestamp>();
         time.map_or_else(|_| SystemTime::now(), SystemTime::from)
@@ -248,7 +248,7 @@ impl RunFolder {
         Ok(())
     }
 
-    /// Appends the `tracing` records that it is given to logs/train.log.
+    /// A dispatcher that appends `tracing` records to logs/train.log.
     pub(super) fn log(&self) -> Result<tracing::Dispatch, TrainError> {
         let path = self.file("logs/train.log");
         let file = fs::OpenOptions::new().create(true).append(true).open(&path);

@@ -1,4 +1,4 @@
-//! What a run trains on and with, and what follows from the plan once the data is counted.
+//! The inputs of a run, and everything that follows from the plan once the data is counted.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -21,23 +21,23 @@ use crate::generate::{GenerateError, check_prompt};
 use crate::model::{check_vocabulary, folder as model_folder};
 use crate::phase::{self, Timeline};
 
-/// What a run trains on and with.
+/// The inputs of a run.
 pub(super) struct RunInputs {
     /// The data of each phase, in order.
     pub(super) data: Vec<PhaseData>,
     pub(super) spec: DecoderSpec,
     pub(super) timeline: Timeline,
-    /// Of the first phase's model.
+    /// Number of parameters of the first phase's model.
     pub(super) parameters: u64,
-    /// Of them, those that are trained in that phase.
+    /// Number of parameters that the first phase trains.
     pub(super) trainable: u64,
-    /// The base model's files; none without one.
+    /// The base model's files; empty without a base model.
     pub(super) base: Vec<FileRecord>,
-    /// What the process held before it loaded the data.
+    /// Bytes of the process before the data was loaded.
     program_bytes: u64,
 }
 
-/// The data of a phase: what has been read, which phases may share, and its order.
+/// The data of a phase: the data that was read, which phases may share, and its order.
 #[derive(Clone)]
 pub(super) struct PhaseData {
     pub(super) source: Arc<dyn TrainingData>,
@@ -45,9 +45,9 @@ pub(super) struct PhaseData {
 }
 
 impl RunInputs {
-    /// `started` is the time at which the run was started, which chat templates may write.
+    /// `started` is the start time of the run, which chat templates may write.
     pub(super) fn load(plan: &Plan, started: SystemTime) -> Result<Self, TrainError> {
-        // Before the data: what reading it takes is free again when training begins.
+        // Measured before the data is read: memory for reading is free again when training begins.
         let program_bytes = resident_memory_bytes().unwrap_or_default();
         phase::check(plan)?;
         let data = load_phases(plan, started)?;
@@ -56,13 +56,14 @@ impl RunInputs {
         let spec = decoder_spec(plan, exported_data(&data))?;
         let (mut parameters, mut trainable) = (0, 0);
         for phase in timeline.phases().iter().rev() {
-            // Every phase's selectors have to name something before the first step is taken.
+            // Checks the selectors of every phase before the first step: each has to match a
+            // parameter.
             let model = outline(plan, phase.model, &spec)?.with_frozen(&phase.plan.freeze)?;
             if model.trained_params() == 0 {
                 let phase = phase.plan.name.clone();
                 return Err(TrainError::NothingTrained { phase });
             }
-            // In the end those of the first.
+            // The loop runs from the last phase to the first, so the first phase's numbers remain.
             (parameters, trainable) = (model.params(), model.trained_params() as u64);
         }
         check_length(plan, timeline.steps())?;
@@ -78,13 +79,13 @@ impl RunInputs {
         })
     }
 
-    /// Every data file of all phases, once.
+    /// The data files of all phases, each once.
     pub(super) fn files(&self) -> Vec<FileRecord> {
         files_of(&self.data)
     }
 
-    /// What decides the tokens of each phase besides the data files, as run.json keeps it: the
-    /// tokenizer, its special tokens, and the chat template.
+    /// Everything besides the data files that decides the tokens of each phase, as run.json records
+    /// it: the tokenizer, its special tokens, and the chat template.
     pub(super) fn token_inputs(&self) -> serde_json::Value {
         let of_phase = |data: &PhaseData| {
             let tokenizer = data.source.tokenizer();
@@ -101,8 +102,9 @@ impl RunInputs {
         self.data.iter().map(of_phase).collect()
     }
 
-    /// Whether the run in the folder has nothing left to do: its last step is done, or it stopped
-    /// early, and its model is exported. A crash can come in between.
+    /// Whether the run in the folder has nothing left to do: it has reached its last step or
+    /// stopped early, and its model is exported. A crash may have come between the last step and
+    /// the export.
     pub(super) fn is_complete(
         &self,
         plan: &Plan,
@@ -121,7 +123,7 @@ impl RunInputs {
         step >= steps || (step == end.step && end.stays_stopped(steps, patience))
     }
 
-    /// What a person should know before the first step.
+    /// Notes for the user before the first step.
     pub(super) fn notes(
         &self,
         plan: &Plan,
@@ -178,8 +180,8 @@ impl RunInputs {
         }
     }
 
-    /// What the run will need: its memory as a shortage where there is too little. On a GPU there
-    /// is no telling how much is free.
+    /// Forecasts the memory of the run; a shortage if there is too little. The free memory of a GPU
+    /// is not known.
     pub(super) fn forecast(
         &self,
         plan: &Plan,
@@ -198,7 +200,7 @@ impl RunInputs {
             is_cpu,
             process_bytes: self.program_bytes + token_bytes,
         };
-        // Rows that are not packed may all be shorter than a sequence can be.
+        // Rows that are not packed may all be shorter than `sequence_len`.
         let mut plan = plan.clone();
         for (phase, data) in plan.phases.iter_mut().zip(&self.data) {
             phase.data.sequence_len = data.view.widest();
@@ -221,11 +223,11 @@ pub(super) fn files_of(data: &[PhaseData]) -> Vec<FileRecord> {
 }
 
 fn exported_data(data: &[PhaseData]) -> &dyn TrainingData {
-    // A timeline without phases has been refused.
+    // A timeline without phases has already been refused.
     data.last().expect("a run has a phase").source.as_ref()
 }
 
-/// Reads the data of every phase. What several phases train on is read once.
+/// Reads the data of every phase. Data that several phases use is read once.
 fn load_phases(plan: &Plan, started: SystemTime) -> Result<Vec<PhaseData>, TrainError> {
     let cache = TokenCache::from_environment();
     let mut phases: Vec<PhaseData> = Vec::with_capacity(plan.phases.len());
@@ -254,7 +256,7 @@ fn load_phases(plan: &Plan, started: SystemTime) -> Result<Vec<PhaseData>, Train
     Ok(phases)
 }
 
-/// Whether two phases differ in the order of their data at most. Rows are read for sequences of one
+/// Whether two phases differ at most in the order of their data. Rows are read for sequences of one
 /// length; text is not.
 fn reads_the_same(a: &PhasePlan, b: &PhasePlan) -> bool {
     let read = |phase: &PhasePlan| {
@@ -272,8 +274,8 @@ fn reads_the_same(a: &PhasePlan, b: &PhasePlan) -> bool {
     read(a) == read(b)
 }
 
-/// What could not be checked before the data was counted: the schedule against the steps. The same
-/// checks as for `max_steps`, since that is what the length has become.
+/// Checks the schedule against the number of steps, which is known only now that the data is
+/// counted. The checks are the same as for `max_steps`.
 fn check_length(plan: &Plan, steps: u64) -> Result<(), TrainError> {
     let mut config = plan.config.clone();
     config.train.max_steps = Some(steps);
@@ -283,7 +285,7 @@ fn check_length(plan: &Plan, steps: u64) -> Result<(), TrainError> {
     Ok(())
 }
 
-/// Sample prompts are tried before the first step.
+/// Checks before the first step that the sample prompts can be completed.
 fn check_prompts(
     plan: &Plan,
     spec: &DecoderSpec,
@@ -302,12 +304,13 @@ fn check_prompts(
     Ok(())
 }
 
-/// The tokenizer's vocabulary, or the base model's, which has to have room for it.
+/// A spec with the tokenizer's vocabulary size, or the base model's, which has to be at least as
+/// large.
 fn decoder_spec(plan: &Plan, data: &dyn TrainingData) -> Result<DecoderSpec, TrainError> {
     let tokenizer = data.tokenizer();
     let base = plan.base.as_ref();
     base.map_or(Ok(()), |base| check_vocabulary(base, tokenizer))?;
-    // The token that ends an answer ends a generation.
+    // Generation ends at the token that ends an answer.
     let eos = data.end_token();
     let bos = tokenizer.bos().map(|token| token.id);
     Ok(DecoderSpec {
@@ -318,7 +321,7 @@ fn decoder_spec(plan: &Plan, data: &dyn TrainingData) -> Result<DecoderSpec, Tra
     })
 }
 
-/// The base model's config.json and weights, hashed.
+/// The base model's config.json and weight files, with their hashes.
 pub(super) fn base_files(plan: &Plan) -> Result<Vec<FileRecord>, TrainError> {
     let Some(base) = &plan.config.model.base_model else {
         return Ok(Vec::new());

@@ -4,8 +4,9 @@
 //! the loop, and every [`Observer`] is told what happens on the way: the terminal, the metrics
 //! files, a program's own.
 //!
-//! Read `run.rs` first: the loop. `step.rs` is one training step without disk and events, `state.rs`
-//! what it changes, `session.rs` what else a run uses.
+//! Read `run.rs` first, which has the loop. `step.rs` is one training step without disk and events,
+//! `state.rs` is the state that a step changes, and `session.rs` has everything else that a run
+//! uses.
 //!
 //! ```
 //! use firebrick::config::{Config, DatasetConfig, Plan, Preset, TokenizerKind};

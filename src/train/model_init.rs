@@ -1,4 +1,4 @@
-//! Where a run begins: a new model, a base model, or a checkpoint.
+//! Creates the initial state of a run: from a new model, a base model, or a checkpoint.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -21,29 +21,29 @@ use crate::model::{Decoder, Tensors, folder as model_folder};
 use crate::optimizer::Optimizer;
 use crate::phase::Phase;
 
-/// Makes the state that a run begins with.
+/// Creates the initial state of a session.
 pub(super) struct ModelInit<'a> {
     pub(super) plan: &'a Plan,
     pub(super) spec: &'a DecoderSpec,
     pub(super) device: &'a Device,
 }
 
-/// The state that a session begins with.
+/// The initial state of a session.
 pub(super) struct Initial {
     pub(super) state: TrainState,
-    /// The base model as it was before the run, in f32, where answers are held against it. It shares
-    /// weights that are not trained with the model, where it can.
+    /// The reference model of a preference loss: the base model before the run, in f32. It shares
+    /// the weights that are not trained with the model where it can.
     pub(super) reference: Option<Decoder>,
-    /// The initial adapter; none if it starts at zero, or if nothing of it is left.
+    /// The initial adapter; None if it starts at zero, or if it has already been merged.
     pub(super) initial_adapter: Option<Adapter>,
-    /// Parameters that the checkpoint has no optimizer state for.
+    /// Parameters without optimizer state in the checkpoint.
     pub(super) without_state: Vec<String>,
-    /// What other parts of the run have saved, by owner.
+    /// The saved state of other parts of the run, by owner.
     pub(super) extras: Extras,
 }
 
 impl ModelInit<'_> {
-    /// The state of a new run that begins in `phase`.
+    /// The state of a new run, which begins in `phase`.
     pub(super) fn fresh(&self, phase: &Phase) -> Result<Initial, TrainError> {
         let config = &self.plan.config;
         let device = self.device.clone().autodiff();
@@ -65,8 +65,8 @@ impl ModelInit<'_> {
         })
     }
 
-    /// The state of the checkpoint of a step, which was saved in `phase`; `old` is the record of
-    /// the run up to now.
+    /// The state from the checkpoint of a step that was saved in `phase`; `old` is the record of
+    /// the run so far.
     pub(super) fn resumed(
         &self,
         folder: &RunFolder,
@@ -115,8 +115,8 @@ impl ModelInit<'_> {
         }
     }
 
-    /// A base model with new adapters, where the plan has any, and these adapters where they are not
-    /// nothing to begin with. The same every time.
+    /// Loads the base model and adds new adapters if the plan has any. Also returns the adapters if
+    /// they do not start at zero. The result is the same every time.
     fn of_base(
         &self,
         folder: &Path,
@@ -147,14 +147,15 @@ impl ModelInit<'_> {
         })
     }
 
-    /// The base model as a run has it that is under way, with new adapters beside it.
+    /// Loads the base model of a run that has already begun, and adds new adapters.
     fn of_own_base(
         &self,
         folder: &RunFolder,
         device: &Device,
     ) -> Result<(Decoder, Option<Adapter>), TrainError> {
         match (&self.plan.adapter, &self.plan.config.model.base_model) {
-            // Rounding has chosen it once; it is part of what was trained.
+            // Rounding depends on the adapter's initial values, so the rounded base is saved with
+            // the run.
             (Some(adapter), _) if self.plan.changes_base() => {
                 let base = model_folder::load_as(self.spec, &folder.file(OWN_BASE), device)?;
                 Ok((base.adapted(adapter, self.plan.config.seed)?, None))
@@ -164,13 +165,13 @@ impl ModelInit<'_> {
         }
     }
 
-    /// The plan's adapter with the values that a checkpoint has of it.
+    /// The plan's adapter with the values from a checkpoint.
     fn adapter_of(&self, tensors: Tensors) -> Adapter {
         let shapes = self.plan.adapter.as_ref().map(|adapter| &adapter.layers);
         Adapter::from_tensors(shapes.unwrap_or(&BTreeMap::new()), tensors)
     }
 
-    /// The model of a checkpoint that holds all weights, and perhaps an adapter beside them.
+    /// The model of a checkpoint that holds all weights, and possibly an adapter beside them.
     pub(super) fn of_weights(
         &self,
         weights: Weights,
@@ -187,8 +188,8 @@ impl ModelInit<'_> {
         Ok(self.adapter_of(adapter).load(decoder, device)?)
     }
 
-    /// What a phase makes of the model of the phase before it: where that had another adapter, it is
-    /// merged into the weights, in f32, and the phase's own begins.
+    /// Turns the model of the previous phase into that of this phase. If the two have different
+    /// adapters, the old one is merged into the weights in f32, and the new one begins.
     pub(super) fn turned(
         &self,
         model: Decoder,
@@ -208,7 +209,7 @@ impl ModelInit<'_> {
         }
     }
 
-    /// The adapter that the run began with, made anew; none if it started at zero.
+    /// Computes the adapter that the run began with; None if it started at zero.
     pub(super) fn initial_adapter(&self) -> Result<Option<Adapter>, TrainError> {
         let begins = |adapter: &AdapterPlan| adapter.init == AdapterInit::Pissa;
         match &self.plan.config.model.base_model {
@@ -219,8 +220,7 @@ impl ModelInit<'_> {
         }
     }
 
-    /// What the answers of a phase are held against, loaded anew: the base model as it was before the
-    /// run.
+    /// Loads the reference model of a phase with a preference loss: the base model before the run.
     pub(super) fn reference(&self, phase: &PhasePlan) -> Result<Option<Decoder>, TrainError> {
         let (Some(base), Some(_)) = (&self.plan.config.model.base_model, &phase.dpo) else {
             return Ok(None);
@@ -230,8 +230,8 @@ impl ModelInit<'_> {
         self.reference_of(&model, phase)
     }
 
-    /// The same for a phase that begins with `model`: where an adapter has left the base model as it
-    /// was, that one is in memory already.
+    /// The same for a phase that begins with `model`. If only an adapter is trained, the base model
+    /// is already in memory.
     pub(super) fn reference_beside(
         &self,
         folder: &RunFolder,
@@ -244,7 +244,7 @@ impl ModelInit<'_> {
         if is_as_it_was || phase.plan.dpo.is_none() {
             return self.reference_of(model, &phase.plan);
         }
-        // It was compared when the run began, which may be days ago.
+        // The base model's files may have changed since the run began, which may be days ago.
         if let Some(record) = folder.read_record()? {
             same_base(
                 &record,
@@ -255,7 +255,8 @@ impl ModelInit<'_> {
         self.reference(&phase.plan)
     }
 
-    /// The same out of the model that a run begins with. It shares the weights that are not trained.
+    /// The reference model, made from the initial model. It shares the weights that are not
+    /// trained.
     fn reference_of(
         &self,
         fresh: &Decoder,
@@ -266,7 +267,8 @@ impl ModelInit<'_> {
         }
         let takes = |adapter: &AdapterPlan| adapter.init != AdapterInit::Default;
         let plain = match (&self.plan.base, &self.plan.config.model.base_model) {
-            // The adapter has begun with a part of the weights, which a reference is not to lack.
+            // The initial adapter was subtracted from these weights, but the reference needs all of
+            // them.
             (Some(spec), Some(folder)) if self.plan.adapter.as_ref().is_some_and(takes) => {
                 model_folder::load_as(spec, folder, self.device)?
             }
@@ -276,7 +278,7 @@ impl ModelInit<'_> {
     }
 }
 
-/// The optimizer of a phase, without any state yet.
+/// The optimizer of a phase, without state.
 pub(super) fn optimizer(plan: &Plan, phase: &PhasePlan) -> Optimizer {
     let optimizer = Optimizer::new(&phase.optimizer);
     match &plan.adapter {
@@ -285,12 +287,13 @@ pub(super) fn optimizer(plan: &Plan, phase: &PhasePlan) -> Optimizer {
     }
 }
 
-/// The loss scale of a phase: what it was up to now, or a new one, in f16; none in other dtypes.
+/// The loss scale of an f16 phase: the current one, or a new one if there is none. None for other
+/// dtypes.
 pub(super) fn loss_scale(phase: &PhasePlan, before: Option<LossScale>) -> Option<LossScale> {
     (phase.dtype == Dtype::F16).then(|| before.unwrap_or_default())
 }
 
-/// What the passes of a phase compute in. The plan's dtypes have been resolved for the device.
+/// The dtype of a phase's passes. The plan's dtypes have already been resolved for the device.
 pub(super) fn float_dtype(dtype: Dtype) -> FloatDType {
     match dtype {
         Dtype::Bf16 => FloatDType::BF16,

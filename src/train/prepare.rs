@@ -34,7 +34,7 @@ pub struct Options {
     pub interrupt: Interrupt,
     /// Who is told what happens, besides the metrics files of `logging.report_to`.
     pub observers: Vec<Box<dyn Observer>>,
-    /// What happens to each gradient between backward and update.
+    /// The stages that each gradient passes between backward pass and update.
     pub stages: Vec<Box<dyn Stage>>,
 }
 
@@ -172,7 +172,7 @@ impl LockedRun {
         let path = &plan.config.output_dir;
         check_writable(plan)?;
         let start = starting_point(path, plan, resume)?;
-        // A run that goes on writes the date on which it began.
+        // A resumed run writes its start date in chat templates.
         let old = match start {
             StartingPoint::Checkpoint(_) => RunRecord::read(path)?,
             _ => None,
@@ -201,7 +201,7 @@ impl LockedRun {
     }
 }
 
-/// A plan that was changed in code may have what TOML cannot say.
+/// Checks that the plan can be written as TOML, because code may have changed it.
 fn check_writable(plan: &Plan) -> Result<(), TrainError> {
     toml::to_string(&plan.config)
         .map(drop)
@@ -224,8 +224,8 @@ pub(super) fn on_device(plan: &Plan) -> Result<(Plan, ComputeDevice), TrainError
     Ok((plan, device))
 }
 
-/// Gives the owners what they saved, and returns those that have saved nothing. State that nobody
-/// takes would be lost with the next save.
+/// Gives the owners their saved state, and returns the owners without any. A state without an owner
+/// is refused, because the next save would lose it.
 fn restore_extras(pipeline: &mut Pipeline, extras: Extras) -> Result<Vec<String>, TrainError> {
     let mut extras = extras;
     let new = pipeline.load(&mut extras)?;

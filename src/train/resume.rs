@@ -57,14 +57,14 @@ const FREE: [&str; 10] = [
 /// Where a run starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StartingPoint {
-    /// At the beginning.
+    /// At the beginning of a new run.
     New,
-    /// At the beginning again: the run in the folder has not saved anything, or what it saved is
+    /// At the beginning again: the run in the folder has saved nothing, or its checkpoints are
     /// gone.
     Again,
     /// At the checkpoint of this step.
     Checkpoint(u64),
-    /// The run in the folder has come to its end at this step, and its checkpoints are gone.
+    /// Nowhere: the run in the folder ended at this step, and its checkpoints are gone.
     FinishedAt(u64),
 }
 
@@ -108,8 +108,8 @@ pub(super) fn starting_point(
     Ok(StartingPoint::Checkpoint(step))
 }
 
-/// Where a run starts in a folder that has no checkpoints. A run that died before its first save
-/// has a resolved.toml and can be started over; one that has come to its end is not overwritten.
+/// The starting point in a folder without checkpoints. A run that died before its first save has a
+/// resolved.toml and can be started over; a finished run is not overwritten.
 fn without_checkpoints(folder: &Path, plan: &Plan) -> Result<StartingPoint, TrainError> {
     if !is_used(folder)? {
         return Ok(StartingPoint::New);
@@ -143,8 +143,8 @@ fn is_used(folder: &Path) -> Result<bool, TrainError> {
     Ok(names.any(|name| !ours(&name)))
 }
 
-/// Compares what the run in the folder was to be with what this one is to be, key by key, after
-/// defaults: a key that the older run did not know has its default there.
+/// Compares the configs of the run in the folder and of this run, key by key after defaults. A key
+/// that the older run did not know has its default there.
 fn same_config(folder: &Path, plan: &Plan) -> Result<(), TrainError> {
     let old = flatten(&older_config(&folder.join("resolved.toml"))?);
     let new = flatten(&as_table(&plan.config));
@@ -168,7 +168,7 @@ fn same_config(folder: &Path, plan: &Plan) -> Result<(), TrainError> {
     Err(TrainError::OtherConfig { folder, difference })
 }
 
-/// The configuration in a resolved.toml, with the default of every key that it does not have.
+/// The config of a resolved.toml, with the defaults of keys that the file does not have.
 fn older_config(path: &Path) -> Result<toml::Table, TrainError> {
     let text = fs::read_to_string(path).map_err(TrainError::io(path))?;
     let config: Config = toml::from_str(&text).map_err(|error| TrainError::Record {

@@ -13,9 +13,9 @@ use crate::phase::Phase;
 /// Non-finite steps in a row after which a run is given up.
 const MOST_NONFINITE: u32 = 3;
 
-/// A run that only has to be started. Made by [`Run::prepare`]. It may be sent to another thread.
+/// A run that is ready to start. Made by [`Run::prepare`]. It may be sent to another thread.
 pub struct Run {
-    /// What a step changes.
+    /// The state that a step changes.
     pub(super) state: TrainState,
     /// Everything else: the plan, the data, the run folder, the observers.
     pub(super) session: Session,
@@ -91,7 +91,7 @@ impl Session {
         Ok(evaluation)
     }
 
-    /// The phase of the next step; none when there is none, or when validation has stopped
+    /// The phase of the next step; None after the last step, or when validation has stopped
     /// improving.
     fn next_phase(&self, progress: &Progress) -> Option<Phase> {
         let phase = self.timeline.at(progress.step)?;
@@ -110,7 +110,7 @@ impl Session {
         progress.step < self.timeline.steps() && self.is_out_of_patience(progress)
     }
 
-    /// One optimizer step, and what there is to say about it.
+    /// Takes one optimizer step and tells the observers about it.
     fn step(&mut self, state: &mut TrainState) -> Result<(), TrainError> {
         let (first_sequence, step) = (state.progress.sequences, state.progress.step);
         let settings = self.active.settings(step, self.plan.config.seed);

@@ -1,4 +1,4 @@
-//! Whether a run that goes on is the one that was begun: the same data, tokens, base model and phases.
+//! Checks that a resumed run has the same data, tokens, base model and phases as before.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use crate::config::Plan;
 use crate::data::FileRecord;
 use crate::phase::Timeline;
 
-/// A checkpoint goes on in the phase that it was saved in.
+/// Checks that a checkpoint continues in the phase in which it was saved.
 pub(super) fn check_phase(progress: &Progress, planned: usize) -> Result<(), TrainError> {
     let planned = planned as u64;
     if progress.phase == planned {
@@ -23,8 +23,8 @@ pub(super) fn check_phase(progress: &Progress, planned: usize) -> Result<(), Tra
     })
 }
 
-/// Other bytes are another run: the order of the data and a tokenizer learned on it would change,
-/// and from another base model it would have come elsewhere. What an older version did not record
+/// Checks that the data, the tokens and the base model are the same. Other data would change the
+/// order and any tokenizer that was learned on it. Inputs that an older version did not record
 /// cannot be compared.
 pub(super) fn same_inputs(
     folder: &RunFolder,
@@ -53,7 +53,7 @@ pub(super) fn same_inputs(
     }
 }
 
-/// Whether the base model's files are those that the run began with.
+/// Checks that the base model's files are those that the run began with.
 pub(super) fn same_base(
     record: &RunRecord,
     files: &[FileRecord],
@@ -65,7 +65,7 @@ pub(super) fn same_base(
     }
 }
 
-/// The phases of a plan that was made in code are not in resolved.toml, whatever became of the run.
+/// Checks the phases of a plan that was made in code, because resolved.toml does not have them.
 pub(super) fn same_phases(
     folder: &RunFolder,
     record: Option<&RunRecord>,
@@ -82,8 +82,8 @@ pub(super) fn same_phases(
     })
 }
 
-/// A phase that has begun stays where it began: with another length of the run, one that takes a
-/// share of it would have begun elsewhere.
+/// Checks that phases which have begun keep their first step. With another length of the run, a
+/// phase that takes a share of it would begin elsewhere.
 pub(super) fn same_starts(
     record: Option<&RunRecord>,
     timeline: &Timeline,
@@ -102,7 +102,7 @@ pub(super) fn same_starts(
     }
 }
 
-/// The phases of a plan that was made in code; null where its config says it all.
+/// The phases of a plan that was made in code; null if its config describes them completely.
 pub(super) fn phases_in_code(plan: &Plan) -> Result<serde_json::Value, TrainError> {
     let of_config = Plan::from_config(plan.config.clone()).map(|plan| plan.phases);
     if of_config.is_ok_and(|phases| phases == plan.phases) {
@@ -114,7 +114,7 @@ pub(super) fn phases_in_code(plan: &Plan) -> Result<serde_json::Value, TrainErro
     })
 }
 
-/// The first file that is not the same, or not there, in both records.
+/// The first file that differs, or is missing, in one of the records.
 fn changed(before: &serde_json::Value, now: &serde_json::Value) -> Option<String> {
     let hashes = |data: &serde_json::Value| -> Vec<(String, String)> {
         let files = data.as_array().map(Vec::as_slice).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! The services that a run uses: its plan, its data, the run folder, and who is told about it.
+//! The services that a run uses: its plan, its data, its run folder and its observers.
 
 use std::path::Path;
 
@@ -20,17 +20,17 @@ use crate::model::{Decoder, is_of_adapter};
 use crate::objective::{CrossEntropy, Objective, ObjectiveSpec, Preference};
 use crate::phase::{Phase, Timeline};
 
-/// Everything of a run but what a step changes.
+/// Everything of a run that a step does not change.
 pub(super) struct Session {
     pub(super) plan: Plan,
-    /// What the run's first model is built from; [`PhaseModel::spec`] says what that of a phase is.
+    /// The spec of the run's first model; [`PhaseModel::spec`] derives that of each phase.
     pub(super) spec: DecoderSpec,
     pub(super) device: ComputeDevice,
     pub(super) timeline: Timeline,
     /// The data of each phase, in order.
     pub(super) data: Vec<PhaseData>,
     pub(super) active: ActivePhase,
-    /// The initial adapter; none if it starts at zero, or if this session began without it.
+    /// The initial adapter; None if it starts at zero, or if this session began without it.
     pub(super) initial_adapter: Option<Adapter>,
     pub(super) clock: Clock,
     pub(super) store: CheckpointStore,
@@ -38,13 +38,13 @@ pub(super) struct Session {
     pub(super) folder: RunFolder,
     pub(super) observers: Vec<Box<dyn Observer>>,
     pub(super) interrupt: Interrupt,
-    /// Bytes that may still be written beside a path: the disk's own word, but in tests.
+    /// Bytes that can still be written beside a path. Tests replace this function.
     pub(super) free_space: fn(&Path) -> std::io::Result<u64>,
-    /// Where `tracing` records of this run go: logs/train.log.
+    /// Receives the `tracing` records of this run: logs/train.log.
     pub(super) log: Dispatch,
 }
 
-/// The phase that a run is in, ready to be trained in.
+/// The current phase, ready for training.
 pub(super) struct ActivePhase {
     pub(super) phase: Phase,
     pub(super) data: PhaseData,
@@ -54,8 +54,7 @@ pub(super) struct ActivePhase {
 }
 
 impl ActivePhase {
-    /// `reference` is the model that answers are held against, in f32, for an objective that needs
-    /// one.
+    /// `reference` is the reference model in f32, for an objective that needs one.
     pub(super) fn new(phase: &Phase, data: &[PhaseData], reference: Option<Decoder>) -> Self {
         let dtype = float_dtype(phase.plan.dtype);
         Self {
@@ -66,7 +65,7 @@ impl ActivePhase {
         }
     }
 
-    /// What holds for a step of the run within this phase.
+    /// The settings of a step of the run within this phase.
     pub(super) fn settings(&self, step: u64, seed: u64) -> StepSettings {
         let plan = &self.phase.plan;
         StepSettings {
@@ -80,7 +79,7 @@ impl ActivePhase {
     }
 }
 
-/// What a phase minimises.
+/// The objective of a phase.
 pub(super) fn objective(
     phase: &PhasePlan,
     reference: Option<Decoder>,
@@ -89,7 +88,7 @@ pub(super) fn objective(
     match (&phase.dpo, reference) {
         (Some(dpo), Some(reference)) => Box::new(Preference {
             loss: dpo.into(),
-            // Rounded once: in f32 it goes on sharing its weights.
+            // Rounded once here; in f32 the reference keeps sharing its weights.
             reference: reference.cast(dtype),
         }),
         (Some(_), None) => unreachable!("a run with pairs of answers has a reference model"),
@@ -109,13 +108,13 @@ impl Session {
         last.source.as_ref()
     }
 
-    /// What the objectives of all phases measure, each once.
+    /// The specs of all phases' objectives, each once.
     pub(super) fn objective_specs(&self) -> Vec<ObjectiveSpec> {
         objective_specs(&self.plan)
     }
 
-    /// Goes over to the phase of the next step, if that is another one: other parameters are
-    /// trained, by another rule, on other data, towards another objective.
+    /// Enters the phase of the next step, if it is another phase: with other trained parameters,
+    /// and another optimizer, data and objective.
     pub(super) fn enter_phase(
         &mut self,
         state: &mut TrainState,
@@ -133,7 +132,7 @@ impl Session {
         let model = model.with_frozen(&phase.plan.freeze)?;
         self.active = ActivePhase::new(phase, &self.data, reference);
         let rules = optimizer(&self.plan, &phase.plan);
-        // A new adapter's parameters have the paths of the one before.
+        // A new adapter's parameters have the same paths as the old one's.
         let is_new = |path: &str| has_other_adapter && is_of_adapter(path);
         let fresh = state.enter_phase(model, rules, is_new, &self.device.device)?;
         let progress = &mut state.progress;
@@ -141,10 +140,10 @@ impl Session {
         progress.phase = phase.number as u64;
         progress.sequences = 0;
         if !is_comparable {
-            // Losses of two objectives, or of two validation splits, say nothing about each other.
+            // Losses of two objectives, or of two validation splits, cannot be compared.
             progress.best = None;
             progress.evaluations_since_best = 0;
-            // A save that is under way may still be about to name its step the best.
+            // A background save may still be about to mark its step as the best.
             self.wait_for_save()?;
             self.store.forget_best()?;
         }
@@ -159,7 +158,7 @@ impl Session {
         self.note_fresh_state(&fresh)
     }
 
-    /// Says what has become of the adapter.
+    /// Reports what happened to the adapter.
     fn note_other_adapter(&mut self, model: PhaseModel) -> Result<(), TrainError> {
         let text = match model.adapter_since {
             Some(_) => {
@@ -171,7 +170,7 @@ impl Session {
         self.emit(&Event::Note { text })
     }
 
-    /// Says which parameters begin without optimizer state.
+    /// Reports which parameters begin without optimizer state.
     pub(super) fn note_fresh_state(&mut self, paths: &[String]) -> Result<(), TrainError> {
         let Some(first) = paths.first() else {
             return Ok(());
@@ -191,7 +190,7 @@ impl Session {
         }
     }
 
-    /// The micro-batches of a step: sequences in data order, whatever their grouping.
+    /// The micro-batches of a step, with sequences in data order for any grouping.
     pub(super) fn micro_batches(&self, first: u64) -> Vec<Batch> {
         let phase = &self.active.phase.plan;
         let rows = phase.micro_batch_size;
@@ -205,20 +204,20 @@ impl Session {
             .collect()
     }
 
-    /// Whether something done every `every` steps is due; at the last step it always is.
+    /// Whether an action that is due every `every` steps is due; at the last step it always is.
     pub(super) fn is_due(&self, step: u64, every: u64) -> bool {
         step == self.timeline.steps() || (every > 0 && step.is_multiple_of(every))
     }
 
-    /// Tells every observer.
+    /// Sends an event to every observer.
     pub(super) fn emit(&mut self, event: &Event) -> Result<(), TrainError> {
         self.observers
             .iter_mut()
             .try_for_each(|observer| observer.observe(event))
     }
 
-    /// Tells every observer that the run ends early. That some of them cannot take it, perhaps
-    /// because of the very error, matters less than the error.
+    /// Tells every observer that the run ends early. Their own errors are ignored: they may have
+    /// the same cause, and matter less.
     pub(super) fn emit_end(&mut self, step: u64, error: &TrainError) {
         let event = Event::Stopped {
             step,
@@ -231,7 +230,7 @@ impl Session {
     }
 }
 
-/// What the objectives of all phases measure, each once.
+/// The specs of all phases' objectives, each once.
 pub(super) fn objective_specs(plan: &Plan) -> Vec<ObjectiveSpec> {
     let mut specs: Vec<ObjectiveSpec> = Vec::new();
     for phase in &plan.phases {

@@ -1,4 +1,4 @@
-//! What a training step changes.
+//! The state that a training step changes.
 
 use burn::tensor::Device;
 
@@ -7,18 +7,17 @@ use crate::gradient::Pipeline;
 use crate::model::Decoder;
 use crate::optimizer::{Optimizer, OptimizerError};
 
-/// What a training step changes: the weights, the optimizer's state, what the gradient pipeline
-/// remembers, and how far the run has come. Several may exist in one process; they share nothing.
+/// The state that a training step changes: weights, optimizer state, the state of the gradient
+/// pipeline, and progress. A process may have several states; they share nothing.
 #[derive(Debug)]
 pub struct TrainState {
-    /// Taken out for the moment of an update, so that its memory has one owner and is updated in
-    /// place.
+    /// Taken out during an update, so that its memory has one owner and is updated in place.
     model: Option<Decoder>,
     /// Updates the weights.
     pub optimizer: Optimizer,
-    /// What stands between backward and update.
+    /// The stages between backward pass and update.
     pub pipeline: Pipeline,
-    /// How far the run has come.
+    /// The completed steps and other counters.
     pub progress: Progress,
 }
 
@@ -35,22 +34,22 @@ impl TrainState {
 
     /// The model, on an autodiff device.
     pub fn model(&self) -> &Decoder {
-        // `change_model` puts it back before anyone can look.
+        // `change_model` puts it back before it returns.
         self.model
             .as_ref()
             .expect("the model is there between updates")
     }
 
-    /// The model, and nothing else of the state.
+    /// The model, without the rest of the state.
     pub fn into_model(self) -> Decoder {
         self.model.expect("the model is there between updates")
     }
 
-    /// Goes over to another phase: `model` is the same model with other parameters frozen, or what
-    /// has been made of it, `rules` an optimizer without state. What the optimizer keeps of a
-    /// parameter goes on where it means the same under the new rules, and is dropped where the
-    /// parameter is no longer trained, or where `is_new` says that it is another one under the same
-    /// path. Returns the trained parameters that begin without state.
+    /// Enters another phase. `model` is the model of the new phase: the same one with other
+    /// parameters frozen, or one that was made from it. `rules` is an optimizer without state. The
+    /// optimizer state of a parameter is kept if it means the same under the new rules. It is
+    /// dropped if the parameter is no longer trained, or if `is_new` says that another parameter
+    /// has taken its path. Returns the trained parameters that begin without state.
     ///
     /// # Errors
     /// A state that does not fit its parameter.
@@ -68,7 +67,7 @@ impl TrainState {
         Ok(fresh)
     }
 
-    /// Puts what `change` makes of the model in its place.
+    /// Replaces the model by the result of `change`.
     pub(super) fn change_model(&mut self, change: impl FnOnce(Decoder, &mut Optimizer) -> Decoder) {
         let model = self
             .model

@@ -1,4 +1,4 @@
-//! One training step, without disk and without events.
+//! One training step, without disk and events.
 
 use std::time::{Duration, Instant};
 
@@ -11,12 +11,12 @@ use crate::gradient::{PipelineError, StepContext};
 use crate::model::ModelError;
 use crate::objective::{Metrics, Objective, Precision, backward_part, weight_of};
 
-/// What holds for a step.
+/// The settings of a step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepSettings {
     /// Dtype of the forward and backward pass.
     pub dtype: FloatDType,
-    /// Whether the backward pass computes each block again.
+    /// Whether the backward pass recomputes the forward pass of each block.
     pub gradient_checkpointing: bool,
     /// Whether the forward pass multiplies ternary weights as integers.
     pub int8_forward: bool,
@@ -24,7 +24,8 @@ pub struct StepSettings {
     pub max_grad_norm: f64,
     /// Learning rate of the step.
     pub learning_rate: f64,
-    /// What dropout and the gradient pipeline draw their random numbers from, with the step's number.
+    /// The seed for the random numbers of dropout and the gradient pipeline, together with the
+    /// step.
     pub seed: u64,
 }
 
@@ -42,7 +43,7 @@ impl Default for StepSettings {
     }
 }
 
-/// What came of a step.
+/// The result of a step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepReport {
     /// The mean loss over all ranks, in the objective's unit.
@@ -51,52 +52,53 @@ pub struct StepReport {
     pub tokens: f64,
     /// Norm of the whole gradient before clipping.
     pub grad_norm: f64,
-    /// What else the objective measures.
+    /// The other metrics of the objective.
     pub metrics: Metrics,
     /// Whether the weights were updated.
     pub outcome: StepOutcome,
-    /// Where the time went.
+    /// The time that the parts of the step took.
     pub time: StepTime,
 }
 
-/// Whether a step was taken.
+/// Whether the weights were updated, and if not, why.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum StepOutcome {
     /// The weights were updated.
     Updated,
-    /// A gradient overflowed f16: the weights stay, and the loss scale is lower from now on.
+    /// A gradient overflowed f16: the weights are unchanged, and the loss scale is lowered.
     Overflowed {
         /// The new loss scale.
         loss_scale: f64,
     },
-    /// Loss or gradient was not finite: the weights stay.
+    /// Loss or gradient was not finite: the weights are unchanged.
     NotFinite,
 }
 
-/// Where the time of a step went. On a GPU, whose work is only queued, the parts tell little.
+/// The time that the parts of a step took. A GPU only queues its work, so these times mean little
+/// there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StepTime {
     /// Forward and backward passes.
     pub backward: Duration,
     /// Vote, gradient pipeline, norm and clipping.
     pub gradient: Duration,
-    /// The optimizer.
+    /// The optimizer's update.
     pub update: Duration,
 }
 
-/// A step that could not be computed. The weights are as they were.
+/// Why a step could not be computed. The weights are unchanged.
 #[derive(Debug, thiserror::Error)]
 pub enum StepError {
-    /// There is nothing to train on. Every rank needs a part of the step.
+    /// This rank has no micro-batches. Every rank needs a part of the step.
     #[error("a step without micro-batches")]
     NoBatches,
     /// The model refuses a batch.
     #[error(transparent)]
     Model(#[from] ModelError),
-    /// The ranks could not meet.
+    /// An exchange between ranks failed.
     #[error(transparent)]
     Collective(#[from] CollectiveError),
-    /// The gradient could not be passed on.
+    /// A stage of the gradient pipeline failed.
     #[error(transparent)]
     Pipeline(#[from] PipelineError),
 }
@@ -104,8 +106,8 @@ pub enum StepError {
 /// Takes one optimizer step on the micro-batches of this rank: backward, unscale, finite vote,
 /// gradient pipeline, norm, clip, update.
 ///
-/// With several ranks every one of them has to call it, for the same step; all of them then hold
-/// the same weights. A step that is not finite on one rank is skipped by all.
+/// With several ranks, every rank has to call this function for the same step; afterwards all of
+/// them hold the same weights. If the step is not finite on one rank, all ranks skip it.
 ///
 /// # Errors
 /// [`StepError`]
@@ -151,7 +153,7 @@ pub fn train_step(
         return Err(StepError::NoBatches);
     }
     let begun = Instant::now();
-    // The weight of the whole step, which each rank divides its own losses by.
+    // The weight of the whole step, by which each rank divides its own losses.
     let own_tokens: f64 = batches.iter().map(Batch::weight).sum();
     let mut of_all = [weight_of(objective, batches), own_tokens];
     collective.sum(&mut of_all)?;
@@ -181,7 +183,7 @@ pub fn train_step(
             collective,
         };
         gradient = state.pipeline.reduce(gradient, &context)?;
-        // The same bits on every rank, so that all of them decide alike.
+        // All ranks have the same bits, so they all decide alike.
         grad_norm = gradient.norm();
         is_finite = grad_norm.is_finite();
     }
@@ -212,7 +214,7 @@ pub fn train_step(
 }
 
 impl TrainState {
-    /// Counts a step, and adapts the loss scale to how it went.
+    /// Counts a step, and adapts the loss scale to its outcome.
     fn count_step(&mut self, is_finite: bool, report: &StepReport) -> StepOutcome {
         let progress = &mut self.progress;
         progress.step += 1;
@@ -225,7 +227,7 @@ impl TrainState {
             progress.tokens += report.tokens as u64;
             return StepOutcome::Updated;
         }
-        // With a finite loss only the scale may be too large, as long as it can be lowered.
+        // With a finite loss, the loss scale is to blame as long as it can still be lowered.
         if let Some(scale) = &mut progress.loss_scale
             && report.loss.is_finite()
             && scale.overflowed()

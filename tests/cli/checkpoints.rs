@@ -200,7 +200,7 @@ fn d9_a_fine_tune_is_kept_as_what_it_changed() {
 #[test]
 fn d3_lossy_checkpoints_are_labelled_and_a_run_goes_on_from_them() {
     let bench = Bench::new();
-    // Without evaluations none of them is the best, which would be exact.
+    // Without evaluations there is no best checkpoint, which would be stored exactly.
     let lossy = [
         "--set",
         "checkpoint.lossy=int8",
@@ -216,7 +216,7 @@ fn d3_lossy_checkpoints_are_labelled_and_a_run_goes_on_from_them() {
         .iter()
         .map(|line| line.contains("lossy: int8"))
         .collect();
-    // A heading, one that stands alone, three beside it, one that stands alone, and the last, which is exact.
+    // A heading, a keyframe, three deltas, a keyframe, and the last checkpoint, which is exact.
     assert_eq!(
         labelled[..7],
         [false, false, true, true, true, false, false],

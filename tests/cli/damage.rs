@@ -1,4 +1,4 @@
-//! Checkpoints that someone damages while the run goes on, and what is saved exactly whatever is asked for.
+//! Tests of checkpoints that are damaged while the run goes on, and of those that are always exact.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use firebrick::train::{Event, Interrupt, Observer, Options, Outcome, Run, Signal
 
 use super::bench::{Bench, json};
 
-/// A chain of all steps, of which few are kept.
+/// Saves every step in a chain, and keeps few of them.
 const CHAIN: [&str; 4] = [
     "checkpoint.save_steps=1",
     "checkpoint.save_total_limit=2",
@@ -18,7 +18,7 @@ const CHAIN: [&str; 4] = [
     "checkpoint.background=false",
 ];
 
-/// Does something when a step has been saved, and writes down the warnings.
+/// Calls a function after each save, and records the warnings.
 struct Saboteur<F> {
     act: F,
     warnings: Arc<Mutex<Vec<String>>>,
@@ -28,7 +28,7 @@ impl<F: FnMut(u64) + Send> Observer for Saboteur<F> {
     fn observe(&mut self, event: &Event) -> Result<(), TrainError> {
         match event {
             Event::Saved { step, .. } => (self.act)(*step),
-            // Without those about the model and the machine.
+            // Ignores notes about the model and the machine.
             Event::Note { text } if text.starts_with("warning: the checkpoint") => {
                 self.warnings.lock().unwrap().push(text.clone());
             }
@@ -38,7 +38,7 @@ impl<F: FnMut(u64) + Send> Observer for Saboteur<F> {
     }
 }
 
-/// Trains; `act` is called after each save. Returns what came of it and the warnings about checkpoints.
+/// Trains and calls `act` after each save. Returns the result and the warnings about checkpoints.
 fn train(
     bench: &Bench,
     run: &str,
@@ -83,7 +83,7 @@ fn step_folder(bench: &Bench, run: &str, step: u64) -> PathBuf {
     bench.path(run).join(format!("checkpoints/step-{step:06}"))
 }
 
-/// What happens to a step's folder.
+/// Damages a step's folder.
 type Damage = fn(&Path);
 
 fn flip(folder: &Path) {
@@ -138,7 +138,7 @@ fn a_run_goes_on_when_an_older_checkpoint_is_damaged_or_gone() {
             let exported = fs::read(bench.path(&run).join("model.safetensors")).unwrap();
             assert!(exported == model, "{run}");
             bench.expect(0, &["ckpt", "verify", &run]);
-            // And is resumed, bit for bit.
+            // The run can also be resumed, bit for bit.
             let every = "checkpoint.save_steps=1";
             bench.expect(
                 0,
@@ -168,7 +168,7 @@ fn a_best_checkpoint_that_cannot_be_read_is_kept_with_what_it_needs_and_the_last
     let stalled = ["optimizer.learning_rate=1e-30", "train.max_steps=8"];
     let folder = step_folder(&bench, "out", 2);
     let act = move |step| {
-        // After 3, the best, was saved beside it.
+        // Step 3, the best, has already been saved as a delta.
         if step == 3 {
             flip(&folder);
         }
@@ -241,7 +241,7 @@ fn an_interrupted_run_goes_on_bit_for_bit_whatever_may_be_lost() {
     let bench = Bench::new();
     let settings = ["checkpoint.lossy=int4", "eval.eval_steps=0"];
     undisturbed(&bench, "whole", &settings);
-    // The signal comes when step 3 has been saved, near what it was.
+    // The signal comes after step 3 was saved with loss.
     let interrupt = Interrupt::new();
     let flag = interrupt.clone();
     let raise = move |step| {

@@ -1,4 +1,4 @@
-//! What checkpoints hold, and what they say of the model.
+//! Tests of what checkpoints hold of a model and how they describe it.
 
 use firebrick::config::{CheckpointFormat, Held, PhaseAdapter, PhaseModel, Plan};
 use firebrick::model::parameters;
@@ -7,7 +7,7 @@ use firebrick::train::Run;
 use super::*;
 use PhaseAdapter::{Off, On, Restart};
 
-/// What state.json of a step says of the model.
+/// The description of the model in a step's state.json.
 fn model_config(bench: &Bench, run: &str, step: u64) -> Value {
     let path = bench.path(&format!("{run}/checkpoints/step-{step:06}/state.json"));
     let state: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
@@ -45,7 +45,8 @@ fn a_run_of_one_phase_saves_its_adapter_and_what_is_trained_whole_and_no_config(
         if format == CheckpointFormat::Delta {
             assert_eq!(model_config(&bench, &name, STEPS), Value::Null);
         }
-        // The record of a run that says nothing about its adapter is as it always was.
+        // A plan with the default adapter setting has the same record as before the setting
+        // existed.
         let text = fs::read_to_string(bench.path(&name).join("run.json")).unwrap();
         assert!(!text.contains("\"adapter\""), "{text}");
     }
@@ -86,7 +87,7 @@ fn p1_a_checkpoint_holds_what_its_phase_trains_and_what_is_nowhere_else() {
         for step in 1..=STEPS {
             bench.store(&name).verify(step).unwrap();
         }
-        // Whole, wherever it is restored to.
+        // A restored step is a full checkpoint wherever it is written.
         let out = bench.path(&format!("{name}-restored/checkpoints/step-000006"));
         fs::create_dir_all(out.parent().unwrap()).unwrap();
         bench.store(&name).restore(6, &out).unwrap();
@@ -96,7 +97,7 @@ fn p1_a_checkpoint_holds_what_its_phase_trains_and_what_is_nowhere_else() {
         assert_eq!(paths(&restored), paths(&expected));
         assert!(adapter.iter().all(|path| restored[path] == expected[path]));
     }
-    // A chain is of one model.
+    // All checkpoints of a chain belong to one model.
     let stored = |step| bench.stored("run-Delta", step);
     assert_eq!([1, 4, 6].map(stored), [Stored::Alone; 3]);
     assert_eq!([2, 5, 7].map(stored), [1, 4, 6].map(Stored::Beside));

@@ -1,4 +1,4 @@
-//! Runs whose adapter is merged into the weights at a boundary of phases, or begun anew there.
+//! Runs that merge their adapter into the weights between two phases, or begin a new one there.
 #![allow(missing_docs)]
 
 mod content;
@@ -26,10 +26,10 @@ use firebrick::train::{StepSettings, TrainState, train_step};
 use runs::{Watch, run, text};
 use serde_json::{Value, json};
 
-/// Steps of all phases.
+/// The steps of all phases together.
 const STEPS: u64 = 7;
 
-/// A base model, and data to go on with.
+/// A base model and training data.
 struct Bench {
     folder: tempfile::TempDir,
 }
@@ -63,7 +63,7 @@ impl Bench {
         bench
     }
 
-    /// Of bytes, with the marks that a conversation needs.
+    /// A tokenizer of bytes, with the special tokens that a conversation needs.
     fn write_tokenizer(&self) {
         let tokenizer = firebrick::data::Tokenizer::bytes().unwrap();
         let mut file: Value = serde_json::from_str(tokenizer.to_json()).unwrap();
@@ -100,7 +100,7 @@ impl Bench {
         config
     }
 
-    /// With an adapter beside the base model.
+    /// A config that trains an adapter of the base model.
     fn adapted(&self, run: &str) -> Config {
         let mut config = self.config(run);
         config.model.base_model = Some(self.path("base"));
@@ -114,8 +114,8 @@ impl Bench {
         config
     }
 
-    /// A run of phases with these adapters: the first of three steps, the others of two, and what is
-    /// left of seven.
+    /// A run whose phases have these adapter settings. The first phase has three steps, the others
+    /// two, and the last the rest of seven.
     fn plan(&self, run: &str, adapters: &[PhaseAdapter]) -> Plan {
         self.plan_of(self.adapted(run), adapters)
     }
@@ -147,7 +147,7 @@ impl Bench {
         self.store(run).load(step).unwrap().model.tensors()
     }
 
-    /// How a checkpoint is stored.
+    /// The format in which a checkpoint is stored.
     fn stored(&self, run: &str, step: u64) -> Stored {
         let list = self.store(run).list().unwrap();
         let found = list.into_iter().find(|listed| listed.step == step);
@@ -158,7 +158,7 @@ impl Bench {
         folder::load(&self.path("base"), device).unwrap()
     }
 
-    /// The base model with the adapter of a checkpoint that holds no more than that.
+    /// The base model with the adapter of a checkpoint that holds only an adapter.
     fn with_adapter_of(&self, plan: &Plan, run: &str, step: u64) -> Decoder {
         let device = Device::flex().autodiff();
         let adapter = plan.adapter.as_ref().unwrap();
@@ -179,13 +179,13 @@ impl Bench {
     }
 }
 
-/// A model of the same dense weights, to be trained.
+/// A trainable model with the same dense weights.
 fn to_train(model: &Decoder) -> Decoder {
     let device = Device::flex().autodiff();
     folder::decoder_from_own(model.spec(), parameters(model), &device).unwrap()
 }
 
-/// What the first step of a phase would find the loss of a model to be.
+/// The loss of `model` in the first step of a phase.
 fn first_loss(plan: &Plan, number: usize, model: Decoder, objective: &dyn Objective) -> f64 {
     let phase = &plan.phases[number];
     let cache = TokenCache::from_environment();
@@ -203,7 +203,7 @@ fn first_loss(plan: &Plan, number: usize, model: Decoder, objective: &dyn Object
     report.unwrap().loss
 }
 
-/// What a run has left to be used: a model's weights, or an adapter's.
+/// The weights of the exported model or adapter.
 fn exported(run: &Path) -> Vec<u8> {
     let [model, adapter] =
         ["model.safetensors", "adapter_model.safetensors"].map(|name| run.join(name));

@@ -1,4 +1,4 @@
-//! Phases that cannot do with the adapter what they say.
+//! Tests of phases whose adapter setting is not possible.
 
 use firebrick::config::{AdapterInit, PhaseAdapter, WeightFormat};
 use firebrick::phase::TimelineError;
@@ -7,7 +7,7 @@ use firebrick::train::{Event, Observer, Options, Run, TrainError};
 use super::*;
 use PhaseAdapter::{Off, On, Restart};
 
-/// The plan is refused before anything is written.
+/// Checks that the plan is refused before anything is written.
 fn refused(bench: &Bench, plan: &Plan) -> TrainError {
     let Err(error) = run(plan, &Watch::default()) else {
         panic!("the plan is refused")
@@ -77,7 +77,7 @@ fn p1_selectors_are_of_the_model_that_the_phase_has() {
 
 #[test]
 fn v6_a_reference_is_not_read_from_a_base_model_that_has_changed_since_the_run_began() {
-    /// Changes the base model while the run is in its first phase.
+    /// Changes the base model's files during the first phase.
     struct Meddler(PathBuf);
     impl Observer for Meddler {
         fn observe(&mut self, event: &Event) -> Result<(), TrainError> {

@@ -1,4 +1,4 @@
-//! Going on at and across the boundaries gives the same run, bit for bit.
+//! Resuming a run at or across a phase boundary does not change its result, bit for bit.
 
 use firebrick::config::{AdapterInit, AdapterKind, CheckpointFormat, PhaseAdapter, WeightFormat};
 use firebrick::train::TrainError;
@@ -7,8 +7,8 @@ use super::runs::{metrics, steps};
 use super::*;
 use PhaseAdapter::{Off, On, Restart};
 
-/// Stops a run after each of its steps and goes on: all of them have to end as the one that was never
-/// stopped.
+/// Stops a run after each of its steps and resumes it. The result always has to equal that of the
+/// uninterrupted run.
 fn check(bench: &Bench, name: &str, plan: &dyn Fn(&str) -> Plan) {
     let end_of = |run: &str| {
         let path = bench.path(run);
@@ -118,7 +118,8 @@ fn r10_so_do_other_kinds_of_adapters_and_of_base_weights() {
 fn r10_so_do_pairs_of_answers() {
     let bench = Bench::new();
     let preferences = bench.preferences();
-    // The reference is in memory already where nothing but an adapter is trained, and read otherwise.
+    // The reference model is already in memory if only an adapter is trained; otherwise it is
+    // loaded.
     for (adapter, whole) in [(On, false), (On, true), (Off, true), (Restart, true)] {
         check(&bench, &format!("pairs-{adapter:?}-{whole}"), &|run| {
             let mut config = bench.adapted(run);

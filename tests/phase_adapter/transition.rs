@@ -1,4 +1,4 @@
-//! What happens at the boundary, and what is exported.
+//! Tests of the transition between phases, and of the export.
 
 use firebrick::config::{AdapterInit, DpoConfig, PhaseAdapter};
 use firebrick::extra::StateScalar;
@@ -16,7 +16,7 @@ fn is_said(watch: &Watch, part: &str) -> bool {
     notes.any(|event| matches!(event, Event::Note { text } if text.contains(part)))
 }
 
-/// How many updates a checkpoint's optimizer has seen of a parameter.
+/// The number of updates of a parameter, according to a checkpoint's optimizer state.
 fn updates(bench: &Bench, step: u64, path: &str) -> Option<StateScalar> {
     let state = bench.store("run").load(step).unwrap().optimizer;
     let name = format!("{path}.momentum.time");
@@ -53,7 +53,7 @@ fn p1_an_adapter_that_is_turned_off_goes_on_as_all_weights() {
     assert!((of_merged - found).abs() < 1e-6, "{of_merged} {found}");
     assert!((of_base - found).abs() > 1e-3, "{of_base} {found}");
 
-    // All weights move, but for those that are frozen.
+    // All weights change, except the frozen ones.
     let (merged, after) = (parameters(&merged), bench.saved("run", 4));
     for (path, tensor) in &merged {
         assert_eq!(
@@ -100,7 +100,7 @@ fn p1_an_adapter_that_is_restarted_is_new_beside_the_merged_weights() {
     let [first, before] = [1, 3].map(|step| bench.saved("run", step));
     let a = format!("{LAYER}.adapter.lora_a");
     let b = format!("{LAYER}.adapter.lora_b");
-    // A moves by as much as the learning rate and its decay in a step, and B begins at zero.
+    // In a step, A changes by about the learning rate and its decay, and B begins at zero.
     let distance = |x: &Tensors, y: &Tensors| {
         let pairs = x[&a].iter::<f32>().zip(y[&a].iter::<f32>());
         pairs.map(|(x, y)| (x - y).abs()).fold(0.0, f32::max)
@@ -114,7 +114,7 @@ fn p1_an_adapter_that_is_restarted_is_new_beside_the_merged_weights() {
     assert_eq!(updates(&bench, 4, "norm.weight"), count(4));
     assert!(is_said(&watch, "a new adapter begins"));
 
-    // What is exported needs neither the base model nor an adapter.
+    // The export needs neither the base model nor an adapter.
     assert!(outcome.exported_step > 3, "{outcome:?}");
     let exported = folder::load(&bench.path("run"), &Device::flex()).unwrap();
     let device = Device::flex();
@@ -139,7 +139,7 @@ fn p1_what_is_exported_has_the_form_of_the_phase_that_it_is_of() {
         let mut config = bench.adapted(name);
         config.adapter.as_mut().unwrap().init = AdapterInit::Pissa;
         let mut plan = bench.plan_of(config, &[On, Off]);
-        // What the second phase learns is worse than nothing, wherever it is measured.
+        // The second phase makes every validation loss worse.
         plan.config.eval.eval_steps = 3;
         plan.phases[1].learning_rate = 5.0;
         if stop_after.is_some() {
@@ -149,7 +149,7 @@ fn p1_what_is_exported_has_the_form_of_the_phase_that_it_is_of() {
             };
             run(&plan, &watch).unwrap_err();
         }
-        // As a run leaves it that exported another step before.
+        // The folder looks like that of a run that has exported another step before.
         let folder = bench.path(name);
         fs::create_dir_all(&folder).unwrap();
         if stop_after.is_some() {
@@ -164,7 +164,7 @@ fn p1_what_is_exported_has_the_form_of_the_phase_that_it_is_of() {
         assert_eq!(*first.get_or_insert_with(|| exported.clone()), exported);
     }
     assert!(card(&bench).contains("library_name: peft"));
-    // And the other way round.
+    // The same with the phases in the other order.
     let plan = bench.plan("other", &[On, Off]);
     let watch = Watch {
         stop_after: Some(5),
@@ -207,7 +207,7 @@ fn p1_answers_are_held_against_the_base_model_whatever_has_become_of_it() {
         };
         let expected = first_loss(&plan, 1, to_train(&merged), &objective);
         assert!((found - expected).abs() < 1e-6, "{found} {expected}");
-        // A model that was held against itself would give this.
+        // A model that is its own reference would have this loss.
         assert!((found - std::f64::consts::LN_2).abs() > 1e-5, "{found}");
     }
 }

@@ -1,4 +1,4 @@
-//! Runs that are watched and stopped.
+//! Runs that tests observe and stop.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +10,7 @@ use firebrick::train::{
 };
 use serde_json::Value;
 
-/// Keeps what a run tells, and asks it to stop after a step.
+/// Records the events of a run, and asks it to stop after a given step.
 #[derive(Clone, Default)]
 pub struct Watch {
     pub events: Arc<Mutex<Vec<Event>>>,
@@ -49,7 +49,7 @@ pub fn steps(watch: &Watch) -> Vec<StepRecord> {
     steps.collect()
 }
 
-/// The metrics without what depends on the machine.
+/// The metrics that do not depend on the machine.
 pub fn metrics(run: &Path) -> Vec<Value> {
     let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     let rows = text.lines().map(|line| {
@@ -61,7 +61,7 @@ pub fn metrics(run: &Path) -> Vec<Value> {
     rows.collect()
 }
 
-/// Some words in an order that a model can learn.
+/// Words in an order that a model can learn.
 pub fn text() -> String {
     let words = ["the ", "river ", "is ", "older ", "than ", "its ", "bed.\n"];
     (0..300)

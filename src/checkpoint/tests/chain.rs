@@ -1,4 +1,4 @@
-//! Differences, and what stands alone.
+//! Tests of delta checkpoints and keyframes.
 
 use super::*;
 
@@ -100,10 +100,10 @@ fn d8_another_model_begins_a_chain_and_another_optimizer_does_not() {
     use Stored::{Alone, Beside};
     assert_eq!(save(1, serde_json::Value::Null, same), Alone);
     assert_eq!(save(2, serde_json::Value::Null, same), Beside(1));
-    // An adapter's weights, then all.
+    // First an adapter's weights, then all weights.
     assert_eq!(save(3, config(8), same), Alone);
     assert_eq!(save(4, config(8), same), Beside(3));
-    // Momentum alone, then nothing, then of another shape, then Adam again.
+    // First momentum only, then no state, then another shape, then Adam again.
     let alone = |tensors: &mut Tensors| drop(tensors.remove("w.momentum.moment_2"));
     assert_eq!(save(5, config(8), alone), Beside(4));
     assert_eq!(save(6, config(8), Tensors::clear), Beside(5));
@@ -150,7 +150,7 @@ fn d3_lossy_weights_are_labelled_and_moments_are_exact_unless_asked_for() {
             ..ChainOptions::exact(9)
         };
         let mut capture = capture(step);
-        // Not a pair of Adam's.
+        // The second moment alone is not a pair of Adam's.
         let squares = capture.optimizer.tensors["w.momentum.moment_2"].clone();
         let other = &mut capture.optimizer.tensors;
         other.insert("v.momentum.row_avg".to_string(), squares.clone());
@@ -184,7 +184,7 @@ fn d3_lossy_weights_are_labelled_and_moments_are_exact_unless_asked_for() {
     assert_eq!(labels, [None, Some(Method::Int4), Some(Method::Int4)]);
     assert_eq!(store.lossy(2).unwrap(), Some(Method::Int4));
 
-    // It goes on standing for what was saved, alone or not.
+    // The step still has the same tensors, whether it is a keyframe or not.
     let before = store.load(3).unwrap();
     store.squash(3).unwrap();
     let after = store.load(3).unwrap();

@@ -1,4 +1,4 @@
-//! Steps that cannot be read, and what a run makes of them.
+//! Tests of steps that cannot be read, and of how a run goes on.
 
 use std::fs;
 
@@ -12,7 +12,7 @@ fn d5_a_broken_chain_says_where_it_is_broken() {
     }
     let step = |step: u64| step_folder(folder.path(), step);
     let error = |of: u64| store.load(of).unwrap_err().to_string();
-    // Of another run.
+    // A step of another run.
     let other = tempfile::tempdir().unwrap();
     let strangers = CheckpointStore::new(other.path());
     let strange = Capture {
@@ -36,7 +36,7 @@ fn d5_a_broken_chain_says_where_it_is_broken() {
         "{}",
         error(3)
     );
-    // Damaged.
+    // A damaged step.
     fs::remove_dir_all(step(2)).unwrap();
     fs::rename(&hidden, step(2)).unwrap();
     check(&store, 3);
@@ -54,7 +54,7 @@ fn d5_a_broken_chain_says_where_it_is_broken() {
     assert_eq!(store.steps().unwrap(), [1, 2, 3]);
 }
 
-/// Chains of three with these steps, and what happens to a step of them.
+/// Chains of three up to `steps`, in which `damage` changes the folder of one step.
 fn damaged(steps: u64, damage: impl FnOnce(&Path)) -> (tempfile::TempDir, CheckpointStore) {
     let (folder, store) = store();
     for step in 1..=steps {
@@ -76,7 +76,7 @@ fn cut(path: &Path, length: u64) {
     file.set_len(length).unwrap();
 }
 
-/// Another run's step of the same number.
+/// A step of another run with the same number.
 fn strange(step: u64) -> (tempfile::TempDir, PathBuf) {
     let run = tempfile::tempdir().unwrap();
     let store = CheckpointStore::new(run.path());
@@ -86,7 +86,7 @@ fn strange(step: u64) -> (tempfile::TempDir, PathBuf) {
 
 type Damage = fn(&Path);
 
-/// What can happen to a step's folder, by name.
+/// The ways in which a step's folder can be damaged, by name.
 fn damages() -> Vec<(&'static str, Damage)> {
     vec![
         ("a flipped bit in a tensor", |step| {
@@ -146,7 +146,7 @@ fn a_damaged_parent_or_grandparent_costs_a_keyframe_and_a_warning() {
             let (folder, store) = damaged(2, |run| damage(&step_folder(run, of)));
             let place = format!("{name} in the place of step {of}");
             let said = save_told(&store, 3);
-            // The step before the one that is gone, or another's whole chain, serves as well.
+            // The gap is closed by the step before it, or by another run's whole chain.
             let is_gone = matches!(name, "no folder" | "a file") && of == 2;
             let serves = is_gone || name == "another run's step" && of == 2;
             use Stored::{Alone, Beside};
@@ -166,7 +166,7 @@ fn a_damaged_parent_or_grandparent_costs_a_keyframe_and_a_warning() {
                 }
             }
             check(&store, 3);
-            // From there on all is well.
+            // Later saves succeed without warnings.
             save_delta(&store, 4);
             save_delta(&store, 5);
             let kinds: Vec<_> = store.list().unwrap().into_iter().rev().take(2).collect();
@@ -174,7 +174,7 @@ fn a_damaged_parent_or_grandparent_costs_a_keyframe_and_a_warning() {
                 .into_iter()
                 .map(|listed| listed.details.unwrap().stored);
             let expected = match serves {
-                // The third of a chain, and the first of the next.
+                // The third step of a chain, and the first step of the next chain.
                 true => [Alone, Beside(3)],
                 false => [Beside(4), Beside(3)],
             };
@@ -182,7 +182,7 @@ fn a_damaged_parent_or_grandparent_costs_a_keyframe_and_a_warning() {
             for step in 3..=5 {
                 check(&store, step);
             }
-            // What has been damaged goes with the rest.
+            // Damaged steps are deleted like the others.
             rotate(&store, 1);
             assert_eq!(store.steps().unwrap(), [4, 5], "{place}");
             check(&store, 4);
@@ -218,11 +218,11 @@ fn any_byte_of_what_came_before_may_be_wrong() {
     }
 }
 
-/// A step that someone has damaged after it was saved, while the run is still there.
+/// A step is damaged after it was saved, while the run goes on.
 #[test]
 fn a_step_that_cannot_be_read_is_saved_again() {
     for (name, damage) in damages() {
-        // A file in its place is not ours to delete, and another run's step is none that shows.
+        // A file in the folder's place is not deleted, and another run's step is not noticed.
         if matches!(
             name,
             "a file" | "another run's step" | "a flipped bit in a tensor"
@@ -235,7 +235,7 @@ fn a_step_that_cannot_be_read_is_saved_again() {
         check(&store, 2);
         assert_eq!(names_in(&folder.path().join("checkpoints")).len(), 3);
     }
-    // Of whole ones as well.
+    // The same for full checkpoints.
     let (folder, store) = store();
     save(&store, 1);
     fs::write(step_folder(folder.path(), 1).join(STATE), "{}").unwrap();
@@ -277,7 +277,7 @@ fn nothing_that_a_run_asks_of_older_steps_fails() {
     }
 }
 
-/// The disk is full: what is written goes to a device that has no room.
+/// The disk is full: the file is written to a device without space.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_full_disk_is_no_damage() {

@@ -1,4 +1,4 @@
-//! Extra state, by owner.
+//! Tests of extra state.
 
 use std::fs;
 
@@ -10,7 +10,7 @@ use crate::delta::Method;
 use crate::extra::ExtraState;
 
 fn tensor(dtype: DType, elements: usize, seed: u8) -> TensorData {
-    // Every bit pattern that comes along: NaN payloads too.
+    // Random bit patterns, including NaN payloads.
     let bytes = (0..elements * dtype.size())
         .map(|i| (i as u8).wrapping_mul(37).wrapping_add(seed))
         .collect();
@@ -28,7 +28,8 @@ const DTYPES: [DType; 8] = [
     DType::U8,
 ];
 
-/// Four owners: one with tensors of every type and scalars, one with tensors, one with scalars, one with neither.
+/// Four owners: one with tensors of every dtype and scalars, one with tensors only, one with
+/// scalars only, and one with neither.
 fn extras(seed: u8) -> Extras {
     let tensors = DTYPES
         .iter()
@@ -60,7 +61,7 @@ fn extras(seed: u8) -> Extras {
     ])
 }
 
-/// That bits are equal, which floats that are NaN are not.
+/// Compares bits, because NaN does not equal NaN.
 fn same(found: &Extras, expected: &Extras) {
     let owners = |extras: &Extras| extras.keys().cloned().collect::<Vec<_>>();
     assert_eq!(owners(found), owners(expected));
@@ -112,7 +113,7 @@ fn every_owner_comes_back_from_a_whole_checkpoint() {
     let tensor_bytes = listed.details.as_ref().unwrap().tensor_bytes;
     assert_eq!(tensor_bytes, files.iter().sum::<u64>());
     assert!(listed.bytes > tensor_bytes);
-    // Weights are read without it.
+    // The weights can be read without extra.safetensors.
     fs::remove_file(folder.join(EXTRA)).unwrap();
     assert!(store.load_model(1).is_ok());
     assert!(store.load(1).is_err());
@@ -192,7 +193,7 @@ fn nothing_of_it_is_ever_lost() {
         ..ChainOptions::exact(9)
     };
     let matrix = |step: u64| {
-        // A namesake of a pair of Adam's, and of a weight, that move as those do.
+        // Names like those of an Adam pair and of a weight, with values that change as theirs do.
         let moved = capture(step);
         let mut tensors = moved.optimizer.tensors;
         tensors.extend(moved.weights);
@@ -307,7 +308,7 @@ fn tensors_of_an_owner_that_state_json_does_not_know_are_an_error() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// Whatever names and bits there are, in both forms.
+    /// Any valid names and any bits, in both formats.
     #[test]
     fn any_extra_state_comes_back(
         owners in prop::collection::btree_map(

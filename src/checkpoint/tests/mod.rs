@@ -18,7 +18,7 @@ use super::whole::{EXTRA, MODEL, OPTIMIZER};
 use super::*;
 use crate::optimizer::StateScalar;
 
-/// What kind of optimizer state a parameter has.
+/// The family of each parameter's optimizer state.
 fn families() -> BTreeMap<String, String> {
     [("w".to_string(), "adam".to_string())].into()
 }
@@ -61,7 +61,7 @@ fn store() -> (tempfile::TempDir, CheckpointStore) {
     (folder, store)
 }
 
-/// A state of some size that moves a little from step to step.
+/// A state of moderate size that changes a little from step to step.
 fn capture(step: u64) -> Capture {
     let tensor = |scale: f32| {
         let value =
@@ -82,7 +82,7 @@ fn capture(step: u64) -> Capture {
     }
 }
 
-/// How far a run has come at a step.
+/// The progress of a run at a step.
 fn at(step: u64) -> Progress {
     Progress {
         step,
@@ -90,7 +90,7 @@ fn at(step: u64) -> Progress {
     }
 }
 
-/// Saves [`capture`] in chains of three, and returns what is told of it.
+/// Saves [`capture`] in chains of three, and returns the warnings.
 fn save_told(store: &CheckpointStore, step: u64) -> Vec<String> {
     let options = ChainOptions::exact(3);
     let saved = store.save_delta(&at(step), &capture(step), &options);
@@ -101,12 +101,12 @@ fn told(warnings: &[Warning]) -> Vec<String> {
     warnings.iter().map(ToString::to_string).collect()
 }
 
-/// The same where there is nothing to tell.
+/// Saves and expects no warnings.
 fn save_delta(store: &CheckpointStore, step: u64) {
     assert_eq!(save_told(store, step), Vec::<String>::new());
 }
 
-/// Rotates where there is nothing to tell but what is deleted.
+/// Rotates and expects no warnings. Returns the deleted steps.
 fn rotate(store: &CheckpointStore, keep: usize) -> Vec<u64> {
     let Rotated { deleted, warnings } = store.rotate(keep).unwrap();
     assert_eq!(told(&warnings), Vec::<String>::new());

@@ -1,4 +1,4 @@
-//! Steps that were saved near what they were, and then exactly.
+//! Tests of steps that were saved with loss and then exactly.
 
 use std::cell::RefCell;
 use std::fs;
@@ -79,7 +79,7 @@ fn the_last_is_replaced_by_what_it_was_and_no_other_is() {
     assert_eq!(names_in(&step_folder(folder.path(), 3)), [DELTA, STATE]);
     let text = fs::read_to_string(step_folder(folder.path(), 3).join(STATE)).unwrap();
     assert!(!text.contains("replaces"), "{text}");
-    // The chain goes on from it.
+    // The chain continues from the replaced step.
     save(&store, 4, &exact);
     check(&store, 4);
     assert_eq!(stored(&store)[3], (4, Stored::Beside(3)));
@@ -120,7 +120,7 @@ fn d7_a_kill_at_any_change_leaves_the_one_or_the_other() {
         } else {
             old += 1;
             assert_eq!(weights, near);
-            // What goes on from it reads it, and it can be replaced again.
+            // The next step can read it, and it can be replaced again.
             let again = copies.path().join("again");
             copy_folder(copy, &again);
             let again = CheckpointStore::new(&again);

@@ -1,10 +1,10 @@
-//! What is deleted where something cannot be read.
+//! Tests of deletion when some steps cannot be read.
 
 use std::fs;
 
 use super::*;
 
-/// A chain of nine that a best step is part of, with a bit flipped in a tensor of step 2.
+/// A chain of nine steps that contains the best step; a tensor of step 2 has a flipped bit.
 fn broken_before_the_best() -> (tempfile::TempDir, CheckpointStore, Vec<u8>) {
     let (folder, store) = store();
     for step in 1..=5 {
@@ -45,7 +45,7 @@ fn what_an_unreadable_step_may_be_mended_with_is_kept_and_that_is_said_once() {
         said.extend(save(&store, step));
         said.extend(told(&store.rotate(1).unwrap().warnings));
     }
-    // Step 5 cannot be read either, and goes soon.
+    // Step 5 cannot be read either, and is deleted soon.
     assert_eq!(said.len(), 1, "{said:?}");
     assert!(
         said[0].contains("that of step 6 is stored without it")
@@ -55,13 +55,13 @@ fn what_an_unreadable_step_may_be_mended_with_is_kept_and_that_is_said_once() {
     assert_eq!(store.steps().unwrap(), [1, 2, 3, 12, 13]);
     check(&store, 13);
     check(&store, 12);
-    // Another copy of the store, a session later, does as much.
+    // A new store, as in a later session, keeps the same steps.
     let later = CheckpointStore::new(folder.path());
     save(&later, 14);
     let Rotated { deleted, warnings } = later.rotate(1).unwrap();
     assert_eq!((deleted, warnings.len()), (vec![12], 1));
 
-    // What was held back suffices.
+    // The steps that were kept are enough to repair it.
     fs::write(step_folder(folder.path(), 2).join(DELTA), good).unwrap();
     check(&store, 3);
     store.squash(3).unwrap();
@@ -124,7 +124,7 @@ fn a_step_that_was_moved_away_can_be_moved_back() {
     );
     save(&store, 5);
     let Rotated { deleted, warnings } = store.rotate(1).unwrap();
-    // That step 3 cannot be read was said with the save.
+    // The unreadable step 3 was already reported by the save.
     assert!(deleted.is_empty() && warnings.is_empty(), "{warnings:?}");
     fs::rename(&away, &there).unwrap();
     for step in 1..=5 {
@@ -150,7 +150,7 @@ fn a_step_without_its_header_holds_what_it_may_need() {
     check(&store, 2);
 }
 
-/// The file system refuses the squashed file: that is no damage, and nothing is deleted.
+/// The file system refuses the squashed file. This is not damage, and nothing is deleted.
 #[test]
 fn a_step_that_cannot_be_written_anew_is_an_error() {
     use crate::durable::{Change, watch::watching};
@@ -164,7 +164,7 @@ fn a_step_that_cannot_be_written_anew_is_an_error() {
     let good = fs::read(&path).unwrap();
     let place = path.clone();
     let rotated = watching(
-        // When the new file is there, its place is a folder.
+        // When the new file is to be moved, a folder is in its place.
         move |change| {
             if matches!(change, Change::Written(_)) && place.is_file() {
                 fs::remove_file(&place).unwrap();

@@ -1,4 +1,4 @@
-//! Steps of a run: saved, read, pointed at, deleted.
+//! Tests of saving, reading, marking and deleting the steps of a run.
 
 use std::fs;
 
@@ -165,7 +165,7 @@ fn a_missing_step_names_those_there_are() {
     );
 }
 
-/// What was written before there was extra state has to be read for ever.
+/// Checkpoints from before extra state must remain readable.
 #[test]
 fn a_state_without_later_fields_has_the_checksum_it_always_had() {
     let (folder, store) = store();
@@ -230,7 +230,7 @@ fn a_field_of_a_newer_version_is_an_error_and_is_not_lost() {
             }
             assert_eq!(fs::read_to_string(&path).unwrap(), newer.to_string());
         }
-        // And a field that is missing is not made up.
+        // A missing field is an error and gets no default.
         for key in ["progress", "optimizer", "blake3", "version"] {
             let mut older = state.clone();
             older.as_object_mut().unwrap().remove(key);

@@ -2,9 +2,9 @@
 //!
 //! These structs are the single source of truth. The strict checker, the JSON Schema
 //! (`runner schema`), the templates (`runner init`) and the reference page in the book are all
-//! generated from them, doc comments included, so a key is documented here or nowhere. The sections
-//! of which each choice brings keys of its own, `[optimizer]` and `[lr_scheduler]`, are files one
-//! folder up, together with what follows from them.
+//! generated from them, doc comments included, so a key is documented here or nowhere. `[optimizer]`
+//! and `[lr_scheduler]`, whose keys depend on the chosen rule or schedule, are files one folder up,
+//! together with their checks and plans.
 //!
 //! `x-aliases` lists the names other trainers use for the same thing; the checker offers ours when
 //! it meets one of them. Keys that are absent from the file take the default shown in the schema.

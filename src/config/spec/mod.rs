@@ -37,7 +37,7 @@ pub struct DecoderSpec {
 }
 
 impl DecoderSpec {
-    /// The same model with dense weights in the place of ternary ones, or of codes.
+    /// The same model with dense weights instead of ternary or quantised ones.
     pub fn dense(&self) -> Self {
         let mut dense = self.clone();
         dense.shape.ternary = None;

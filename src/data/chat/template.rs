@@ -164,8 +164,8 @@ impl ChatTemplate {
         })
     }
 
-    /// The same template at another time: what `strftime_now` gives it. A run keeps the time at
-    /// which it was started, so that it goes on with the texts that it began with.
+    /// The same template with another time for `strftime_now`. A run keeps its start time, so that
+    /// a resumed run renders the same texts.
     pub(in crate::data) fn at(mut self, time: jiff::Timestamp) -> Self {
         let mut environment = (*self.environment).clone();
         environment.add_function("strftime_now", move |format: String| at(time, &format));
@@ -173,7 +173,7 @@ impl ChatTemplate {
         self
     }
 
-    /// Whether the template writes the date.
+    /// Whether the template writes the current date.
     pub fn writes_date(&self) -> bool {
         self.source.contains("strftime_now")
     }
@@ -357,7 +357,7 @@ fn environment(special: &SpecialTexts) -> Environment<'static> {
     environment
 }
 
-/// A time, in UTC, in Python's format.
+/// Formats a time in UTC with a Python format string.
 fn at(time: jiff::Timestamp, format: &str) -> Result<String, Error> {
     let time = time.to_zoned(jiff::tz::TimeZone::UTC);
     jiff::fmt::strtime::format(format, &time)

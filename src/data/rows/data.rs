@@ -1,4 +1,4 @@
-//! Rows as training data: packed into sequences, in an order.
+//! Rows as training data, packed into sequences and in a defined order.
 
 use super::{RowCorpus, RowError, RowSampler, RowSet, TrainRows, eval_batches};
 use crate::data::{
@@ -63,7 +63,8 @@ impl TrainingData for RowCorpus {
     }
 }
 
-/// Rows were read for sequences of one length; shorter ones may not hold them.
+/// Checks that every row fits into a sequence: rows were read for sequences of one length, and
+/// shorter ones may not hold them.
 pub(super) fn check_length<'a>(
     sets: impl Iterator<Item = &'a RowSet>,
     sequence_len: usize,
@@ -78,7 +79,7 @@ pub(super) fn check_length<'a>(
     }
 }
 
-/// Rows in sequences of one length.
+/// Rows packed into sequences of one length.
 #[derive(Debug)]
 struct RowView {
     sampler: RowSampler,
@@ -115,7 +116,7 @@ impl DataView for RowView {
         self.sampler.widest()
     }
 
-    /// "packing: 7,000 rows in 2,100 sequences of up to 512 tokens, 98.3 % full"
+    /// For example "packing: 7,000 rows in 2,100 sequences of up to 512 tokens, 98.3 % full".
     fn note(&self) -> Option<String> {
         let (sampler, sequence_len) = (&self.sampler, self.spec.sequence_len);
         let rows = grouped(sampler.rows_per_epoch());
@@ -134,7 +135,7 @@ impl DataView for RowView {
     }
 }
 
-/// A row, to be looked at.
+/// A row as a segment, for display.
 pub(super) fn segment(rows: &RowSet, row: usize) -> Segment {
     let tokens = rows.tokens(row);
     let mut trained = vec![false; tokens.len()];

@@ -59,12 +59,12 @@ pub enum RowError {
         /// Those to train on.
         train: usize,
     },
-    /// Sequences that are too short for rows that were read for longer ones.
+    /// A row is longer than the sequences of a phase: it was read for longer ones.
     #[error("a row takes {longest} places, and sequences have {sequence_len}")]
     ShorterView {
-        /// Places of the longest row.
+        /// Tokens of the longest row.
         longest: usize,
-        /// Places of a sequence.
+        /// Tokens of a sequence.
         sequence_len: usize,
     },
     /// A field of the wrong type.

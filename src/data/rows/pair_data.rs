@@ -1,7 +1,7 @@
 //! Pairs of answers as training data.
 //!
-//! The last pairs are held out. Of the others every one comes once per epoch, in a new order each
-//! epoch: pair `i` of a run is a function of (seed, i), as sequences of rows are.
+//! The last pairs are the validation split. The training pairs each come once per epoch, in a new
+//! order each epoch. As with sequences of rows, pair `i` of a run is a function of (seed, i).
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,20 +19,20 @@ use crate::data::{
     Tokenizer, TrainingData, ViewSpec,
 };
 
-/// Pairs to train and to validate on.
+/// Pairs for training and validation.
 #[derive(Debug, Clone)]
 pub struct PairData {
     pairs: Arc<Pairs>,
-    /// Pairs before the ones that are held out.
+    /// Number of training pairs, which come before the validation pairs.
     train: usize,
 }
 
 impl PairData {
-    /// Loads the pairs and holds out the last `data.val_fraction` of them.
+    /// Loads the pairs and takes the last `data.val_fraction` of them as the validation split.
     ///
     /// # Errors
-    /// Whatever is wrong with the data; no pairs to train on, or none held out where some were
-    /// asked for.
+    /// Any error in the data; no pairs to train on; no validation pairs although `val_fraction`
+    /// asks for them.
     pub fn load(
         data: &DataConfig,
         tokenizer: &TokenizerConfig,
@@ -41,7 +41,7 @@ impl PairData {
         Self::load_at(data, tokenizer, cache, Timestamp::now())
     }
 
-    /// The same as if it were another time, which templates may write.
+    /// The same as [`load`](Self::load), with a fixed time for chat templates.
     pub(in crate::data) fn load_at(
         data: &DataConfig,
         tokenizer: &TokenizerConfig,
@@ -52,10 +52,10 @@ impl PairData {
         Ok(Self::new(pairs, data.val_fraction)?)
     }
 
-    /// Holds out the last `val_fraction` of the pairs.
+    /// Takes the last `val_fraction` of the pairs as the validation split.
     ///
     /// # Errors
-    /// No pairs to train on, or none held out where some were asked for.
+    /// No pairs to train on; no validation pairs although `val_fraction` asks for them.
     pub fn new(pairs: Pairs, val_fraction: f64) -> Result<Self, RowError> {
         let count = pairs.len();
         let train = (count as f64 * (1.0 - val_fraction)) as usize;
@@ -66,7 +66,7 @@ impl PairData {
         Ok(Self { pairs, train })
     }
 
-    /// All of them.
+    /// All pairs, for training and validation.
     pub fn pairs(&self) -> &Pairs {
         &self.pairs
     }
@@ -75,7 +75,7 @@ impl PairData {
         self.train..self.pairs.len()
     }
 
-    /// Σ over both answers of some pairs.
+    /// The sum of `of` over both answers of each pair in a range.
     fn sum(&self, pairs: Range<usize>, of: impl Fn(&RowSet, usize) -> usize) -> u64 {
         let both = |pair| of(&self.pairs.chosen, pair) + of(&self.pairs.rejected, pair);
         pairs.map(|pair| both(pair) as u64).sum()
@@ -130,7 +130,7 @@ impl TrainingData for PairData {
     }
 }
 
-/// Pairs in the order of a seed.
+/// Pairs in an order that depends on a seed.
 #[derive(Debug)]
 struct PairView {
     data: PairData,
@@ -138,7 +138,7 @@ struct PairView {
 }
 
 impl PairView {
-    /// Which pair is number `number` of the run.
+    /// The index of the pair that is number `number` of the run.
     fn pair(&self, number: u64) -> usize {
         let count = self.data.train as u64;
         let (epoch, place) = (number / count, number % count);

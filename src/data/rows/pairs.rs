@@ -67,7 +67,7 @@ impl Pairs {
         Self::load_at(data, tokenizer, cache, Timestamp::now())
     }
 
-    /// The same as if it were another time, which templates may write.
+    /// The same as [`load`](Self::load), with a fixed time for chat templates.
     pub(in crate::data) fn load_at(
         data: &DataConfig,
         tokenizer: &TokenizerConfig,

@@ -51,7 +51,7 @@ pub(super) struct Preparation<'a> {
     pub(super) source: &'a Source<'a>,
     pub(super) tokenizer: &'a Tokenizer,
     pub(super) template: Result<&'a ChatTemplate, TemplateError>,
-    /// When templates are rendered, as far as they know.
+    /// The current time as chat templates see it.
     pub(super) time: Timestamp,
 }
 

@@ -1,4 +1,4 @@
-//! Tensors as a safetensors file, as they are: checkpoints, and whatever else is exact.
+//! Reads and writes exact tensors as safetensors files, for checkpoints and other uses.
 
 use std::collections::HashMap;
 use std::fs;
@@ -118,7 +118,7 @@ pub(super) fn as_f32(
     Ok(())
 }
 
-/// What a file calls a type, if a file of ours can hold it.
+/// The dtype's name in a safetensors file; None if our files cannot hold it.
 pub(crate) fn file_dtype(dtype: DType) -> Option<Dtype> {
     Some(match dtype {
         DType::F64 => Dtype::F64,
@@ -133,7 +133,7 @@ pub(crate) fn file_dtype(dtype: DType) -> Option<Dtype> {
     })
 }
 
-/// The type that [`file_dtype`] makes this of.
+/// The inverse of [`file_dtype`].
 pub(crate) fn memory_dtype(dtype: Dtype) -> Option<DType> {
     Some(match dtype {
         Dtype::F64 => DType::F64,
@@ -161,7 +161,8 @@ pub fn write_tensors(path: &Path, tensors: &Tensors) -> Result<(), ModelError> {
 /// What a file of tensors begins with; `path` is for messages.
 ///
 /// # Errors
-/// [`ModelError::TensorMismatch`] for a type, [`ModelError::Safetensors`] for tensors that no file can hold.
+/// [`ModelError::TensorMismatch`] for a dtype that our files cannot hold,
+/// [`ModelError::Safetensors`] for tensors that cannot be stored in a file.
 pub fn tensors_header(path: &Path, tensors: &Tensors) -> Result<Vec<u8>, ModelError> {
     let infos = tensors.iter().map(|(name, data)| {
         let dtype = file_dtype(data.dtype()).ok_or_else(|| ModelError::TensorMismatch {

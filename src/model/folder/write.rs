@@ -248,8 +248,8 @@ fn check_range(tensors: &[Formatted]) -> Result<(), ModelError> {
     Ok(())
 }
 
-/// Deletes the model that a folder has, if it has one: first its config.json, without which the rest
-/// is none.
+/// Deletes the model in a folder, if there is one. config.json is deleted first, because without it
+/// the other files are not a model.
 ///
 /// # Errors
 /// [`ModelError::Io`]

@@ -1,4 +1,4 @@
-//! The peak all the way.
+//! The peak for the whole run.
 
 /// Share of the peak after warm-up.
 pub(super) fn share() -> f64 {

@@ -1,5 +1,5 @@
-//! The inverse square root of the step, scaled so that it starts at the peak (Vaswani et al., 2017).
-//! It ends nowhere in particular and takes no floor.
+//! The inverse square root of the step, scaled so that it starts at the peak (Vaswani et al.,
+//! 2017). It has no floor, and its value at the last step depends on the length of the run.
 
 use super::Span;
 

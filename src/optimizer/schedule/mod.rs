@@ -1,5 +1,5 @@
-//! The learning rate as a function of the step: one file per schedule, and the table of them in
-//! [`Schedule::learning_rate`].
+//! The learning rate as a function of the step. Each schedule is one file;
+//! [`Schedule::learning_rate`] has the table of them.
 
 mod constant;
 mod cosine;
@@ -73,7 +73,7 @@ impl Schedule {
     }
 }
 
-/// The steps of a run as every schedule sees them.
+/// The length, warm-up and floor that all schedules share.
 #[derive(Debug, Clone, PartialEq)]
 struct Span {
     /// Steps before the peak.
@@ -98,7 +98,7 @@ impl Span {
         self.steps.saturating_sub(1)
     }
 
-    /// A share that falls from 1 to 0, so that it falls to the floor.
+    /// Maps a share that falls from 1 to 0 to one that falls from 1 to the floor.
     fn floored(&self, share: f64) -> f64 {
         self.floor + (1.0 - self.floor) * share
     }

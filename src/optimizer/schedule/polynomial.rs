@@ -1,4 +1,4 @@
-//! A power of what is left of the run.
+//! A power of the remaining share of the run.
 
 use super::Span;
 

@@ -23,7 +23,7 @@ pub(super) struct Row {
 }
 
 impl Row {
-    /// Names and values in order. What is missing is left out, and so is what is no number.
+    /// Names and values in order, without those that are missing or not finite.
     pub(super) fn cells(&self) -> Vec<(&str, Value)> {
         let mut cells = vec![("step", json!(self.step))];
         if let Some(record) = &self.record {
@@ -72,7 +72,7 @@ fn numbers(metrics: &Metrics) -> impl Iterator<Item = (&str, Value)> {
     metrics.iter().map(|(name, value)| (name, json!(value)))
 }
 
-/// The columns of metrics.csv: those that every run has, and the numbers of its objectives.
+/// The columns of metrics.csv: those of every run, then the metrics of its objectives.
 fn csv_columns(objectives: &[ObjectiveSpec]) -> Vec<String> {
     let of_evaluations = objectives.iter().flat_map(|spec| spec.evaluation.iter());
     let of_steps = objectives.iter().flat_map(|spec| spec.step.iter());
@@ -196,8 +196,8 @@ pub struct CsvMetrics {
 }
 
 impl CsvMetrics {
-    /// Appends to `path` after dropping the rows of steps past `resumed_at`. The columns are those
-    /// that the file has already, and those that the numbers of the objectives need besides.
+    /// Appends to `path`, after dropping the rows of steps past `resumed_at`. The columns are those
+    /// that the file already has, followed by missing metrics of the objectives.
     ///
     /// # Errors
     /// The file system's.
@@ -223,7 +223,7 @@ impl CsvMetrics {
                 columns.push(column);
             }
         }
-        // Rows that were written before a column was needed have an empty cell there.
+        // Rows from before a column was added get an empty cell.
         let padding = ",".repeat(columns.len() - before);
         let rows: String = match header {
             Some(_) => lines.map(|line| format!("{line}{padding}\n")).collect(),
@@ -286,7 +286,7 @@ pub(super) fn keep_lines(path: &Path, keep: impl Fn(&str) -> bool) -> Result<(),
     durable::replace_with(path, kept).map_err(TrainError::io(path))
 }
 
-/// The lines of a file to keep; none of a file that is not there.
+/// The lines of a file to keep; empty if the file does not exist.
 fn whole_lines(path: &Path, keep: impl Fn(&str) -> bool) -> Result<String, TrainError> {
     let text = match fs::read(path) {
         Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
@@ -420,7 +420,7 @@ mod tests {
     fn r12_a_resumed_csv_keeps_its_columns_and_gets_those_it_needs() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("m.csv");
-        // As a run of another objective, or of an older version, has left it.
+        // A file of a run with another objective, or of an older version.
         let old = "step,tokens,loss,lr,grad_norm,tokens_per_second,val_loss,bits_per_byte,memory_bytes,more\n\
                    1,8,1.5,0.1,2.0,3.0,,,,7\n2,16,1.5,0.1,2.0,3.0,1.0,0.5,,\n3,24,";
         fs::write(&path, old).unwrap();

@@ -1,4 +1,4 @@
-//! Who is told what happens in a run: the metrics files, TensorBoard, the journal, the terminal.
+//! The observers of a run's events: the metrics files, TensorBoard, the journal, the terminal.
 
 mod journal;
 mod metrics;

@@ -41,7 +41,7 @@ pub struct TensorboardEvents {
     config: Option<String>,
     /// Place of the next sample within its evaluation.
     sample: usize,
-    /// What the numbers are.
+    /// The metrics of the objectives.
     objectives: Vec<ObjectiveSpec>,
 }
 
@@ -92,8 +92,8 @@ impl TensorboardEvents {
         self.write(row.step, &Message::default().message(5, &summary))
     }
 
-    /// The tag of a metrics column, by the groups that people know from other trainers. None for
-    /// the step, which every record has anyway.
+    /// The tag of a metrics column, in the groups that other trainers use. None for the step, which
+    /// every record has anyway.
     fn tag(&self, column: &str) -> Option<String> {
         let is_of_evaluation = |spec: &ObjectiveSpec| {
             let mut names = spec.evaluation.iter().map(|metric| &metric.name);

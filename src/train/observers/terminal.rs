@@ -19,7 +19,7 @@ pub struct Terminal {
     steps: u64,
     smoothed_loss: Option<f64>,
     val_loss: Option<f64>,
-    /// What the numbers of an evaluation are.
+    /// The metrics of an evaluation.
     specs: Vec<MetricSpec>,
 }
 

@@ -34,9 +34,9 @@ pub(super) struct History {
     pub(super) speed: Series,
     pub(super) memory: Series,
     pub(super) val_loss: Series,
-    /// What the run minimises, and what its numbers are.
+    /// The objectives of the run, with their metrics.
     pub(super) objectives: Vec<ObjectiveSpec>,
-    /// The numbers of the objectives, by name.
+    /// The metrics of the objectives, by name.
     numbers: BTreeMap<String, Series>,
     /// Every evaluation, by step.
     pub(super) evaluations: Vec<(u64, Evaluation)>,
@@ -144,7 +144,7 @@ impl History {
             Event::Saved { seconds, .. } => self.seconds = Some(*seconds),
             Event::Skipped { step, .. } | Event::Overflowed { step, .. } => self.skips.push(*step),
             Event::Saving { .. } | Event::StoppedEarly { .. } => {}
-            // Losses of two phases may say nothing about each other.
+            // Losses of two phases may not be comparable.
             Event::PhaseStarted { .. } => {}
             Event::Stopped { kind, message, .. } => {
                 let (kind, message) = (kind.clone(), message.clone());
@@ -198,12 +198,12 @@ impl History {
         }
     }
 
-    /// The values of a number of the objectives; none where it was never measured.
+    /// The values of a metric; None if it was never measured.
     pub(super) fn number(&self, name: &str) -> Option<&Series> {
         self.numbers.get(name)
     }
 
-    /// The numbers of steps, or of evaluations, of all objectives.
+    /// The metrics of steps, or of evaluations, of all objectives.
     pub(super) fn specs(
         &self,
         of: impl Fn(&ObjectiveSpec) -> &[MetricSpec],
@@ -211,7 +211,7 @@ impl History {
         self.objectives.iter().flat_map(of)
     }
 
-    /// What the loss counts; of a run whose phases have several objectives, all that it counts.
+    /// The unit of the loss; all units if the run's phases have several objectives.
     pub(super) fn loss_unit(&self) -> String {
         let mut units: Vec<&str> = Vec::new();
         for objective in &self.objectives {

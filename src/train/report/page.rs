@@ -43,7 +43,7 @@ impl Page<'_> {
         let data: Vec<Value> = charts.iter().map(Chart::data).collect();
         // Within a script element only `<` could end it.
         let data = Value::from(data).to_string().replace('<', "\\u003c");
-        // The loss first, as wide as the page.
+        // The chart of the loss comes first and is as wide as the page.
         let loss: String = charts.iter().take(1).map(Chart::html).collect();
         let rest: String = charts.iter().skip(1).map(Chart::html).collect();
         format!(
@@ -176,7 +176,8 @@ impl Page<'_> {
         format!("<dl class=figures>\n{html}</dl>\n")
     }
 
-    /// The loss first, then what every run has, then the numbers of the objectives.
+    /// The charts: the loss, then the values that every run has, then the metrics of the
+    /// objectives.
     fn charts(&self) -> Vec<Chart<'_>> {
         let history = self.history;
         let chart = |id: &str, title: &str, unit, floor, lines| Chart {
@@ -455,7 +456,7 @@ fn clock(time: &str) -> String {
     time.trim_end_matches('Z').replace('T', " ")
 }
 
-/// A title begins with a capital letter.
+/// Makes the first letter a capital.
 fn capital(text: &str) -> String {
     let mut letters = text.chars();
     let first = letters.next().into_iter().flat_map(char::to_uppercase);

@@ -1,4 +1,5 @@
-//! What a checkpoint holds of a model: the whole of it, or no more than the base model does not have.
+//! The weights that a checkpoint holds: all of them, or only those that the base model does not
+//! have.
 
 use serde_json::{Value, json};
 
@@ -7,8 +8,8 @@ use crate::config::{DecoderSpec, Held, PhaseModel, SaveDtype};
 use crate::model::folder::hf_tensors;
 use crate::model::{Decoder, Tensors, is_of_adapter, parameters_into};
 
-/// The weights of a checkpoint that is whole: under the names of files, and those of an adapter by
-/// their paths.
+/// The weights of a full checkpoint: model weights under Hugging Face's names, adapters under their
+/// paths.
 pub(super) fn files(model: &Decoder, form: PhaseModel) -> Tensors {
     match form.held() {
         Held::Weights => hf_tensors(model),
@@ -22,10 +23,9 @@ pub(super) fn files(model: &Decoder, form: PhaseModel) -> Tensors {
     }
 }
 
-/// The weights of a checkpoint that may be a difference, by their paths, where it can in the memory of
-/// an earlier copy; and what it says of the model, which is another for every model that cannot be
-/// the difference from it.
-/// `spec` is what the run's first model is built from.
+/// The weights of a delta checkpoint, by their paths, and a description of the model. A checkpoint
+/// is stored as a difference only from one with the same description. `spare` is an earlier copy
+/// whose memory may be used again, and `spec` is the spec of the run's first model.
 pub(super) fn capture(
     model: &Decoder,
     (form, spec): (PhaseModel, &DecoderSpec),
@@ -37,14 +37,14 @@ pub(super) fn capture(
         Held::Adapter => (saved_tensors(model), Value::Null),
         Held::Both => {
             let mut config = config();
-            // Beside it the weights are those of a phase, and so is the adapter.
+            // The weights and the adapter both belong to the phase in which the adapter began.
             config["firebrick_adapter"] = json!({ "since_phase": form.adapter_since });
             (parameters_into(model, spare), config)
         }
     }
 }
 
-/// How many numbers a checkpoint holds of a model. What a phase freezes is saved all the same.
+/// The number of values in a checkpoint of a model. Frozen parameters are saved too.
 pub(super) fn count(model: &Decoder, form: PhaseModel) -> u64 {
     match form.held() {
         Held::Weights | Held::Adapter => model.saved_params() as u64,

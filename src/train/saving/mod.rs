@@ -1,4 +1,4 @@
-//! Saving: when a checkpoint is due, whether there is room for it, what is deleted after it.
+//! Saves checkpoints: decides when one is due, checks the disk space, and deletes old ones.
 
 mod content;
 mod disk;
@@ -28,8 +28,8 @@ fn size_in_bytes(data: &TensorData) -> u64 {
 }
 
 impl Session {
-    /// Makes sure, before the first step of this session, that there is room for all that the run
-    /// will save. A new run shows by a checkpoint of step 0 that it can save.
+    /// Checks before the first step that the disk has room for everything the run will save. A new
+    /// run also saves a trial checkpoint at step 0.
     pub(super) fn preflight_save(&mut self, state: &mut TrainState) -> Result<(), TrainError> {
         let mut needs = self.disk_budget(state)?;
         let base = self.changed_base(state.model(), needs.trial);
@@ -54,20 +54,20 @@ impl Session {
         }
         if needs.trial {
             self.save(state, false)?;
-            // A failure has to show before the first step.
+            // A failure has to be reported before the first step.
             self.wait_for_save()?;
         }
         Ok(())
     }
 
-    /// The base model of a run that begins by changing it: an adapter is worth nothing without the
-    /// weights it was trained beside. A run that begins by merging holds all weights itself.
+    /// The changed base model of a new run, which has to be saved because the adapter is useless
+    /// without it. A run that begins by merging saves all weights anyway.
     fn changed_base(&self, model: &Decoder, begins: bool) -> Option<Tensors> {
         let is_beside = self.active.phase.model.held() == Held::Adapter;
         (begins && is_beside && self.plan.changes_base()).then(|| hf_tensors(model))
     }
 
-    /// Saves on schedule, at the end, and whenever a new best was measured, so that `best` always
+    /// Saves on schedule, at the end, and after every new best evaluation, so that `best` always
     /// has its weights.
     pub(super) fn save_if_due(
         &mut self,
@@ -84,11 +84,11 @@ impl Session {
         Ok(())
     }
 
-    /// Saves this step. In the background it is only begun: [`poll_save`](Self::poll_save) says
-    /// when it is done.
+    /// Saves this step. A background save is only started here; [`poll_save`](Self::poll_save)
+    /// reports when it is done.
     pub(super) fn save(&mut self, state: &mut TrainState, best: bool) -> Result<(), TrainError> {
-        // A new save waits for the previous one, which decides whether there is room, and what this
-        // step is the difference from.
+        // A new save waits for the previous one, which decides whether there is room and which
+        // checkpoint this one is the difference from.
         self.wait_for_save()?;
         state.progress.seconds = self.clock.total_seconds();
         let (model, step) = (state.model(), state.progress.step);
@@ -136,8 +136,8 @@ impl Session {
         self.rotate()
     }
 
-    /// Whether a step is saved without loss whatever `checkpoint.lossy` says: its weights may be
-    /// exported, or the run will go on from it.
+    /// Whether a step is saved exactly, whatever `checkpoint.lossy` says: its weights may be
+    /// exported, or the run will be resumed from it.
     fn has_to_be_exact(&self, progress: &Progress, best: bool) -> bool {
         let is_last = progress.step == self.timeline.steps() || self.stops_early(progress);
         best || is_last || self.interrupt.raised().is_some()
@@ -171,8 +171,8 @@ impl Session {
         }
     }
 
-    /// The one step that led here from the last checkpoint, by parameter; empty where there were
-    /// more.
+    /// The optimizer step since the last checkpoint, by parameter; empty if there was more than
+    /// one.
     fn one_step(
         &self,
         state: &TrainState,
@@ -191,7 +191,7 @@ impl Session {
         }
     }
 
-    /// Says what was saved in the background, if that is done.
+    /// Reports a background save that has finished.
     pub(super) fn poll_save(&mut self) -> Result<(), TrainError> {
         match self.saver.poll() {
             Some(saved) => self.emit_saved(saved?),
@@ -199,7 +199,7 @@ impl Session {
         }
     }
 
-    /// Waits for the save that is under way in the background.
+    /// Waits for the background save in progress.
     pub(super) fn wait_for_save(&mut self) -> Result<(), TrainError> {
         match self.saver.wait() {
             Some(saved) => self.emit_saved(saved?),
@@ -222,7 +222,7 @@ impl Session {
         Ok(())
     }
 
-    /// Deletes the checkpoints beyond those to keep, and says so.
+    /// Deletes the checkpoints that exceed the limit, and reports it.
     pub(super) fn rotate(&mut self) -> Result<(), TrainError> {
         let limit = self.plan.config.checkpoint.save_total_limit;
         let rotated = self.store.rotate(limit)?;
@@ -240,7 +240,7 @@ impl Session {
         })
     }
 
-    /// Saves and ends the run if a signal has come.
+    /// Saves and ends the run if a signal was received.
     pub(super) fn stop_if_asked(&mut self, state: &mut TrainState) -> Result<(), TrainError> {
         let step = state.progress.step;
         let Some(signal) = self.interrupt.raised() else {

@@ -1,4 +1,4 @@
-//! How much a run has to save, and whether there is room for it.
+//! How many bytes a run will save, and whether the disk has room for them.
 
 use super::content;
 use super::disk::{DiskBudget, check_now, most_saves};
@@ -8,14 +8,14 @@ use crate::forecast::outline;
 use crate::train::model_init::optimizer;
 use crate::train::{Session, TrainError, TrainState};
 
-/// The most that any phase saves or exports.
+/// The largest amounts that any phase saves or exports.
 #[derive(Default)]
 struct Most {
-    /// Numbers that a checkpoint holds of the model.
+    /// Number of model values in a checkpoint.
     saved: u64,
     /// Bytes of optimizer state.
     moments: u64,
-    /// Numbers of the exported model or adapter.
+    /// Number of values of the exported model or adapter.
     exported: u64,
 }
 
@@ -46,8 +46,8 @@ impl Session {
         })
     }
 
-    /// The most that any phase from this one on saves. What is exported may be of an earlier one, in
-    /// which the best lies.
+    /// The largest checkpoint of this phase and all later ones, and the largest export of any
+    /// phase: the best step may lie in an earlier one.
     fn most_saved(&self, state: &TrainState) -> Result<Most, TrainError> {
         let active = &self.active.phase;
         let mut most = Most {
@@ -72,7 +72,7 @@ impl Session {
         Ok(most)
     }
 
-    /// Refuses to begin what takes so many bytes of tensors where there is no room for it.
+    /// Refuses to write `tensors` bytes of tensors if the disk has no room for them.
     pub(in crate::train) fn check_room(
         &self,
         what: String,
@@ -84,13 +84,13 @@ impl Session {
         Ok(())
     }
 
-    /// Numbers of what is exported of a model that a checkpoint holds so many numbers of.
+    /// The number of values that are exported from a model whose checkpoint holds `saved` values.
     pub(in crate::train) fn exported_numbers(&self, model: PhaseModel, saved: u64) -> u64 {
         let (held, Some(adapter)) = (model.held(), model.adapter(&self.plan)) else {
             return saved;
         };
         if held == Held::Both {
-            // The adapter is merged into the weights.
+            // The adapter is merged into the weights, so the export has all of them.
             return self.spec.shape.parameters(self.spec.vocab_size);
         }
         let layers = self.spec.shape.linear_layers(self.spec.vocab_size);
@@ -100,13 +100,13 @@ impl Session {
             let lengths = if shape.magnitude { outputs } else { 0 };
             Some((shape.rank * (inputs + outputs) + lengths) as u64)
         });
-        // What the initial adapter takes out of the weights comes back as an update of its own.
+        // An initial adapter is exported as a second update, since it was taken out of the weights.
         let doubled = self.initial_adapter.is_some();
         let whole = saved.saturating_sub(updates.sum());
         whole + written_numbers(adapter, &self.spec, doubled)
     }
 
-    /// Bytes of so many exported weights.
+    /// Bytes of `weights` exported values.
     pub(in crate::train) fn exported_bytes(&self, weights: u64) -> u64 {
         weights
             * match self.plan.config.checkpoint.save_dtype {

@@ -32,7 +32,7 @@ pub(super) struct Saved {
     pub(super) seconds: f64,
     /// Steps that were deleted after it.
     pub(super) deleted: Vec<u64>,
-    /// What to tell of it.
+    /// Warnings to report about the save.
     pub(super) warnings: Vec<Warning>,
 }
 
