@@ -57,8 +57,8 @@ pub struct CheckpointConfig {
     pub keyframe_every: u64,
     /// With `format = "delta"`: write checkpoints while training goes on, from a copy of the state.
     pub background: bool,
-    /// With `format = "delta"`: let weights of checkpoints that are differences be near what they were, for the sake of size.
-    /// A run that is resumed from one goes on from those, and not bit for bit. The best checkpoint, the last, and one saved on interruption are exact all the same.
+    /// With `format = "delta"`: store the weights of difference checkpoints approximately, which makes them smaller.
+    /// A run that is resumed from such a checkpoint does not continue bit for bit. The best checkpoint, the last one, and one saved on interruption are always exact.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lossy: Option<Method>,
     /// With `lossy`: Adam's and AdamW's moments, too.
