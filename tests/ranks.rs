@@ -121,6 +121,7 @@ fn settings() -> StepSettings {
         dtype: FloatDType::F32,
         gradient_checkpointing: false,
         int8_forward: false,
+        ternary_blend: 1.0,
         max_grad_norm: 0.5,
         learning_rate: 1e-2,
         seed: 1,

@@ -28,6 +28,8 @@ impl<'s> Hints<'s> {
     pub(super) fn new(root: &'s Section) -> Self {
         let mut places = Vec::new();
         collect(root, "", &mut places);
+        // A key of a phase stands for a section's key: the section's is what is meant elsewhere.
+        places.sort_by_key(|place| is_of_phase(&place.section));
         Self { places }
     }
 
@@ -37,7 +39,10 @@ impl<'s> Hints<'s> {
         let here = section_of(path);
         let all = || {
             let places = self.places.iter();
-            places.filter(move |place| !is_section || place.key.has_keys())
+            let in_phase = is_of_phase(&here);
+            places
+                .filter(move |place| in_phase || !is_of_phase(&place.section))
+                .filter(move |place| !is_section || place.key.has_keys())
         };
         let local = || all().filter(|place| place.section == here);
         let misplaced = || all().find(|place| place.key.name == name);
@@ -163,14 +168,24 @@ impl<'s> Place<'s> {
             (_, Kind::List { .. }) if self.key.has_keys() => format!("in [[{}]]", self.path()),
             ("", Kind::Section(_)) => format!("at the top level, as [{}]", self.key.name),
             ("", _) => "at the top level, before the first [section]".to_string(),
-            (LIST_SECTION, _) => format!("in [[{LIST_SECTION}]]"),
+            (section, _) if is_list(section) => format!("in [[{section}]]"),
             (section, _) => format!("in [{section}]"),
         }
     }
 }
 
-/// The section that is written once per element.
-const LIST_SECTION: &str = "data.datasets";
+/// Whether the section is written once per element.
+fn is_list(section: &str) -> bool {
+    section == PHASE || section.ends_with("data.datasets")
+}
+
+const PHASE: &str = "phase";
+
+/// Whether the section is that of a phase, or inside it.
+fn is_of_phase(section: &str) -> bool {
+    let rest = section.strip_prefix(PHASE);
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
 
 impl Key {
     /// Whether it is a section or a list of sections.

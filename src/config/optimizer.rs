@@ -229,6 +229,12 @@ impl OptimizerName {
         is_set(&keys)
     }
 
+    /// Whether `key` has a meaning for the rule.
+    pub(super) fn has_key(self, key: &str) -> bool {
+        let known = KEYS.iter().find(|(name, _)| *name == key);
+        known.is_none_or(|(_, is_set)| self.takes(*is_set))
+    }
+
     /// The rule's name in the file.
     fn key(self) -> String {
         format!("{self:?}").to_lowercase()

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use serde::{Serialize, Serializer};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::keys::{Config, DataConfig, DpoConfig, Dtype, Sampling, Task};
 use super::optimizer::OptimizerPlan;
@@ -34,6 +35,10 @@ pub struct PhasePlan {
     pub gradient_checkpointing: bool,
     /// Whether the forward pass multiplies ternary weights as integers.
     pub int8_forward: bool,
+    /// The share of the rounded values in ternary weights and their inputs, at the first step of
+    /// the phase and at the last: 0 computes dense, 1 ternary. A record leaves the default out.
+    #[serde(skip_serializing_if = "is_ternary")]
+    pub ternary_blend: [f64; 2],
     /// The update rule with its parameters.
     pub optimizer: OptimizerPlan,
     /// The peak learning rate.
@@ -50,12 +55,19 @@ pub struct PhasePlan {
     pub adapter: PhaseAdapter,
 }
 
+/// A phase that computes with ternary weights as such.
+const TERNARY: [f64; 2] = [1.0, 1.0];
+
+fn is_ternary(blend: &[f64; 2]) -> bool {
+    *blend == TERNARY
+}
+
 /// What happens to the plan's adapter in a phase.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PhaseAdapter {
-    /// The adapter is trained, if the plan has one. After a phase without an adapter a new one
-    /// begins, as with [`Restart`](Self::Restart).
+    /// The adapter is trained, if the run has one. After a phase without an adapter a new one
+    /// begins, as with "restart".
     #[default]
     On,
     /// The adapter is merged into the weights in f32 when the phase begins. From then on all
@@ -63,7 +75,7 @@ pub enum PhaseAdapter {
     Off,
     /// The adapter is merged into the weights in f32 when the phase begins, and a new adapter of
     /// the same shape begins, with new optimizer state. The first phase has nothing to merge: there
-    /// it is the same as [`On`](Self::On).
+    /// it is the same as "on".
     Restart,
 }
 
@@ -79,10 +91,57 @@ impl PhaseAdapter {
 pub enum PhaseLength {
     /// Optimizer steps.
     Steps(u64),
+    /// Trained tokens; the last step may go beyond them.
+    Tokens(u64),
     /// A share of the run's steps, or of its tokens if the run's length is in tokens or epochs.
     Share(f64),
     /// Everything that the other phases leave of the run.
     Rest,
+}
+
+impl std::str::FromStr for PhaseLength {
+    type Err = String;
+
+    /// Reads "30%", "2M tokens", "1000 steps" or "rest".
+    fn from_str(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        let shown = text.escape_debug();
+        if text == "rest" {
+            return Ok(Self::Rest);
+        }
+        if let Some(percent) = text.strip_suffix('%') {
+            let percent: f64 = percent
+                .trim()
+                .parse()
+                .map_err(|_| format!("is \"{shown}\", which is not a share such as \"30%\""))?;
+            return match percent > 0.0 && percent <= 100.0 {
+                true => Ok(Self::Share(percent / 100.0)),
+                false => Err(format!(
+                    "is \"{shown}\", and a share is above 0 % and at most 100 %"
+                )),
+            };
+        }
+        let (count, unit) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
+        let count = count_of(count).filter(|count| (1.0..=1e15).contains(count));
+        match (count, unit.trim()) {
+            (Some(count), "tokens") => Ok(Self::Tokens(count as u64)),
+            (Some(count), "steps" | "") => Ok(Self::Steps(count as u64)),
+            (None, "tokens" | "steps") => Err(format!(
+                "is \"{shown}\", which is not a number from 1 to 1e15"
+            )),
+            _ => Err(format!("is \"{shown}\", which is not a length")),
+        }
+    }
+}
+
+/// A whole number such as "500", "500k", "2M", "1.5B" or "1_000".
+fn count_of(text: &str) -> Option<f64> {
+    let units = [("k", 1e3), ("K", 1e3), ("M", 1e6), ("B", 1e9), ("T", 1e12)];
+    let with_unit = |(unit, factor)| text.strip_suffix(unit).map(|digits| (digits, factor));
+    let (digits, factor) = units.into_iter().find_map(with_unit).unwrap_or((text, 1.0));
+    let number: f64 = digits.replace('_', "").parse().ok()?;
+    let count = number * factor;
+    (count.fract() == 0.0).then_some(count)
 }
 
 /// The steps that a schedule runs over.
@@ -115,6 +174,7 @@ impl PhasePlan {
             dtype: config.model.dtype,
             gradient_checkpointing: train.gradient_checkpointing,
             int8_forward: config.quantization.int8_forward == Some(true),
+            ternary_blend: TERNARY,
             optimizer,
             learning_rate: config.optimizer.learning_rate,
             schedule,
@@ -162,16 +222,32 @@ enum Part {
 }
 
 impl PathSelector {
+    /// Whether the selector may name a parameter of the module at `path`: one of the two is the
+    /// beginning of the other.
+    pub(super) fn can_match_in(&self, path: &str) -> bool {
+        let names = path.split('.');
+        self.parts
+            .iter()
+            .zip(names)
+            .all(|(part, name)| part.names(name))
+    }
+
     /// Whether the selector names the parameter at `path`.
     pub fn matches(&self, path: &str) -> bool {
         let mut names = path.split('.');
-        self.parts.iter().all(|part| match (part, names.next()) {
-            (Part::Name(own), Some(name)) => own == name,
-            (Part::Range(first, last), Some(name)) => name
+        let mut parts = self.parts.iter();
+        parts.all(|part| names.next().is_some_and(|name| part.names(name)))
+    }
+}
+
+impl Part {
+    fn names(&self, name: &str) -> bool {
+        match self {
+            Self::Name(own) => own == name,
+            Self::Range(first, last) => name
                 .parse::<usize>()
                 .is_ok_and(|number| (*first..=*last).contains(&number)),
-            (_, None) => false,
-        })
+        }
     }
 }
 
@@ -216,6 +292,37 @@ impl Serialize for PathSelector {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn p1_a_length_is_steps_tokens_a_share_or_the_rest() {
+        let cases = [
+            ("30%", Some(PhaseLength::Share(0.3))),
+            ("12.5 %", Some(PhaseLength::Share(0.125))),
+            ("100%", Some(PhaseLength::Share(1.0))),
+            ("2M tokens", Some(PhaseLength::Tokens(2_000_000))),
+            ("1.5B tokens", Some(PhaseLength::Tokens(1_500_000_000))),
+            ("500k  tokens", Some(PhaseLength::Tokens(500_000))),
+            ("1_000 steps", Some(PhaseLength::Steps(1000))),
+            ("1000", Some(PhaseLength::Steps(1000))),
+            ("rest", Some(PhaseLength::Rest)),
+            ("0%", None),
+            ("101%", None),
+            ("-3%", None),
+            ("nan%", None),
+            ("0 steps", None),
+            ("1.5 steps", None),
+            ("2MM tokens", None),
+            ("M tokens", None),
+            ("1e300 tokens", None),
+            ("inf steps", None),
+            ("2M token", None),
+            ("two epochs", None),
+            ("", None),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(text.parse::<PhaseLength>().ok(), expected, "{text}");
+        }
+    }
 
     #[test]
     fn a_selector_names_whole_parts_of_a_path() {

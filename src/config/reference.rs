@@ -32,7 +32,7 @@ as a JSON Schema, `runner init` writes a commented file to start from.
 
 fn sections(page: &mut String, section: &Section, path: &str) {
     for key in &section.keys {
-        let Some(inner) = key.kind.section() else {
+        let Some(inner) = key.kind.section().filter(|inner| inner.part_of.is_none()) else {
             continue;
         };
         let path = format!("{path}{}", key.name);
@@ -59,7 +59,7 @@ fn keys(page: &mut String, section: &Section) {
     for key in section
         .keys
         .iter()
-        .filter(|key| key.kind.section().is_none())
+        .filter(|key| key.kind.section().is_none() || key.kind.part_of().is_some())
     {
         let default = match (&key.default, key.required) {
             (Some(default), _) => format!(", default `{}`", toml_value(default)),
@@ -127,7 +127,10 @@ fn type_name(kind: &Kind) -> String {
             Kind::String => "list of strings".to_string(),
             _ => format!("list, each {}", type_name(item)),
         },
-        Kind::Section(_) => "section".to_string(),
+        Kind::Section(section) => match &section.part_of {
+            Some(whole) => format!("table with keys of `[{whole}]`"),
+            None => "section".to_string(),
+        },
         Kind::Map(item) => format!("table of names, each with a {}", type_name(item)),
         Kind::Either(kinds) => {
             let names: Vec<String> = kinds.iter().map(type_name).collect();

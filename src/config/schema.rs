@@ -16,6 +16,8 @@ use super::keys::Config;
 #[derive(Debug, Clone)]
 pub(super) struct Section {
     pub(super) doc: String,
+    /// The section whose keys these are, if they are documented there.
+    pub(super) part_of: Option<String>,
     pub(super) keys: Vec<Key>,
 }
 
@@ -84,6 +86,12 @@ impl Section {
 }
 
 impl Kind {
+    /// The section whose keys are those of this table, if they are documented there.
+    pub(super) fn part_of(&self) -> Option<&str> {
+        self.section()
+            .and_then(|section| section.part_of.as_deref())
+    }
+
     /// The keys of a section, or of the sections in a list.
     pub(super) fn section(&self) -> Option<&Section> {
         match self {
@@ -213,6 +221,10 @@ impl Reader<'_> {
         let keys = properties.unwrap_or(&empty).iter();
         Section {
             doc: doc(schema),
+            part_of: schema
+                .get("x-part-of")
+                .and_then(Value::as_str)
+                .map(str::to_string),
             keys: keys
                 .map(|(name, schema)| self.key(name, schema, is_required(name)))
                 .collect(),

@@ -79,7 +79,7 @@ struct Writer {
 impl Writer {
     fn sections(&self, text: &mut String, section: &Section, pointer: &str) {
         for key in &section.keys {
-            let Some(inner) = key.kind.section() else {
+            let Some(inner) = key.kind.section().filter(|inner| inner.part_of.is_none()) else {
                 continue;
             };
             if pointer.contains("/datasets") {
@@ -91,8 +91,11 @@ impl Writer {
             comment(text, &key.doc);
             let pointer = match key.kind {
                 Kind::List { .. } => {
-                    text.push_str(&format!("[[{name}]]\n"));
-                    format!("{pointer}/{}/0", key.name)
+                    let pointer = format!("{pointer}/{}/0", key.name);
+                    let absent = self.active.pointer(&pointer).is_none();
+                    let off = if absent { "# " } else { "" };
+                    text.push_str(&format!("{off}[[{name}]]\n"));
+                    pointer
                 }
                 _ => {
                     let pointer = format!("{pointer}/{}", key.name);
@@ -111,7 +114,8 @@ impl Writer {
     fn keys(&self, text: &mut String, section: &Section, pointer: &str) {
         for key in &section.keys {
             let is_inline = pointer.contains("/datasets");
-            if key.kind.section().is_some() && !is_inline {
+            let is_section = key.kind.section().is_some() && key.kind.part_of().is_none();
+            if is_section && !is_inline {
                 continue;
             }
             let at = format!("{pointer}/{}", key.name);

@@ -7,6 +7,7 @@
 
 mod activations;
 mod fit;
+mod flops;
 mod memory;
 
 use burn::tensor::Device;
@@ -25,7 +26,7 @@ pub struct Forecast {
     pub parameters: u64,
     /// Those that are trained.
     pub trainable: u64,
-    /// Multiplications and additions for one trained token, forward and backward.
+    /// Multiplications and additions for one token, forward and backward.
     pub flops_per_token: f64,
     /// Bytes held at the moment at which most are held.
     pub peak_bytes: u64,
@@ -114,50 +115,11 @@ impl Forecast {
         Ok(Self {
             parameters,
             trainable,
-            flops_per_token: flops_per_token(of, spec),
+            flops_per_token: flops::per_token(of, spec, &outline),
             peak_bytes: memory.peak_bytes(),
             memory,
         })
     }
-}
-
-/// Two for each weight of a matrix product and each token, and those of attention; three times that
-/// with the backward pass (Kaplan et al., 2020, section 2.1), and a forward pass of the blocks more
-/// with gradient checkpointing; twice that for weights that are not trained. Pairs of answers take a
-/// forward pass of the reference and a second one of the output head besides. Attention counts every key,
-/// seen or masked, as others count it; the CPU computes those that are seen, and their scores twice.
-fn flops_per_token(of: OfPhase, spec: &DecoderSpec) -> f64 {
-    let (phase, shape) = (of.phase, &spec.shape);
-    let hidden = shape.hidden_size as f64;
-    let queries = (shape.num_attention_heads * shape.head_dim) as f64;
-    let keys = (shape.num_key_value_heads * shape.head_dim) as f64;
-    let matrices = if shape.is_gpt2_form() { 2.0 } else { 3.0 };
-    let weights = 2.0 * hidden * queries
-        + 2.0 * hidden * keys
-        + matrices * hidden * shape.intermediate_size as f64;
-    let attention = 4.0 * queries * phase.data.sequence_len as f64;
-    let blocks = shape.num_hidden_layers as f64 * (2.0 * weights + attention);
-    let head = 2.0 * hidden * spec.vocab_size as f64;
-    let again = if phase.gradient_checkpointing {
-        1.0
-    } else {
-        0.0
-    };
-    let reference = match &phase.dpo {
-        Some(_) => blocks + 2.0 * head,
-        None => 0.0,
-    };
-    // Without gradients of weights the backward pass has half the products; adapters add their own.
-    let Some(adapter) = of.adapter else {
-        return (3.0 + again) * blocks + 3.0 * head + reference;
-    };
-    let layers = shape.linear_layers(spec.vocab_size).into_iter();
-    let ranks = layers.filter_map(|layer| {
-        let [inputs, outputs] = layer.dims;
-        Some(adapter.layers.get(&layer.path)?.rank * (inputs + outputs))
-    });
-    let adapters = 2.0 * ranks.sum::<usize>() as f64;
-    (2.0 + again) * blocks + 2.0 * head + (3.0 + again) * adapters + reference
 }
 
 /// Bytes of an element of a resolved dtype.

@@ -55,6 +55,9 @@ pub struct Decoder {
     spec: DecoderSpec,
     #[module(skip)]
     pub(super) trained: Trained,
+    /// The share of the rounded values in ternary weights and their inputs.
+    #[module(skip)]
+    ternary_blend: f64,
 }
 
 /// One block: x + attention(norm(x)), then x + mlp(norm(x)).
@@ -126,6 +129,7 @@ impl Decoder {
                 .then(|| Linear::new(&init, "lm_head", [dim, spec.vocab_size], false, std)),
             spec: spec.clone(),
             trained: Trained::default(),
+            ternary_blend: 1.0,
         })
     }
 
@@ -149,6 +153,16 @@ impl Decoder {
     #[doc(hidden)]
     pub fn rounded(mut self) -> Self {
         self.block_linears().for_each(Linear::round);
+        self
+    }
+
+    /// The same decoder with its ternary weights, and the inputs that are rounded for them, blended
+    /// with their values before rounding: `share` 0 computes as a dense decoder, 1 as a ternary one.
+    /// A decoder of dense weights stays as it is. To compute with, not to save.
+    pub fn with_ternary_blend(mut self, share: f64) -> Self {
+        self.block_linears()
+            .for_each(|linear| linear.blend_ternary(share));
+        self.ternary_blend = share;
         self
     }
 
@@ -176,7 +190,9 @@ impl Decoder {
     /// so give the same text. To compute with, not to save, as [`rounded`](Self::rounded).
     pub(crate) fn for_inference(self) -> Self {
         match self.spec.shape.ternary {
-            Some(Ternary { packed: None, .. }) if is_cpu(&self.device()) => {
+            Some(Ternary { packed: None, .. })
+                if is_cpu(&self.device()) && self.ternary_blend == 1.0 =>
+            {
                 self.in_bits(PackedLayout::Compute)
             }
             _ => self.rounded().with_fixed_norms(),

@@ -28,6 +28,9 @@ pub struct Linear {
     is_rounded: bool,
     #[module(skip)]
     multiplies_integers: bool,
+    /// The share of the rounded values in weights and inputs; 1 for ternary weights as such.
+    #[module(skip)]
+    ternary_blend: f64,
 }
 
 impl Linear {
@@ -40,6 +43,7 @@ impl Linear {
             ternary: None,
             is_rounded: false,
             multiplies_integers: false,
+            ternary_blend: 1.0,
         }
     }
 
@@ -95,7 +99,7 @@ impl Linear {
     fn round_input(&self, x: Tensor<2>) -> Tensor<2> {
         match (&self.weight, self.ternary) {
             (Weight::Dense(_), Some(ternary)) if ternary.rounds_activations => {
-                fake_quantize_activations(x)
+                self.blended(x, fake_quantize_activations)
             }
             _ => x,
         }
@@ -144,9 +148,10 @@ impl Linear {
                 let weight = if self.is_rounded {
                     weight.val()
                 } else {
-                    fake_quantize_weight(weight.val(), ternary.granularity)
+                    let round = |weight| fake_quantize_weight(weight, ternary.granularity);
+                    self.blended(weight.val(), round)
                 };
-                if self.multiplies_integers {
+                if self.multiplies_integers && self.ternary_blend == 1.0 {
                     int8_matmul(x, weight, ternary.granularity)
                 } else {
                     x.matmul(weight)
@@ -248,6 +253,24 @@ impl Linear {
         self.dense_weight().square().sum_dim(0).squeeze_dim(0)
     }
 
+    /// Blends the rounded values with the values as they are: (1 - share) W + share W', and the same
+    /// of the inputs if they are rounded. The gradient of the blend is that of W.
+    pub(super) fn blend_ternary(&mut self, share: f64) {
+        self.ternary_blend = share;
+    }
+
+    /// `values` blended with what `round` makes of them.
+    fn blended(&self, values: Tensor<2>, round: impl FnOnce(Tensor<2>) -> Tensor<2>) -> Tensor<2> {
+        let share = self.ternary_blend;
+        if share == 1.0 {
+            round(values)
+        } else if share == 0.0 {
+            values
+        } else {
+            values.clone().mul_scalar(1.0 - share) + round(values).mul_scalar(share)
+        }
+    }
+
     pub(super) fn multiply_integers(&mut self) {
         self.multiplies_integers = self.ternary.is_some_and(|t| t.rounds_activations);
     }
@@ -256,25 +279,30 @@ impl Linear {
     /// that of W.
     pub(super) fn round(&mut self) {
         let (Weight::Dense(weight), Some(ternary), false) =
-            (&mut self.weight, self.ternary, self.is_rounded)
+            (&self.weight, self.ternary, self.is_rounded)
         else {
             return;
         };
-        let latent = weight.val();
+        let (id, latent) = (weight.id, weight.val());
         let tracked = latent.is_autodiff();
-        let rounded = fake_quantize_weight(latent.inner(), ternary.granularity);
+        let round = |weight| fake_quantize_weight(weight, ternary.granularity);
+        let rounded = self.blended(latent.inner(), round);
         let rounded = if tracked {
             Tensor::from_inner(rounded).require_grad()
         } else {
             rounded
         };
-        *weight = Param::initialized(weight.id, rounded);
+        self.weight = Weight::Dense(Param::initialized(id, rounded));
         self.is_rounded = true;
     }
 
     /// Puts packed trits in the place of W.
     pub(super) fn pack(&mut self) {
         self.round();
+        if self.ternary_blend != 1.0 {
+            // Blended weights are not trits.
+            return;
+        }
         if let (Weight::Dense(weight), Some(ternary)) = (&self.weight, self.ternary) {
             self.weight = Weight::Packed(PackedWeight::new(weight.val().inner(), ternary));
             self.is_rounded = false;

@@ -32,6 +32,9 @@ pub struct Precision {
     /// Multiply ternary weights and eight-bit activations as integers in the forward pass: the same
     /// up to rounding. Nothing changes for a model without both.
     pub int8_forward: bool,
+    /// The share of the rounded values in ternary weights and their inputs: 0 computes dense, 1
+    /// ternary. Integers are multiplied at 1 only.
+    pub ternary_blend: f64,
     /// What decides which inputs of adapters are dropped: run and step. None drops
     /// nothing, as in evaluation.
     pub dropout_seed: Option<[u64; 2]>,
@@ -44,6 +47,7 @@ impl Default for Precision {
             loss_scale: 1.0,
             gradient_checkpointing: false,
             int8_forward: false,
+            ternary_blend: 1.0,
             dropout_seed: None,
         }
     }
@@ -203,7 +207,8 @@ pub fn backward_part(
 
 /// The model as the passes of one step compute it.
 fn computing(model: &Decoder, precision: Precision) -> Decoder {
-    let mut compute = model.clone().rounded().with_fixed_norms();
+    let blended = model.clone().with_ternary_blend(precision.ternary_blend);
+    let mut compute = blended.rounded().with_fixed_norms();
     if precision.int8_forward {
         compute = compute.with_integer_products();
     }

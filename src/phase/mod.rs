@@ -7,9 +7,7 @@ mod check;
 
 pub use check::check;
 
-use crate::config::{
-    AdapterInit, Held, Length, PhaseAdapter, PhaseLength, PhaseModel, PhasePlan, Plan, ScheduleSpan,
-};
+use crate::config::{Length, PhaseLength, PhaseModel, PhasePlan, Plan, ScheduleSpan};
 use crate::data::EpochSize;
 use crate::optimizer::Schedule;
 
@@ -39,6 +37,17 @@ impl Phase {
             ScheduleSpan::Phase => self.first_step,
         };
         self.schedule.learning_rate(step.saturating_sub(first))
+    }
+
+    /// The share of the rounded values in ternary weights at a step, counted from 0 over the run.
+    /// It moves in a straight line from the first step of the phase to the last.
+    pub fn ternary_blend(&self, step: u64) -> f64 {
+        let [start, end] = self.plan.ternary_blend;
+        let (place, last) = (step.saturating_sub(self.first_step), self.steps - 1);
+        if place >= last {
+            return end;
+        }
+        start + (end - start) * place as f64 / last as f64
     }
 
     /// Sequences per optimizer step.
@@ -91,21 +100,6 @@ pub enum TimelineError {
         /// What is wrong with it.
         reason: String,
     },
-    /// A phase turns an adapter off or restarts it, but the run has no adapter.
-    #[error("phase `{name}` turns an adapter off or begins it anew, and the run has no adapter")]
-    NoAdapter {
-        /// The phase.
-        name: String,
-    },
-    /// A phase begins a new adapter after an earlier adapter was merged into the weights. This kind of
-    /// adapter, or of base weights, does not allow that.
-    #[error("phase `{name}` begins a new adapter on changed weights, and {reason}")]
-    NoNewAdapter {
-        /// The phase.
-        name: String,
-        /// Why it cannot.
-        reason: &'static str,
-    },
 }
 
 impl Timeline {
@@ -117,19 +111,21 @@ impl Timeline {
     pub fn new(plan: &Plan, epochs: &[EpochSize]) -> Result<Self, TimelineError> {
         check(plan)?;
         let lengths = lengths(plan, epochs)?;
-        for (phase, &steps) in plan.phases.iter().zip(&lengths) {
-            check::check_warmup(phase, steps)?;
+        let all: u64 = lengths.iter().sum();
+        let span = |phase: &PhasePlan, steps| match phase.schedule_span {
+            ScheduleSpan::Run => all,
+            ScheduleSpan::Phase => steps,
+        };
+        // The schedule of a run with one phase was checked by the configuration.
+        if plan.phases.len() > 1 {
+            for (phase, &steps) in plan.phases.iter().zip(&lengths) {
+                check::check_schedule(phase, span(phase, steps))?;
+            }
         }
         let models = PhaseModel::of_plan(plan);
-        check_adapters(plan, &models)?;
-        let all: u64 = lengths.iter().sum();
         let mut first_step = 0;
         let phases = plan.phases.iter().zip(lengths).enumerate();
         let phases = phases.map(|(number, (plan, steps))| {
-            let span = match plan.schedule_span {
-                ScheduleSpan::Run => all,
-                ScheduleSpan::Phase => steps,
-            };
             first_step += steps;
             Phase {
                 number,
@@ -142,7 +138,7 @@ impl Timeline {
                     &plan.schedule.decay,
                     &plan.schedule.warmup,
                     plan.schedule.min_lr_ratio,
-                    span,
+                    span(plan, steps),
                 ),
             }
         });
@@ -180,36 +176,6 @@ impl Timeline {
     }
 }
 
-/// Checks that each phase's setting of the adapter is possible.
-fn check_adapters(plan: &Plan, models: &[PhaseModel]) -> Result<(), TimelineError> {
-    let Some(adapter) = &plan.adapter else {
-        let asks = |phase: &&PhasePlan| phase.adapter != PhaseAdapter::On;
-        return match plan.phases.iter().find(asks) {
-            Some(phase) => Err(TimelineError::NoAdapter {
-                name: phase.name.clone(),
-            }),
-            None => Ok(()),
-        };
-    };
-    let reason = if plan.shape.blockwise.is_some() {
-        "quantised weights would have to be quantised again"
-    } else if plan.shape.ternary.is_some() {
-        "ternary weights would have to be rounded again"
-    } else if adapter.init != AdapterInit::Default {
-        "an adapter that begins as a part of the weights would have to be taken out of them again"
-    } else {
-        return Ok(());
-    };
-    let mut phases = plan.phases.iter().zip(models);
-    match phases.find(|(_, model)| model.held() == Held::Both) {
-        Some((phase, _)) => Err(TimelineError::NoNewAdapter {
-            name: phase.name.clone(),
-            reason,
-        }),
-        None => Ok(()),
-    }
-}
-
 /// The number of steps of each phase.
 fn lengths(plan: &Plan, epochs: &[EpochSize]) -> Result<Vec<u64>, TimelineError> {
     let phases: Vec<(&PhasePlan, &EpochSize)> = plan.phases.iter().zip(epochs).collect();
@@ -233,6 +199,7 @@ fn lengths(plan: &Plan, epochs: &[EpochSize]) -> Result<Vec<u64>, TimelineError>
     for (length, &(phase, epoch)) in lengths.iter_mut().zip(&phases) {
         *length = match phase.length {
             PhaseLength::Steps(steps) => steps,
+            PhaseLength::Tokens(tokens) => Budget::Tokens(tokens as f64).steps(phase, epoch),
             PhaseLength::Share(share) => {
                 let before = shares;
                 shares += share;

@@ -27,14 +27,23 @@ impl Session {
         state: &mut TrainState,
     ) -> Result<Option<Evaluation>, TrainError> {
         // Off the autodiff device: a tracked forward without a backward keeps its graph for good.
+        let blend = self.active.ternary_blend_after(state.progress.step);
         let model = state
             .model()
             .valid()
+            .with_ternary_blend(blend)
             .for_inference()
             .cast(self.active.dtype);
         let result = self.measure(&model)?;
         if let Some(evaluation) = &result {
-            let best = state.progress.take_evaluation(evaluation.val_loss);
+            // A blended model is not the one that would be exported, so it cannot be the best.
+            let best = match blend == 1.0 {
+                true => state.progress.take_evaluation(evaluation.val_loss),
+                false => {
+                    state.progress.val_loss = Some(evaluation.val_loss);
+                    false
+                }
+            };
             self.emit(&Event::Evaluated {
                 step: state.progress.step,
                 evaluation: evaluation.clone(),

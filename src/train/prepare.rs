@@ -221,6 +221,9 @@ pub(super) fn on_device(plan: &Plan) -> Result<(Plan, ComputeDevice), TrainError
     for phase in &mut plan.phases {
         phase.dtype = device.dtype(phase.dtype)?.0;
     }
+    for (keys, phase) in plan.config.phase.iter_mut().zip(&plan.phases) {
+        keys.dtype = Some(phase.dtype);
+    }
     Ok((plan, device))
 }
 

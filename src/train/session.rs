@@ -72,10 +72,19 @@ impl ActivePhase {
             dtype: self.dtype,
             gradient_checkpointing: plan.gradient_checkpointing,
             int8_forward: plan.int8_forward,
+            ternary_blend: self.phase.ternary_blend(step),
             max_grad_norm: plan.max_grad_norm,
             learning_rate: self.phase.learning_rate(step),
             seed,
         }
+    }
+}
+
+impl ActivePhase {
+    /// The share of the rounded values in ternary weights after `steps` completed steps: that of the
+    /// last step.
+    pub(super) fn ternary_blend_after(&self, steps: u64) -> f64 {
+        self.phase.ternary_blend(steps.saturating_sub(1))
     }
 }
 

@@ -20,6 +20,9 @@ pub struct StepSettings {
     pub gradient_checkpointing: bool,
     /// Whether the forward pass multiplies ternary weights as integers.
     pub int8_forward: bool,
+    /// The share of the rounded values in ternary weights and their inputs: 0 computes dense, 1
+    /// ternary.
+    pub ternary_blend: f64,
     /// Largest norm of the whole gradient; 0 = no limit.
     pub max_grad_norm: f64,
     /// Learning rate of the step.
@@ -36,6 +39,7 @@ impl Default for StepSettings {
             dtype: FloatDType::F32,
             gradient_checkpointing: false,
             int8_forward: false,
+            ternary_blend: 1.0,
             max_grad_norm: 1.0,
             learning_rate: 1e-3,
             seed: 0,
@@ -164,6 +168,7 @@ pub fn train_step(
         loss_scale: state.progress.loss_scale.map_or(1.0, |scale| scale.scale),
         gradient_checkpointing: settings.gradient_checkpointing,
         int8_forward: settings.int8_forward,
+        ternary_blend: settings.ternary_blend,
         dropout_seed: Some([settings.seed, state.progress.step]),
     };
     let mut found = backward_part(state.model(), batches, objective, (precision, weight))?;

@@ -3,6 +3,7 @@
 mod adapters;
 mod contradictions;
 mod hostile;
+mod phases;
 mod resolved;
 mod strict;
 mod verbs;

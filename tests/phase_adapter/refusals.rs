@@ -25,10 +25,11 @@ fn p1_a_run_without_an_adapter_has_none_to_turn_off() {
         config.adapter = None;
         let plan = bench.plan_of(config, &[On, adapter]);
         let error = refused(&bench, &plan);
-        let TrainError::Timeline(TimelineError::NoAdapter { name }) = error else {
+        let TrainError::Timeline(TimelineError::Phase { name, reason }) = error else {
             panic!("{error}")
         };
         assert_eq!(name, "phase-1");
+        assert!(reason.contains("no adapter"), "{reason}");
     }
 }
 
@@ -40,7 +41,7 @@ fn p1_an_adapter_is_not_begun_anew_where_its_base_would_have_to_be_made_again() 
     let pissa = |config: &mut Config| config.adapter.as_mut().unwrap().init = AdapterInit::Pissa;
     type Change = fn(&mut Config);
     let changes: [(Change, &str); 3] = [
-        (nf4, "quantised again"),
+        (nf4, "quantized again"),
         (ternary, "rounded again"),
         (pissa, "taken out of them again"),
     ];
@@ -54,7 +55,7 @@ fn p1_an_adapter_is_not_begun_anew_where_its_base_would_have_to_be_made_again() 
             change(&mut config);
             let error = refused(&bench, &bench.plan_of(config, adapters));
             assert!(
-                matches!(&error, TrainError::Timeline(TimelineError::NoNewAdapter { name, .. }) if name == phase),
+                matches!(&error, TrainError::Timeline(TimelineError::Phase { name, .. }) if name == phase),
                 "{error}"
             );
             assert!(error.to_string().contains(reason), "{error}");

@@ -13,6 +13,7 @@ mod adapter;
 mod data;
 mod dpo;
 mod model;
+mod phase;
 mod quantization;
 mod run;
 mod train;
@@ -26,6 +27,7 @@ pub use adapter::*;
 pub use data::*;
 pub use dpo::*;
 pub use model::*;
+pub use phase::*;
 pub use quantization::*;
 pub use run::*;
 pub use train::*;
@@ -86,6 +88,10 @@ pub struct Config {
     pub logging: LoggingConfig,
     /// Where the computation runs.
     pub device: DeviceConfig,
+    /// The phases of the run, one `[[phase]]` each.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-aliases" = ["phases", "stages", "curriculum"]))]
+    pub phase: Vec<PhaseConfig>,
 }
 
 impl Default for Config {
@@ -108,6 +114,7 @@ impl Default for Config {
             checkpoint: CheckpointConfig::default(),
             logging: LoggingConfig::default(),
             device: DeviceConfig::default(),
+            phase: Vec::new(),
         }
     }
 }

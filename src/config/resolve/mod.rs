@@ -6,6 +6,7 @@
 
 mod adapter;
 mod model;
+mod phases;
 mod quantization;
 
 use super::checks::Checks;
@@ -16,8 +17,10 @@ use super::keys::{
     TokenizerConfig, TokenizerKind, is_chat_template_path,
 };
 use super::length::Length;
-use super::phase::PhasePlan;
+use super::optimizer::OptimizerPlan;
+use super::phase::PhaseLength;
 use super::plan::Plan;
+use super::schedule::SchedulePlan;
 
 /// No machine holds more at once, and sums of tokens over a run stay within 64 bits.
 const MOST_TOKENS_PER_STEP: f64 = 1e9;
@@ -30,10 +33,10 @@ pub(super) fn resolve(
 ) -> Result<Plan, Vec<Issue>> {
     let mut checks = Checks::new(document, rejected);
     checks.places(&config);
-    let length = checks.length(&config);
+    let lengths = checks.phase_lengths(&config);
+    let length = checks.length(&config, &lengths);
     checks.base_tokenizer(&mut config);
     checks.tokenizer(&mut config);
-    checks.data(&mut config);
     checks.evaluation(&config);
     checks.saving(&config);
     let mut shape = checks.model(&mut config);
@@ -41,18 +44,22 @@ pub(super) fn resolve(
         checks.quantization(&mut config, shape, base.is_some());
     }
     let adapter = checks.adapter(&mut config, shape.as_ref());
-    let optimizer = checks.optimizer(&mut config.optimizer);
-    let schedule = checks.schedule(&mut config.lr_scheduler, length);
-    match (length, shape) {
-        (Some(length), Some((shape, base))) if checks.is_empty() => Ok(Plan {
-            phases: vec![PhasePlan::whole_run(&config, optimizer, schedule)],
+    let phases = checks.phases(&mut config, &lengths, length);
+    let plan = match (length, shape) {
+        (Some(length), Some((shape, base))) if checks.is_empty() => Plan {
+            phases,
             config,
             shape,
             base,
             adapter,
             length,
-        }),
-        _ => Err(checks.into_issues()),
+        },
+        _ => return Err(checks.into_issues()),
+    };
+    checks.problems_of_phases(&plan);
+    match checks.is_empty() {
+        true => Ok(plan),
+        false => Err(checks.into_issues()),
     }
 }
 
@@ -68,7 +75,21 @@ impl Checks<'_> {
         }
     }
 
-    pub(super) fn length(&mut self, config: &Config) -> Option<Length> {
+    /// Everything that may differ between phases.
+    fn phase_settings(
+        &mut self,
+        config: &mut Config,
+        span: Option<Length>,
+    ) -> (OptimizerPlan, SchedulePlan) {
+        self.tokens_per_step(config);
+        self.data(config);
+        self.early_stopping(config);
+        let optimizer = self.optimizer(&mut config.optimizer);
+        let schedule = self.schedule(&mut config.lr_scheduler, span);
+        (optimizer, schedule)
+    }
+
+    pub(super) fn tokens_per_step(&mut self, config: &Config) {
         let train = &config.train;
         let tokens = train.micro_batch_size as f64
             * train.gradient_accumulation_steps as f64
@@ -83,6 +104,11 @@ impl Checks<'_> {
                 "lower micro_batch_size, gradient_accumulation_steps or sequence_len",
             );
         }
+    }
+
+    /// The length of the run: the one in `[train]`, or else what the phases add up to.
+    fn length(&mut self, config: &Config, phases: &[Option<PhaseLength>]) -> Option<Length> {
+        let train = &config.train;
         let given: Vec<(&str, Length)> = [
             ("train.max_steps", train.max_steps.map(Length::Steps)),
             ("train.num_epochs", train.num_epochs.map(Length::Epochs)),
@@ -93,6 +119,8 @@ impl Checks<'_> {
         .collect();
         match given.as_slice() {
             [(_, length)] => return Some(*length),
+            [] if !phases.is_empty() => return self.length_of_phases(phases),
+            [] if self.is_rejected("phase") => {}
             [] => self.refuse(
                 &["train"],
                 "the length of the run is not given".to_string(),
@@ -156,6 +184,17 @@ impl Checks<'_> {
                 "[tokenizer] type = \"file\" needs `path`".to_string(),
                 "path = \"some/folder/tokenizer.json\", or type = \"bpe\" to train one",
             );
+        }
+    }
+
+    /// The defaults of `[data]` that depend on the run's task, where the phases have the data that
+    /// is checked.
+    fn defaults_of_task(&mut self, config: &mut Config) {
+        if config.task != Task::Pretrain && !self.is_written("data.sampling") {
+            config.data.sampling = Sampling::Epoch;
+        }
+        if config.data.val_path.is_some() && !self.is_written("data.val_fraction") {
+            config.data.val_fraction = 0.0;
         }
     }
 
@@ -364,6 +403,20 @@ impl Checks<'_> {
                 "raise sample_tokens, or remove sample_prompts",
             );
         }
+        let reports = &config.logging.report_to;
+        if (1..reports.len()).any(|i| reports[..i].contains(&reports[i])) {
+            self.refuse(
+                &["logging.report_to"],
+                format!(
+                    "{} names a format twice",
+                    self.describe("logging.report_to")
+                ),
+                "name each format once",
+            );
+        }
+    }
+
+    fn early_stopping(&mut self, config: &Config) {
         let patience = "eval.early_stopping_patience";
         if config.eval.early_stopping_patience > 0 {
             if config.data.val_path.is_none() && config.data.val_fraction == 0.0 {
@@ -383,17 +436,6 @@ impl Checks<'_> {
                     "set eval_steps, or early_stopping_patience = 0",
                 );
             }
-        }
-        let reports = &config.logging.report_to;
-        if (1..reports.len()).any(|i| reports[..i].contains(&reports[i])) {
-            self.refuse(
-                &["logging.report_to"],
-                format!(
-                    "{} names a format twice",
-                    self.describe("logging.report_to")
-                ),
-                "name each format once",
-            );
         }
     }
 }

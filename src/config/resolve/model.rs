@@ -15,9 +15,23 @@ impl Checks<'_> {
         &mut self,
         config: &mut Config,
     ) -> Option<(ModelShape, Option<DecoderSpec>)> {
+        match self.longest_sequences(config) {
+            (Some(phase), length) => {
+                self.in_phase(phase, |checks| checks.model_for(config, length))
+            }
+            (None, length) => self.model_for(config, length),
+        }
+    }
+
+    /// The shape of a model that is trained on sequences of up to `sequence` tokens.
+    fn model_for(
+        &mut self,
+        config: &mut Config,
+        sequence: usize,
+    ) -> Option<(ModelShape, Option<DecoderSpec>)> {
         let written = config.model.clone();
         if let Some(folder) = &written.base_model {
-            let base = self.base_model(&written, folder, config.data.sequence_len)?;
+            let base = self.base_model(&written, folder, sequence)?;
             config.model = base.shape.to_config(written.dtype);
             config.model.base_model = Some(folder.clone());
             return Some((base.shape.clone(), Some(base)));
@@ -29,7 +43,7 @@ impl Checks<'_> {
         model.preset = None;
         self.family(&written)?;
         self.required(&model)?;
-        let positions = self.positions(&written, &model, config.data.sequence_len);
+        let positions = self.positions(&written, &model, sequence);
         let shape = ModelShape::of(&model, positions)?;
         self.heads(&written, &shape);
         self.refused_by_family(&written, &shape);
@@ -77,7 +91,8 @@ impl Checks<'_> {
             self.refuse(
                 &["data.sequence_len", key],
                 format!(
-                    "`sequence_len` in [data] is {sequence}, but the base model has {positions} positions"
+                    "{} is {sequence}, but the base model has {positions} positions",
+                    self.describe("data.sequence_len")
                 ),
                 &format!("sequence_len = {positions}"),
             );
@@ -146,7 +161,8 @@ impl Checks<'_> {
                 "model.preset",
             ],
             format!(
-                "`sequence_len` in [data] is {sequence}, but the model has {positions} positions"
+                "{} is {sequence}, but the model has {positions} positions",
+                self.describe("data.sequence_len")
             ),
             &format!("sequence_len = {positions}, or max_position_embeddings = {sequence}"),
         );

@@ -1,0 +1,147 @@
+//! The arithmetic of a training step, from what is trained and how far the backward pass goes.
+
+use std::collections::BTreeSet;
+
+use burn::module::Param;
+use burn::tensor::Tensor;
+
+use super::OfPhase;
+use crate::config::DecoderSpec;
+use crate::model::{Decoder, VisitParameters};
+
+/// Multiplications and additions for one token, forward and backward (Kaplan et al., 2020, section
+/// 2.1). A matrix product takes two for each weight; so does the gradient of its weights, if they
+/// are trained, and that of its input, if anything before it is trained. Pairs of answers take a
+/// forward pass of the reference and a second one of the output head besides. Attention counts every
+/// key, seen or masked, as others count it; the CPU computes those that are seen, and their scores
+/// twice.
+pub(super) fn per_token(of: OfPhase, spec: &DecoderSpec, model: &Decoder) -> f64 {
+    let count = Count {
+        of,
+        trained: trained_paths(model),
+    };
+    let (phase, shape) = (of.phase, &spec.shape);
+    let queries = (shape.num_attention_heads * shape.head_dim) as f64;
+    let scores = 4.0 * queries * phase.data.sequence_len as f64;
+    let mut is_reached = ["embed_tokens", "embed_positions"]
+        .iter()
+        .any(|module| count.trains(module));
+    let (mut forward, mut backward, mut again) = (0.0, 0.0, 0.0);
+    let layers = shape.linear_layers(spec.vocab_size);
+    for block in 0..shape.num_hidden_layers {
+        let path = |name: &str| format!("layers.{block}.{name}");
+        let of_block = |names: &[&str]| -> Vec<Layer> {
+            let paths = names.iter().map(|name| path(name));
+            let found = paths.filter_map(|path| {
+                let layer = layers.iter().find(|layer| layer.path == path)?;
+                Some((path, layer.dims))
+            });
+            found.collect()
+        };
+        let stages = [
+            (
+                "input_layernorm",
+                of_block(&["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]),
+            ),
+            ("self_attn.attn_sub_norm", of_block(&["self_attn.o_proj"])),
+            (
+                "post_attention_layernorm",
+                of_block(&["mlp.gate_proj", "mlp.up_proj"]),
+            ),
+            ("mlp.ffn_sub_norm", of_block(&["mlp.down_proj"])),
+        ];
+        let mut block_forward = scores;
+        let mut flows = is_reached;
+        for (place, (norm, layers)) in stages.iter().enumerate() {
+            // The residual stream goes into the first and the third stage.
+            let input =
+                (if place % 2 == 0 { is_reached } else { flows }) || count.trains(&path(norm));
+            flows = input;
+            for layer in layers {
+                let (ahead, back) = count.layer(layer, input);
+                block_forward += ahead;
+                backward += back;
+                flows |= count.trains(&layer.0);
+            }
+            if place == 0 {
+                flows |= ["self_attn.q_norm", "self_attn.k_norm"]
+                    .iter()
+                    .any(|norm| count.trains(&path(norm)));
+                backward += if flows { 2.0 * scores } else { 0.0 };
+            } else if place % 2 == 1 {
+                is_reached |= flows;
+            }
+        }
+        forward += block_forward;
+        if is_reached && phase.gradient_checkpointing {
+            again += block_forward;
+        }
+    }
+    let head = 2.0 * (shape.hidden_size * spec.vocab_size) as f64;
+    let of_head = if shape.tie_word_embeddings {
+        "embed_tokens"
+    } else {
+        "lm_head"
+    };
+    let trains_head = of.adapter.is_none() && count.trains(of_head);
+    // The gradient of what goes into the head is computed whether it is needed or not.
+    let of_head = if trains_head { 3.0 * head } else { 2.0 * head };
+    let reference = match &phase.dpo {
+        Some(_) => forward + 2.0 * head,
+        None => 0.0,
+    };
+    forward + backward + again + of_head + reference
+}
+
+/// A linear layer: its path and `[in, out]`.
+type Layer = (String, [usize; 2]);
+
+struct Count<'a> {
+    of: OfPhase<'a>,
+    /// Paths of the trained parameters.
+    trained: BTreeSet<String>,
+}
+
+impl Count<'_> {
+    /// Whether a parameter of the module is trained.
+    fn trains(&self, module: &str) -> bool {
+        let within = format!("{module}.");
+        let mut from = self.trained.range(within.clone()..);
+        from.next().is_some_and(|path| path.starts_with(&within))
+    }
+
+    /// Operations of the forward and the backward pass. `input`: whether the gradient of the layer's
+    /// input is needed.
+    fn layer(&self, (path, [inputs, outputs]): &Layer, input: bool) -> (f64, f64) {
+        let product = 2.0 * (inputs * outputs) as f64;
+        let times = |flag: bool, count: f64| if flag { count } else { 0.0 };
+        let trains_weight = self.trained.contains(&format!("{path}.weight"));
+        let (mut forward, mut backward) = (
+            product,
+            times(trains_weight, product) + times(input, product),
+        );
+        let rank = self.of.adapter.and_then(|adapter| adapter.layers.get(path));
+        if let Some(shape) = rank {
+            let low = 2.0 * (shape.rank * (inputs + outputs)) as f64;
+            let trains_adapter = self.trains(&format!("{path}.adapter"));
+            forward += low;
+            backward += times(trains_adapter, low);
+            // Through the second matrix to the first one, and from there to the input.
+            backward += times(trains_adapter || input, 2.0 * (shape.rank * outputs) as f64);
+            backward += times(input, 2.0 * (shape.rank * inputs) as f64);
+        }
+        (forward, backward)
+    }
+}
+
+fn trained_paths(model: &Decoder) -> BTreeSet<String> {
+    struct Paths(BTreeSet<String>);
+    impl VisitParameters for Paths {
+        fn visit<const D: usize>(&mut self, path: &str, _param: &Param<Tensor<D>>) {
+            self.0.insert(path.to_string());
+        }
+    }
+    let mut paths = Paths(BTreeSet::new());
+    model.visit_trained(&mut paths);
+    paths.0
+}
