@@ -52,6 +52,14 @@ pub enum CliError {
     /// Merging without an adapter.
     #[error("there is nothing to merge: no --adapter, and --model is not an adapter's folder")]
     NoAdapter,
+    /// A phase that the experiment does not have.
+    #[error("there is no phase `{}`", wanted.escape_debug())]
+    NoSuchPhase {
+        /// The phase that was asked for.
+        wanted: String,
+        /// The names of the phases.
+        names: Vec<String>,
+    },
     /// The checkpoints of a run.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
@@ -112,7 +120,7 @@ impl CliError {
             Self::Model(error) => error.exit_code(),
             Self::Adapter(error) => error.exit_code(),
             Self::NoBaseModel { .. } | Self::AdapterAlone { .. } => 2,
-            Self::NoAdapter | Self::UselessFlag { .. } => 2,
+            Self::NoAdapter | Self::UselessFlag { .. } | Self::NoSuchPhase { .. } => 2,
             Self::BaseModelGone { .. } | Self::Delta(_) => 1,
             Self::Checkpoint(_) | Self::NoCheckpoints { .. } => 1,
             Self::Io { .. } | Self::NotEmpty { .. } => 1,
@@ -148,6 +156,10 @@ impl CliError {
             Self::NoAdapter => {
                 let help = "name the folder of a run with [adapter], or one that PEFT wrote";
                 ("adapter", Some(help.to_string()))
+            }
+            Self::NoSuchPhase { names, .. } => {
+                let help = format!("the phases are {}", names.join(", "));
+                ("config", Some(help))
             }
             Self::Checkpoint(error) => ("checkpoint", error.help_outside_runs()),
             Self::NoCheckpoints { .. } => {

@@ -9,7 +9,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::CliError;
-use crate::config::{self, PhasePlan};
+use crate::config::{self, PhasePlan, Plan};
 use crate::data::{
     DataError, DataView, Segment, TokenCache, Tokenizer, TrainingData, ViewSpec, load_training_data,
 };
@@ -23,6 +23,9 @@ pub(super) struct InspectArgs {
     /// Rows to show, in the order of the run
     #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100_000))]
     rows: u64,
+    /// Only this phase, by its name or its number from 1
+    #[arg(long, value_name = "PHASE")]
+    phase: Option<String>,
     /// Override a key: `--set data.train_on=last`; repeatable
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
@@ -34,7 +37,14 @@ pub(super) struct InspectArgs {
 pub(super) fn run(args: &InspectArgs) -> Result<(), CliError> {
     let plan = config::load(&args.config, &args.sets)?;
     let cache = TokenCache::from_environment();
+    let chosen = chosen_phase(args, &plan)?;
     for (number, phase) in plan.phases.iter().enumerate() {
+        if chosen.is_some_and(|chosen| chosen != number) {
+            continue;
+        }
+        if plan.phases.len() > 1 && !args.json {
+            super::remark(&format!("phase {}", phase.name));
+        }
         let data = load_training_data(
             phase.task,
             &phase.data,
@@ -46,6 +56,24 @@ pub(super) fn run(args: &InspectArgs) -> Result<(), CliError> {
         show(args, phase, (data.as_ref(), view.as_ref()))?;
     }
     Ok(())
+}
+
+/// The position of the phase that `--phase` names.
+fn chosen_phase(args: &InspectArgs, plan: &Plan) -> Result<Option<usize>, CliError> {
+    let Some(wanted) = &args.phase else {
+        return Ok(None);
+    };
+    let mut names = plan.phases.iter().map(|phase| phase.name.as_str());
+    let by_name = names.position(|name| name == wanted);
+    let number = wanted.parse::<usize>().ok().and_then(|number| number.checked_sub(1));
+    let by_number = number.filter(|number| *number < plan.phases.len());
+    match by_name.or(by_number) {
+        Some(number) => Ok(Some(number)),
+        None => Err(CliError::NoSuchPhase {
+            wanted: wanted.clone(),
+            names: plan.phases.iter().map(|phase| phase.name.clone()).collect(),
+        }),
+    }
 }
 
 /// The data of a phase, and its order.
@@ -181,6 +209,7 @@ fn as_json(phase: &PhasePlan, (data, view): Shown, shown: &[Sequence]) -> Result
         sequences.push(json!({"sequence": sequence.number, "rows": rows}));
     }
     Ok(json!({
+        "phase": phase.name,
         "task": phase.task,
         "chat_template": data.chat_template().map(|template| template.name()),
         "sequence_len": phase.data.sequence_len,

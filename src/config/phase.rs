@@ -23,6 +23,10 @@ pub struct PhasePlan {
     pub dpo: Option<DpoConfig>,
     /// The datasets, their mix, template and packing, and the sequence length.
     pub data: DataConfig,
+    /// Tokens per sequence of text when validating; None for the phase's own sequence length. A
+    /// record leaves the default out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval_sequence_len: Option<usize>,
     /// Sequences per forward and backward pass.
     pub micro_batch_size: usize,
     /// Passes per optimizer step.
@@ -168,6 +172,7 @@ impl PhasePlan {
             task: config.task,
             dpo: config.dpo.clone().filter(|_| config.task == Task::Dpo),
             data: config.data.clone(),
+            eval_sequence_len: config.eval.sequence_len.filter(|_| config.task == Task::Pretrain),
             micro_batch_size: train.micro_batch_size,
             gradient_accumulation_steps: train.gradient_accumulation_steps,
             max_grad_norm: train.max_grad_norm,
@@ -195,6 +200,7 @@ impl PhasePlan {
     pub fn is_evaluated_as(&self, other: &Self) -> bool {
         let evaluated = |phase: &Self| {
             let mut data = phase.data.clone();
+            data.sequence_len = phase.eval_sequence_len.unwrap_or(data.sequence_len);
             // These settings affect only the order of the training data.
             data.sampling = Sampling::Random;
             data.sample_packing = None;

@@ -95,6 +95,16 @@ fn settings(plan: &Plan, number: usize, phase: &PhasePlan) -> Option<PhaseProble
             &format!("sequence_len = {positions}"),
         );
     }
+    let length = phase.eval_sequence_len.unwrap_or(0);
+    if length > positions {
+        return problem(
+            &["eval.sequence_len", "data.sequence_len"],
+            format!(
+                "is validated on sequences of {length} tokens, and the model has {positions} positions"
+            ),
+            &format!("sequence_len = {positions} in [eval]"),
+        );
+    }
     None
 }
 

@@ -10,7 +10,7 @@ use crate::readable::bytes;
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error(
     "needs {} {}, {} available ({})",
-    bytes(forecast.peak_bytes), forecast.memory.moment.describe(), bytes(*available), parts(forecast)
+    bytes(forecast.peak_bytes), forecast.moment(), bytes(*available), parts(forecast)
 )]
 pub struct Shortage {
     /// What it needs.
@@ -19,6 +19,17 @@ pub struct Shortage {
     pub available: u64,
     /// Keys that would make it fit, and what it would need then.
     pub remedy: Option<(String, u64)>,
+}
+
+impl Forecast {
+    /// When the most memory is held, as in "at the end of the backward pass in phase long".
+    pub fn moment(&self) -> String {
+        let moment = self.memory.moment.describe();
+        match &self.phase {
+            Some(phase) => format!("{moment} in phase {phase}"),
+            None => moment.to_string(),
+        }
+    }
 }
 
 impl Shortage {

@@ -22,6 +22,9 @@ use crate::optimizer::Optimizer;
 /// What a run will need.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct Forecast {
+    /// The name of the phase that needs the most memory; None if the run has one phase.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub phase: Option<String>,
     /// All parameters; a tied head counts once.
     pub parameters: u64,
     /// Those that are trained.
@@ -112,7 +115,9 @@ impl Forecast {
             optimizer_state: state,
         };
         let memory = Memory::new(of, spec, counts, conditions);
+        let has_phases = plan.phases.len() > 1;
         Ok(Self {
+            phase: has_phases.then(|| phase.name.clone()),
             parameters,
             trainable,
             flops_per_token: flops::per_token(of, spec, &outline),

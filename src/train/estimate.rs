@@ -113,11 +113,13 @@ fn time_phase(init: &ModelInit, inputs: &RunInputs, phase: &Phase) -> Result<f64
     let initial = init.fresh(phase)?;
     let mut state = initial.state;
     let active = ActivePhase::new(phase, &inputs.data, initial.reference);
+    // A blend of dense and ternary weights is all of one at the phase's ends.
+    let middle = phase.first_step + phase.steps / 2;
     let settings = StepSettings {
         // With a learning rate of 0 the weights do not change, so every timed step does the same
         // work.
         learning_rate: 0.0,
-        ..active.settings(0, init.plan.config.seed)
+        ..active.settings(middle, init.plan.config.seed)
     };
     let batch = [active.data.view.batch(0, phase.plan.micro_batch_size)];
     let objective = active.objective.as_ref();
@@ -162,7 +164,7 @@ impl Forecast {
         let memory = format!(
             "memory: up to {} {} ({})",
             bytes(self.peak_bytes),
-            self.memory.moment.describe(),
+            self.moment(),
             terms.join(", ")
         );
         [run, memory]
@@ -184,7 +186,7 @@ impl Estimate {
         lines.push(format!(
             "memory   {} {}{of}",
             bytes(self.forecast.peak_bytes),
-            self.forecast.memory.moment.describe(),
+            self.forecast.moment(),
         ));
         for term in &self.forecast.memory.terms {
             lines.push(format!(

@@ -59,9 +59,12 @@ impl Session {
         let active = &self.active;
         // All lanes together use as much memory as a training step.
         let lanes = lanes(&model.device());
-        let rows = active.phase.plan.micro_batch_size.div_ceil(lanes);
+        let plan = &active.phase.plan;
+        let tokens = plan.micro_batch_size * plan.data.sequence_len;
+        let length = plan.eval_sequence_len.unwrap_or(plan.data.sequence_len);
+        let rows = (tokens / length).max(1).div_ceil(lanes);
         let bytes = active.data.source.val_bytes();
-        let batches = active.data.view.eval_batches(rows);
+        let batches = active.data.eval_view.eval_batches(rows);
         let measured =
             batches.map(|batches| evaluate(model, active.objective.as_ref(), batches, bytes));
         Ok(measured.transpose()?)

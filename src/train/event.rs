@@ -157,6 +157,9 @@ impl Event {
 pub struct StepRecord {
     /// Completed steps, this one included.
     pub step: u64,
+    /// The name of the phase; None if the run has one phase.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<String>,
     /// Tokens trained on so far.
     pub tokens: u64,
     /// The mean loss over the whole step, in the objective's unit.

@@ -9,7 +9,7 @@ use super::TrainError;
 use super::estimate::Summary;
 use super::folder::RunRecord;
 use super::resume::StartingPoint;
-use crate::config::{DecoderSpec, PhasePlan, Plan, Task};
+use crate::config::{DecoderSpec, PhasePlan, Plan, Sampling, Task};
 use crate::data::{
     DataView, EpochSize, FileRecord, SpecialToken, TokenCache, TrainingData, ViewSpec,
     load_training_data,
@@ -42,6 +42,8 @@ pub(super) struct RunInputs {
 pub(super) struct PhaseData {
     pub(super) source: Arc<dyn TrainingData>,
     pub(super) view: Arc<dyn DataView>,
+    /// The view that the phase is validated on.
+    pub(super) eval_view: Arc<dyn DataView>,
 }
 
 impl RunInputs {
@@ -150,8 +152,15 @@ impl RunInputs {
         if self.timeline.phases().len() > 1 {
             let phases = self.timeline.phases().iter();
             notes.extend(phases.map(|phase| {
+                let again = match self.share_seen_before(phase.number) {
+                    0.0 => String::new(),
+                    share => format!(
+                        "; about {:.0} % of its tokens are seen again, after an earlier phase",
+                        100.0 * share
+                    ),
+                };
                 format!(
-                    "phase {}: steps {} to {}, {} x {} tokens each",
+                    "phase {}: steps {} to {}, {} x {} tokens each{again}",
                     phase.plan.name,
                     phase.first_step + 1,
                     phase.end(),
@@ -161,6 +170,25 @@ impl RunInputs {
             }));
         }
         notes
+    }
+
+    /// The share of a phase's training tokens that earlier phases have trained on, as expected from
+    /// orders that do not depend on each other. Phases share tokens if they read the same files in
+    /// the same way.
+    fn share_seen_before(&self, number: usize) -> f64 {
+        let source = &self.data[number].source;
+        let earlier = self.timeline.phases()[..number].iter().zip(&self.data);
+        let same = earlier.filter(|(_, data)| Arc::ptr_eq(&data.source, source));
+        let unseen = same.map(|(phase, data)| {
+            let sequences = (phase.steps * phase.sequences_per_step()) as f64;
+            let epochs = sequences / data.view.epoch().sequences as f64;
+            match phase.plan.data.sampling {
+                // Windows at random offsets overlap within a phase, too.
+                Sampling::Random => (-epochs).exp(),
+                Sampling::Epoch => (1.0 - epochs).max(0.0),
+            }
+        });
+        1.0 - unseen.product::<f64>()
     }
 
     pub(super) fn summary(&self) -> Summary {
@@ -250,8 +278,22 @@ fn load_phases(plan: &Plan, started: SystemTime) -> Result<Vec<PhaseData>, Train
             });
         }
         let spec = ViewSpec::of_phase(phase, number, plan.config.seed);
-        let view = source.view(&spec)?.into();
-        phases.push(PhaseData { source, view });
+        let view: Arc<dyn DataView> = source.view(&spec)?.into();
+        let eval_view = match phase.eval_sequence_len {
+            Some(sequence_len) if sequence_len != spec.sequence_len => {
+                let spec = ViewSpec {
+                    sequence_len,
+                    ..spec
+                };
+                source.view(&spec)?.into()
+            }
+            _ => view.clone(),
+        };
+        phases.push(PhaseData {
+            source,
+            view,
+            eval_view,
+        });
     }
     Ok(phases)
 }

@@ -338,18 +338,19 @@ fn reports(
         vec![Box::new(Journal::open(&journal, every, checkpoint)?)];
     let file = |name| folder.file(name);
     let specs = objective_specs(plan);
+    let has_phases = plan.phases.len() > 1;
     let asked = &plan.config.logging.report_to;
     // What an earlier session wrote and this one does not goes no further than the run either.
     if !asked.contains(&Report::Jsonl) && file("metrics.jsonl").exists() {
         JsonlMetrics::open(&file("metrics.jsonl"), every, at)?;
     }
     if !asked.contains(&Report::Csv) && file("metrics.csv").exists() {
-        CsvMetrics::open(&file("metrics.csv"), every, at, &specs)?;
+        CsvMetrics::open(&file("metrics.csv"), every, at, &specs, has_phases)?;
     }
     for report in asked {
         observers.push(match report {
             Report::Jsonl => Box::new(JsonlMetrics::open(&file("metrics.jsonl"), every, at)?),
-            Report::Csv => Box::new(CsvMetrics::open(&file("metrics.csv"), every, at, &specs)?),
+            Report::Csv => Box::new(CsvMetrics::open(&file("metrics.csv"), every, at, &specs, has_phases)?),
             Report::Tensorboard => Box::new(TensorboardEvents::open(
                 &file("tb"),
                 every,

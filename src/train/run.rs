@@ -130,6 +130,7 @@ impl Session {
         match report.outcome {
             StepOutcome::Updated => self.emit(&Event::Step(StepRecord {
                 step: state.progress.step,
+                phase: self.phase_name(),
                 tokens: state.progress.tokens,
                 loss: report.loss,
                 lr: settings.learning_rate,

@@ -191,6 +191,12 @@ impl Session {
         self.emit(&Event::Note { text })
     }
 
+    /// The name of the current phase; None if the run has one phase.
+    pub(super) fn phase_name(&self) -> Option<String> {
+        let has_phases = self.timeline.phases().len() > 1;
+        has_phases.then(|| self.active.phase.plan.name.clone())
+    }
+
     pub(super) fn model_init(&self) -> ModelInit<'_> {
         ModelInit {
             plan: &self.plan,

@@ -12,6 +12,12 @@ pub struct EvalConfig {
     /// Validate on the whole split every this many steps, and at the end. 0 = only at the end.
     #[schemars(extend("x-aliases" = ["nanoGPT: eval_interval", "mlx-lm: steps_per_eval", "axolotl: evals_per_epoch"]))]
     pub eval_steps: u64,
+    /// Tokens per sequence of text when validating. Default: sequence_len in `[data]`, whatever the
+    /// phases have, so that all losses of the run can be compared. Rows are validated as they are
+    /// trained.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 16777216), extend("examples" = [256], "x-aliases" = ["axolotl: eval_sequence_len", "eval_max_seq_len"]))]
+    pub sequence_len: Option<usize>,
     /// End the run when this many evaluations in a row have not lowered the validation loss. 0 = off.
     #[schemars(range(max = 1000000), extend("x-aliases" = ["HF: early_stopping_patience", "keras: patience", "patience"]))]
     pub early_stopping_patience: u64,
@@ -29,6 +35,7 @@ impl Default for EvalConfig {
     fn default() -> Self {
         Self {
             eval_steps: 100,
+            sequence_len: None,
             early_stopping_patience: 0,
             sample_prompts: Vec::new(),
             sample_tokens: 64,

@@ -38,6 +38,7 @@ pub(super) fn resolve(
     checks.base_tokenizer(&mut config);
     checks.tokenizer(&mut config);
     checks.evaluation(&config);
+    checks.eval_sequences(&config);
     checks.saving(&config);
     let mut shape = checks.model(&mut config);
     if let Some((shape, base)) = &mut shape {

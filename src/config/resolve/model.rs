@@ -43,7 +43,8 @@ impl Checks<'_> {
         model.preset = None;
         self.family(&written)?;
         self.required(&model)?;
-        let positions = self.positions(&written, &model, sequence);
+        let eval = config.eval.sequence_len.unwrap_or(sequence);
+        let positions = self.positions(&written, &model, (sequence, eval));
         let shape = ModelShape::of(&model, positions)?;
         self.heads(&written, &shape);
         self.refused_by_family(&written, &shape);
@@ -145,14 +146,20 @@ impl Checks<'_> {
 
     /// The longest sequence. gpt2's position table is as long as it says; a rotary model without
     /// an explicit limit grows with the data.
-    fn positions(&mut self, written: &ModelConfig, model: &ModelConfig, sequence: usize) -> usize {
-        let positions = model.max_position_embeddings.unwrap_or(sequence);
+    fn positions(
+        &mut self,
+        written: &ModelConfig,
+        model: &ModelConfig,
+        (sequence, eval): (usize, usize),
+    ) -> usize {
+        let longest = sequence.max(eval);
+        let positions = model.max_position_embeddings.unwrap_or(longest);
         if positions >= sequence {
             return positions;
         }
         let is_explicit = written.max_position_embeddings.is_some();
         if !is_explicit && model.architecture != Some(Architecture::Gpt2) {
-            return sequence;
+            return longest;
         }
         self.refuse(
             &[

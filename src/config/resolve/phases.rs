@@ -83,6 +83,17 @@ impl Checks<'_> {
             .unwrap_or((None, config.data.sequence_len))
     }
 
+    /// Checks the key that only text uses.
+    pub(super) fn eval_sequences(&mut self, config: &Config) {
+        let mut tasks = config.phase.iter().map(|phase| phase.task.unwrap_or(config.task));
+        let has_text = match config.phase.is_empty() {
+            true => config.task == Task::Pretrain,
+            false => tasks.any(|task| task == Task::Pretrain),
+        };
+        let given = config.eval.sequence_len.is_some() && !has_text;
+        self.only_with(given, "eval.sequence_len", "task", "\"pretrain\"");
+    }
+
     /// The settings of every phase. Resolves the keys of the phases in `config`.
     pub(super) fn phases(
         &mut self,
@@ -124,6 +135,8 @@ impl Checks<'_> {
                 let (optimizer, schedule) = checks.phase_settings(&mut settings, span);
                 (optimizer, schedule, checks.selectors(&keys.freeze))
             });
+            let is_text = settings.task == Task::Pretrain;
+            let eval_sequence_len = config.eval.sequence_len.unwrap_or(config.data.sequence_len);
             config.phase[number] = resolved(&keys, &name, &settings, config);
             plans.push(PhasePlan {
                 name,
@@ -133,6 +146,7 @@ impl Checks<'_> {
                     false => ScheduleSpan::Run,
                 },
                 freeze,
+                eval_sequence_len: is_text.then_some(eval_sequence_len),
                 adapter: keys.adapter.unwrap_or_default(),
                 ternary_blend: keys.ternary_blend.unwrap_or([1.0, 1.0]),
                 ..PhasePlan::whole_run(&settings, optimizer, schedule)

@@ -155,6 +155,7 @@ mod tests {
     fn step(step: u64) -> Event {
         Event::Step(StepRecord {
             step,
+            phase: None,
             tokens: step * 8,
             loss: 1.5,
             lr: 0.1,

@@ -28,6 +28,7 @@ impl Row {
         let mut cells = vec![("step", json!(self.step))];
         if let Some(record) = &self.record {
             cells.extend([
+                (PHASE, json!(record.phase)),
                 ("tokens", json!(record.tokens)),
                 ("loss", json!(record.loss)),
                 ("lr", json!(record.lr)),
@@ -61,10 +62,21 @@ impl Row {
         let cells = self.cells();
         let text = |column: &String| {
             let found = cells.iter().find(|(name, _)| name == column);
-            found.map_or(String::new(), |(_, value)| value.to_string())
+            found.map_or(String::new(), |(_, value)| csv_cell(value))
         };
         let texts: Vec<String> = columns.iter().map(text).collect();
         format!("{}\n", texts.join(","))
+    }
+}
+
+/// The column of the phase's name.
+const PHASE: &str = "phase";
+
+/// A value as a cell of a CSV file (RFC 4180): texts are quoted.
+fn csv_cell(value: &Value) -> String {
+    match value {
+        Value::String(text) => format!("\"{}\"", text.replace('"', "\"\"")),
+        other => other.to_string(),
     }
 }
 
@@ -72,8 +84,9 @@ fn numbers(metrics: &Metrics) -> impl Iterator<Item = (&str, Value)> {
     metrics.iter().map(|(name, value)| (name, json!(value)))
 }
 
-/// The columns of metrics.csv: those of every run, then the metrics of its objectives.
-fn csv_columns(objectives: &[ObjectiveSpec]) -> Vec<String> {
+/// The columns of metrics.csv: those of every run, the phase if there are several, then the metrics
+/// of its objectives.
+fn csv_columns(objectives: &[ObjectiveSpec], has_phases: bool) -> Vec<String> {
     let of_evaluations = objectives.iter().flat_map(|spec| spec.evaluation.iter());
     let of_steps = objectives.iter().flat_map(|spec| spec.step.iter());
     let always = [
@@ -89,6 +102,9 @@ fn csv_columns(objectives: &[ObjectiveSpec]) -> Vec<String> {
     columns.extend(of_evaluations.map(|spec| spec.name.to_string()));
     columns.push("memory_bytes".to_string());
     columns.extend(of_steps.map(|spec| spec.name.to_string()));
+    if has_phases {
+        columns.push(PHASE.to_string());
+    }
     columns.dedup();
     columns
 }
@@ -206,6 +222,7 @@ impl CsvMetrics {
         every: u64,
         resumed_at: u64,
         objectives: &[ObjectiveSpec],
+        has_phases: bool,
     ) -> Result<Self, TrainError> {
         let kept = whole_lines(path, |line| {
             let first = line.split(',').next();
@@ -218,7 +235,7 @@ impl CsvMetrics {
             .map(|line| line.split(',').map(str::to_string).collect())
             .unwrap_or_default();
         let before = columns.len();
-        for column in csv_columns(objectives) {
+        for column in csv_columns(objectives, has_phases) {
             if !columns.contains(&column) {
                 columns.push(column);
             }
@@ -310,6 +327,7 @@ mod tests {
     fn step(step: u64) -> Event {
         Event::Step(StepRecord {
             step,
+            phase: None,
             tokens: step * 8,
             loss: 1.5,
             lr: 0.1,
@@ -379,7 +397,7 @@ mod tests {
         let (jsonl, csv) = (folder.path().join("m.jsonl"), folder.path().join("m.csv"));
         let events = [step(1), evaluated(2), finished(2)];
         watch(&mut JsonlMetrics::open(&jsonl, 5, 0).unwrap(), &events);
-        watch(&mut CsvMetrics::open(&csv, 5, 0, &SPECS).unwrap(), &events);
+        watch(&mut CsvMetrics::open(&csv, 5, 0, &SPECS, false).unwrap(), &events);
         let jsonl = fs::read_to_string(&jsonl).unwrap();
         let last = jsonl.lines().last().unwrap();
         assert_eq!(last, r#"{"step":2,"val_loss":1.25,"bits_per_byte":0.5}"#);
@@ -395,7 +413,7 @@ mod tests {
         for resumed_at in [0, 2] {
             let mut observers: [Box<dyn Observer>; 2] = [
                 Box::new(JsonlMetrics::open(&jsonl, 1, resumed_at).unwrap()),
-                Box::new(CsvMetrics::open(&csv, 1, resumed_at, &SPECS).unwrap()),
+                Box::new(CsvMetrics::open(&csv, 1, resumed_at, &SPECS, false).unwrap()),
             ];
             for observer in &mut observers {
                 for event in [
@@ -425,18 +443,22 @@ mod tests {
                    1,8,1.5,0.1,2.0,3.0,,,,7\n2,16,1.5,0.1,2.0,3.0,1.0,0.5,,\n3,24,";
         fs::write(&path, old).unwrap();
         let specs = [CrossEntropy::SPEC, Preference::SPEC];
-        let mut csv = CsvMetrics::open(&path, 1, 1, &specs).unwrap();
+        let mut csv = CsvMetrics::open(&path, 1, 1, &specs, true).unwrap();
         let metrics = Metrics::of(&Preference::SPEC.step, [0.75, 0.25]);
         let Event::Step(record) = step(2) else {
             unreachable!()
         };
-        let record = StepRecord { metrics, ..record };
+        let record = StepRecord {
+            metrics,
+            phase: Some("the \"second\", say".to_string()),
+            ..record
+        };
         watch(&mut csv, &[Event::Step(record), finished(2)]);
         let text = fs::read_to_string(&path).unwrap();
         let expected = "step,tokens,loss,lr,grad_norm,tokens_per_second,val_loss,bits_per_byte,memory_bytes,more,\
-                        val_reward_accuracy,reward_accuracy,reward_margin\n\
-                        1,8,1.5,0.1,2.0,3.0,,,,7,,,\n\
-                        2,16,1.5,0.1,2.0,3.0,,,1048576,,,0.75,0.25\n";
+                        val_reward_accuracy,reward_accuracy,reward_margin,phase\n\
+                        1,8,1.5,0.1,2.0,3.0,,,,7,,,,\n\
+                        2,16,1.5,0.1,2.0,3.0,,,1048576,,,0.75,0.25,\"the \"\"second\"\", say\"\n";
         assert_eq!(text, expected);
     }
 }

@@ -370,6 +370,7 @@ mod tests {
         let mut events = TensorboardEvents::open(folder.path(), 1, None, "seed = 1").unwrap();
         let record = StepRecord {
             step: 1,
+            phase: None,
             tokens: 8,
             loss: 1.5,
             lr: 0.1,

@@ -65,8 +65,10 @@ impl Terminal {
         let val = self
             .val_loss
             .map_or(String::new(), |val| format!(" val {val:.3}"));
+        let phase = record.phase.as_ref();
+        let phase = phase.map_or(String::new(), |name| format!("{name}: "));
         let status = format!(
-            "loss {smoothed:.3}{val} lr {:.1e} {} tok/s",
+            "{phase}loss {smoothed:.3}{val} lr {:.1e} {} tok/s",
             record.lr,
             thousands(record.tokens_per_second)
         );

@@ -20,6 +20,7 @@ fn history(events: impl IntoIterator<Item = Event>) -> History {
 fn step(step: u64, loss: f64) -> Event {
     Event::Step(StepRecord {
         step,
+        phase: None,
         tokens: step * 64,
         loss,
         lr: 1e-3,
