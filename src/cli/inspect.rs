@@ -65,7 +65,10 @@ fn chosen_phase(args: &InspectArgs, plan: &Plan) -> Result<Option<usize>, CliErr
     };
     let mut names = plan.phases.iter().map(|phase| phase.name.as_str());
     let by_name = names.position(|name| name == wanted);
-    let number = wanted.parse::<usize>().ok().and_then(|number| number.checked_sub(1));
+    let number = wanted
+        .parse::<usize>()
+        .ok()
+        .and_then(|number| number.checked_sub(1));
     let by_number = number.filter(|number| *number < plan.phases.len());
     match by_name.or(by_number) {
         Some(number) => Ok(Some(number)),

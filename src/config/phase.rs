@@ -172,7 +172,10 @@ impl PhasePlan {
             task: config.task,
             dpo: config.dpo.clone().filter(|_| config.task == Task::Dpo),
             data: config.data.clone(),
-            eval_sequence_len: config.eval.sequence_len.filter(|_| config.task == Task::Pretrain),
+            eval_sequence_len: config
+                .eval
+                .sequence_len
+                .filter(|_| config.task == Task::Pretrain),
             micro_batch_size: train.micro_batch_size,
             gradient_accumulation_steps: train.gradient_accumulation_steps,
             max_grad_norm: train.max_grad_norm,

@@ -350,7 +350,13 @@ fn reports(
     for report in asked {
         observers.push(match report {
             Report::Jsonl => Box::new(JsonlMetrics::open(&file("metrics.jsonl"), every, at)?),
-            Report::Csv => Box::new(CsvMetrics::open(&file("metrics.csv"), every, at, &specs, has_phases)?),
+            Report::Csv => Box::new(CsvMetrics::open(
+                &file("metrics.csv"),
+                every,
+                at,
+                &specs,
+                has_phases,
+            )?),
             Report::Tensorboard => Box::new(TensorboardEvents::open(
                 &file("tb"),
                 every,

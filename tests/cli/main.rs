@@ -13,6 +13,7 @@ mod export;
 mod kills;
 mod learning;
 mod models;
+mod phases;
 mod precision;
 mod recipes;
 mod reports;

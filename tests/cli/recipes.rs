@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::bench::{Bench, json as read_json};
 
 /// A base model whose tokenizer knows ChatML, and data of every kind.
-fn bench() -> Bench {
+pub(super) fn bench() -> Bench {
     let bench = Bench::new();
     let tokenizer = firebrick::data::Tokenizer::bytes().unwrap();
     let mut file: Value = serde_json::from_str(tokenizer.to_json()).unwrap();

@@ -85,7 +85,10 @@ impl Checks<'_> {
 
     /// Checks the key that only text uses.
     pub(super) fn eval_sequences(&mut self, config: &Config) {
-        let mut tasks = config.phase.iter().map(|phase| phase.task.unwrap_or(config.task));
+        let mut tasks = config
+            .phase
+            .iter()
+            .map(|phase| phase.task.unwrap_or(config.task));
         let has_text = match config.phase.is_empty() {
             true => config.task == Task::Pretrain,
             false => tasks.any(|task| task == Task::Pretrain),

@@ -397,7 +397,10 @@ mod tests {
         let (jsonl, csv) = (folder.path().join("m.jsonl"), folder.path().join("m.csv"));
         let events = [step(1), evaluated(2), finished(2)];
         watch(&mut JsonlMetrics::open(&jsonl, 5, 0).unwrap(), &events);
-        watch(&mut CsvMetrics::open(&csv, 5, 0, &SPECS, false).unwrap(), &events);
+        watch(
+            &mut CsvMetrics::open(&csv, 5, 0, &SPECS, false).unwrap(),
+            &events,
+        );
         let jsonl = fs::read_to_string(&jsonl).unwrap();
         let last = jsonl.lines().last().unwrap();
         assert_eq!(last, r#"{"step":2,"val_loss":1.25,"bits_per_byte":0.5}"#);
