@@ -39,7 +39,10 @@ pub use firebrick_kernels::blockwise::Format as BlockFormat;
 pub use firebrick_kernels::ternary::Granularity;
 pub use keys::*;
 pub use length::Length;
-pub use optimizer::{OptimizerConfig, OptimizerName, OptimizerPlan};
+pub use optimizer::{
+    AdamWPlan, LionPlan, MuonPlan, NewtonSchulz, OptimizerConfig, OptimizerName, OptimizerPlan,
+    Ramp,
+};
 pub use phase::{PathSelector, PhaseAdapter, PhaseLength, PhasePlan, ScheduleSpan};
 pub use phase_model::{Held, PhaseModel};
 pub(crate) use plan::load_quantization;

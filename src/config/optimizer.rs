@@ -21,26 +21,54 @@ pub struct OptimizerConfig {
     /// Peak learning rate.
     #[schemars(extend("exclusiveMinimum" = 0.0, "x-aliases" = ["lr", "max_lr", "peak_lr"]))]
     pub learning_rate: f64,
-    /// Decay of the moment estimates (adamw, adam, lion, and the adamw half of muon).
+    /// Decay of the moment estimates (adamw, adamw8bit, adam, lion, and the adamw half of muon).
     /// Default: [0.9, 0.95]; lion: [0.9, 0.99].
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(inner(range(min = 0.0, max = 0.999999)), extend("x-aliases" = ["HF: adam_beta1", "HF: adam_beta2", "beta1", "beta2"]))]
     pub betas: Option<[f64; 2]>,
-    /// Added to the denominator (adamw, adam, and the adamw half of muon). Default: 1e-8.
+    /// Updates over which the second of the betas rises in a straight line from beta2_start to its
+    /// value (the same rules as betas, except adam and lion). Each parameter counts its own updates. Default: 0, no
+    /// warm-up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 1000000))]
+    pub beta2_warmup_steps: Option<u64>,
+    /// The second of the betas in the first update; below its value. Only with beta2_warmup_steps, and then
+    /// required.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0, max = 0.999999), extend("examples" = [0.9]))]
+    pub beta2_start: Option<f64>,
+    /// Added to the denominator (adamw, adamw8bit, adam, and the adamw half of muon). Default: 1e-8.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("exclusiveMinimum" = 0.0, "x-aliases" = ["HF: adam_epsilon", "epsilon"]))]
     pub eps: Option<f64>,
-    /// Decay of matrices and embeddings; norms and biases are never decayed. Decoupled for adamw,
-    /// lion and muon; added to the gradient for adam and sgd.
+    /// Decay of matrices and embeddings; norms and biases are never decayed. Added to the gradient for
+    /// adam and sgd; decoupled for all other rules.
     #[schemars(range(min = 0.0))]
     pub weight_decay: f64,
+    /// Decays a weight only if its update has the same sign as the weight, or is 0 (Chen et al., 2025,
+    /// arXiv 2510.12402). For the rules with decoupled decay, except adafactor. Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cautious_weight_decay: Option<bool>,
     /// Momentum (sgd, muon). Default: 0.9 for sgd, 0.95 for muon.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0), extend("examples" = [0.9], "exclusiveMaximum" = 1.0))]
     pub momentum: Option<f64>,
+    /// Updates over which the momentum rises in a straight line from momentum_start to its value
+    /// (muon). Each matrix counts its own updates. Default: 0, no warm-up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 1000000))]
+    pub momentum_warmup_steps: Option<u64>,
+    /// The momentum of the first update; below its value. Only with momentum_warmup_steps, and then
+    /// required.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0), extend("examples" = [0.85], "exclusiveMaximum" = 1.0))]
+    pub momentum_start: Option<f64>,
     /// Nesterov momentum (sgd, muon). Default: false for sgd, true for muon.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nesterov: Option<bool>,
+    /// The polynomials that make the momentum orthogonal (muon). Default: quintic.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub newton_schulz: Option<NewtonSchulz>,
 }
 
 impl Default for OptimizerConfig {
@@ -49,10 +77,16 @@ impl Default for OptimizerConfig {
             name: OptimizerName::Adamw,
             learning_rate: 1e-3,
             betas: None,
+            beta2_warmup_steps: None,
+            beta2_start: None,
             eps: None,
             weight_decay: 0.1,
+            cautious_weight_decay: None,
             momentum: None,
+            momentum_warmup_steps: None,
+            momentum_start: None,
             nesterov: None,
+            newton_schulz: None,
         }
     }
 }
@@ -80,28 +114,27 @@ pub enum OptimizerName {
     Muon,
 }
 
+/// The polynomials of Muon's Newton-Schulz iteration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum NewtonSchulz {
+    /// The same quintic five times (Jordan et al., 2024). Singular values end up between about 0.7 and
+    /// 1.2.
+    #[default]
+    Quintic,
+    /// Five different quintics (Amsel et al., 2025, "The Polar Express"). Singular values end up closer
+    /// to 1, at the same cost.
+    PolarExpress,
+}
+
 /// The update rule with its parameters.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OptimizerPlan {
     /// Adam with decoupled weight decay.
-    AdamW {
-        /// Decay of the first and second moment estimates.
-        betas: [f64; 2],
-        /// Added to the denominator.
-        eps: f64,
-        /// Decay of matrices and embeddings.
-        weight_decay: f64,
-    },
+    AdamW(AdamWPlan),
     /// AdamW with both moments in eight bits.
-    AdamW8bit {
-        /// Decay of the first and second moment estimates.
-        betas: [f64; 2],
-        /// Added to the denominator.
-        eps: f64,
-        /// Decay of matrices and embeddings.
-        weight_decay: f64,
-    },
+    AdamW8bit(AdamWPlan),
     /// Adam; weight decay is added to the gradient.
     Adam {
         /// Decay of the first and second moment estimates.
@@ -121,50 +154,168 @@ pub enum OptimizerPlan {
         weight_decay: f64,
     },
     /// Sign of the momentum, decoupled weight decay.
-    Lion {
-        /// Interpolation of the update and decay of the momentum.
-        betas: [f64; 2],
-        /// Decay of matrices and embeddings.
-        weight_decay: f64,
-    },
+    Lion(LionPlan),
     /// Factored second moments.
     Adafactor {
         /// Decay of matrices and embeddings.
         weight_decay: f64,
     },
     /// Orthogonalised momentum for the blocks' matrices, AdamW for the rest.
-    Muon {
-        /// Momentum of the matrices.
-        momentum: f64,
-        /// Whether the momentum is Nesterov's.
-        nesterov: bool,
-        /// Decay of AdamW's moment estimates, for all other parameters.
-        betas: [f64; 2],
-        /// AdamW's epsilon, for all other parameters.
-        eps: f64,
-        /// Decay of matrices and embeddings.
-        weight_decay: f64,
-    },
+    Muon(MuonPlan),
+}
+
+/// The numbers of AdamW. Fields that are off are left out of a record, so that it equals the record of a
+/// run from a version without them.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct AdamWPlan {
+    /// Decay of the first and second moment estimates.
+    pub betas: [f64; 2],
+    /// Added to the denominator.
+    pub eps: f64,
+    /// Decay of matrices and embeddings.
+    pub weight_decay: f64,
+    /// Whether a weight is decayed only if its update has the same sign.
+    #[serde(skip_serializing_if = "is_off")]
+    pub cautious_weight_decay: bool,
+    /// How the second of the betas rises to its value.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub beta2_warmup: Option<Ramp>,
+}
+
+/// The numbers of Lion.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct LionPlan {
+    /// Interpolation of the update and decay of the momentum.
+    pub betas: [f64; 2],
+    /// Decay of matrices and embeddings.
+    pub weight_decay: f64,
+    /// Whether a weight is decayed only if its update has the same sign.
+    #[serde(skip_serializing_if = "is_off")]
+    pub cautious_weight_decay: bool,
+}
+
+/// The numbers of Muon.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct MuonPlan {
+    /// Momentum of the matrices.
+    pub momentum: f64,
+    /// Whether the momentum is Nesterov's.
+    pub nesterov: bool,
+    /// How the momentum rises to its value.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub momentum_warmup: Option<Ramp>,
+    /// The polynomials that make the momentum orthogonal.
+    #[serde(skip_serializing_if = "NewtonSchulz::is_default")]
+    pub newton_schulz: NewtonSchulz,
+    /// AdamW's numbers, for all other parameters. The weight decay is the matrices' too.
+    #[serde(flatten)]
+    pub adamw: AdamWPlan,
+}
+
+/// A number that rises in a straight line to its value.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Ramp {
+    /// The number in the first update.
+    pub start: f64,
+    /// Updates before it has its value.
+    pub steps: u64,
+}
+
+fn is_off(switch: &bool) -> bool {
+    !switch
+}
+
+impl NewtonSchulz {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl AdamWPlan {
+    /// AdamW without cautious decay and without warm-up of its numbers.
+    pub fn new(betas: [f64; 2], eps: f64, weight_decay: f64) -> Self {
+        Self {
+            betas,
+            eps,
+            weight_decay,
+            cautious_weight_decay: false,
+            beta2_warmup: None,
+        }
+    }
+}
+
+impl LionPlan {
+    /// Lion without cautious decay.
+    pub fn new(betas: [f64; 2], weight_decay: f64) -> Self {
+        Self {
+            betas,
+            weight_decay,
+            cautious_weight_decay: false,
+        }
+    }
+}
+
+impl MuonPlan {
+    /// Muon as Jordan et al. (2024) have it, with Nesterov's momentum.
+    pub fn new(momentum: f64, adamw: AdamWPlan) -> Self {
+        Self {
+            momentum,
+            nesterov: true,
+            momentum_warmup: None,
+            newton_schulz: NewtonSchulz::Quintic,
+            adamw,
+        }
+    }
 }
 
 impl OptimizerPlan {
     /// The rule's name in a configuration.
     pub fn name(&self) -> String {
         let variant = format!("{self:?}");
-        let name = variant.split_whitespace().next();
+        let name = variant.split([' ', '(']).next();
         name.unwrap_or_default().to_lowercase()
     }
 }
 
 /// The keys that some rules use and others ignore, each with a test for whether it is set.
-const KEYS: [(&str, IsSet); 4] = [
+const KEYS: [(&str, IsSet); 10] = [
     ("betas", |keys| keys.betas.is_some()),
+    ("beta2_warmup_steps", |keys| {
+        keys.beta2_warmup_steps.is_some()
+    }),
+    ("beta2_start", |keys| keys.beta2_start.is_some()),
     ("eps", |keys| keys.eps.is_some()),
+    ("cautious_weight_decay", |keys| {
+        keys.cautious_weight_decay.is_some()
+    }),
     ("momentum", |keys| keys.momentum.is_some()),
+    ("momentum_warmup_steps", |keys| {
+        keys.momentum_warmup_steps.is_some()
+    }),
+    ("momentum_start", |keys| keys.momentum_start.is_some()),
     ("nesterov", |keys| keys.nesterov.is_some()),
+    ("newton_schulz", |keys| keys.newton_schulz.is_some()),
 ];
 
 type IsSet = fn(&OptimizerConfig) -> bool;
+
+/// The keys of AdamW.
+const ADAMW: &[&str] = &[
+    "betas",
+    "beta2_warmup_steps",
+    "beta2_start",
+    "eps",
+    "cautious_weight_decay",
+];
+
+/// The keys of Muon's own half.
+const MUON: &[&str] = &[
+    "momentum",
+    "momentum_warmup_steps",
+    "momentum_start",
+    "nesterov",
+    "newton_schulz",
+];
 
 impl OptimizerName {
     /// Every rule, in the order in which error messages list them.
@@ -178,55 +329,47 @@ impl OptimizerName {
         Self::Muon,
     ];
 
+    /// The keys that the rule uses, in groups.
+    fn keys(self) -> &'static [&'static [&'static str]] {
+        match self {
+            Self::Adamw | Self::Adamw8bit => &[ADAMW],
+            Self::Adam => &[&["betas", "eps"]],
+            Self::Sgd => &[&["momentum", "nesterov"]],
+            Self::Lion => &[&["betas", "cautious_weight_decay"]],
+            Self::Adafactor => &[],
+            Self::Muon => &[ADAMW, MUON],
+        }
+    }
+
     /// The rule with its parameters. Keys that the rule uses get their defaults if they are absent;
     /// the other keys are left unchanged.
     fn plan(self, keys: &mut OptimizerConfig) -> OptimizerPlan {
         let weight_decay = keys.weight_decay;
-        let mut betas = |default| *keys.betas.get_or_insert(default);
-        let mut eps = |default| *keys.eps.get_or_insert(default);
-        let mut momentum = |default| *keys.momentum.get_or_insert(default);
-        let mut nesterov = |default| *keys.nesterov.get_or_insert(default);
         match self {
-            Self::Adamw => OptimizerPlan::AdamW {
-                betas: betas([0.9, 0.95]),
-                eps: eps(1e-8),
-                weight_decay,
-            },
-            Self::Adamw8bit => OptimizerPlan::AdamW8bit {
-                betas: betas([0.9, 0.95]),
-                eps: eps(1e-8),
-                weight_decay,
-            },
+            Self::Adamw => OptimizerPlan::AdamW(keys.adamw([0.9, 0.95])),
+            Self::Adamw8bit => OptimizerPlan::AdamW8bit(keys.adamw([0.9, 0.95])),
             Self::Adam => OptimizerPlan::Adam {
-                betas: betas([0.9, 0.95]),
-                eps: eps(1e-8),
+                betas: *keys.betas.get_or_insert([0.9, 0.95]),
+                eps: *keys.eps.get_or_insert(1e-8),
                 weight_decay,
             },
             Self::Sgd => OptimizerPlan::Sgd {
-                momentum: momentum(0.9),
-                nesterov: nesterov(false),
+                momentum: *keys.momentum.get_or_insert(0.9),
+                nesterov: *keys.nesterov.get_or_insert(false),
                 weight_decay,
             },
-            Self::Lion => OptimizerPlan::Lion {
-                betas: betas([0.9, 0.99]),
+            Self::Lion => OptimizerPlan::Lion(LionPlan {
+                betas: *keys.betas.get_or_insert([0.9, 0.99]),
                 weight_decay,
-            },
+                cautious_weight_decay: *keys.cautious_weight_decay.get_or_insert(false),
+            }),
             Self::Adafactor => OptimizerPlan::Adafactor { weight_decay },
-            Self::Muon => OptimizerPlan::Muon {
-                momentum: momentum(0.95),
-                nesterov: nesterov(true),
-                betas: betas([0.9, 0.95]),
-                eps: eps(1e-8),
-                weight_decay,
-            },
+            Self::Muon => OptimizerPlan::Muon(keys.muon()),
         }
     }
 
-    /// Whether the rule uses a key. If it does, its plan gives the key a default.
-    fn takes(self, is_set: IsSet) -> bool {
-        let mut keys = OptimizerConfig::default();
-        self.plan(&mut keys);
-        is_set(&keys)
+    fn takes(self, key: &str) -> bool {
+        self.keys().iter().any(|group| group.contains(&key))
     }
 
     /// The rule's name in the file.
@@ -235,12 +378,44 @@ impl OptimizerName {
     }
 }
 
+impl OptimizerConfig {
+    fn adamw(&mut self, betas: [f64; 2]) -> AdamWPlan {
+        let steps = *self.beta2_warmup_steps.get_or_insert(0);
+        AdamWPlan {
+            betas: *self.betas.get_or_insert(betas),
+            eps: *self.eps.get_or_insert(1e-8),
+            weight_decay: self.weight_decay,
+            cautious_weight_decay: *self.cautious_weight_decay.get_or_insert(false),
+            beta2_warmup: Ramp::new(self.beta2_start, steps),
+        }
+    }
+
+    fn muon(&mut self) -> MuonPlan {
+        let steps = *self.momentum_warmup_steps.get_or_insert(0);
+        MuonPlan {
+            momentum: *self.momentum.get_or_insert(0.95),
+            nesterov: *self.nesterov.get_or_insert(true),
+            momentum_warmup: Ramp::new(self.momentum_start, steps),
+            newton_schulz: *self.newton_schulz.get_or_insert_default(),
+            adamw: self.adamw([0.9, 0.95]),
+        }
+    }
+}
+
+impl Ramp {
+    /// None without steps. A start that is missing is refused beforehand.
+    fn new(start: Option<f64>, steps: u64) -> Option<Self> {
+        let start = start.filter(|_| steps > 0)?;
+        Some(Self { start, steps })
+    }
+}
+
 impl Checks<'_> {
     pub(super) fn optimizer(&mut self, optimizer: &mut OptimizerConfig) -> OptimizerPlan {
         let name = optimizer.name;
         for (key, is_set) in KEYS {
-            if is_set(optimizer) && !name.takes(is_set) {
-                let takers = OptimizerName::ALL.iter().filter(|rule| rule.takes(is_set));
+            if is_set(optimizer) && !name.takes(key) {
+                let takers = OptimizerName::ALL.iter().filter(|rule| rule.takes(key));
                 let takers: Vec<String> = takers.map(|rule| rule.key()).collect();
                 let path = format!("optimizer.{key}");
                 self.refuse(
@@ -252,16 +427,62 @@ impl Checks<'_> {
         }
         let plan = name.plan(optimizer);
         self.nesterov(&plan);
+        if name.takes("momentum_start") {
+            let [steps, start] = [
+                "optimizer.momentum_warmup_steps",
+                "optimizer.momentum_start",
+            ];
+            let end = ("optimizer.momentum", optimizer.momentum);
+            let ramp = (optimizer.momentum_warmup_steps, optimizer.momentum_start);
+            self.ramp([steps, start], ramp, end);
+        }
+        if name.takes("beta2_start") {
+            let [steps, start] = ["optimizer.beta2_warmup_steps", "optimizer.beta2_start"];
+            let end = ("optimizer.betas", optimizer.betas.map(|betas| betas[1]));
+            let ramp = (optimizer.beta2_warmup_steps, optimizer.beta2_start);
+            self.ramp([steps, start], ramp, end);
+        }
         plan
+    }
+
+    /// Checks a number's warm-up: steps and start belong together, and the start is below the end.
+    fn ramp(
+        &mut self,
+        [steps_key, start_key]: [&str; 2],
+        (steps, start): (Option<u64>, Option<f64>),
+        (end_key, end): (&str, Option<f64>),
+    ) {
+        let name = |key: &str| key.trim_start_matches("optimizer.").to_string();
+        match (steps.unwrap_or(0), start, end) {
+            (0, Some(_), _) => self.refuse(
+                &[start_key, steps_key],
+                format!("{} without steps to rise in", self.describe(start_key)),
+                &format!("set {} above 0, or remove it", name(steps_key)),
+            ),
+            (1.., None, _) => self.refuse(
+                &[steps_key],
+                format!("{} without a value to start from", self.describe(steps_key)),
+                &format!("set {}", name(start_key)),
+            ),
+            (1.., Some(start), Some(end)) if start >= end => self.refuse(
+                &[start_key, end_key],
+                format!(
+                    "{} is {start}, and the value it rises to is {end}",
+                    self.describe(start_key)
+                ),
+                &format!("a {} below {end}", name(start_key)),
+            ),
+            _ => {}
+        }
     }
 
     fn nesterov(&mut self, plan: &OptimizerPlan) {
         let (OptimizerPlan::Sgd {
             momentum, nesterov, ..
         }
-        | OptimizerPlan::Muon {
+        | OptimizerPlan::Muon(MuonPlan {
             momentum, nesterov, ..
-        }) = plan
+        })) = plan
         else {
             return;
         };
@@ -289,5 +510,19 @@ mod tests {
         let names = variants.iter().map(|variant| variant["const"].as_str());
         let names: Vec<&str> = names.map(Option::unwrap).collect();
         assert_eq!(OptimizerName::ALL.map(OptimizerName::key).to_vec(), names);
+    }
+
+    #[test]
+    fn a_plan_gives_defaults_to_keys_of_its_rule_alone() {
+        for name in OptimizerName::ALL {
+            let mut keys = OptimizerConfig::default();
+            let plan = name.plan(&mut keys);
+            assert_eq!(plan.name(), name.key());
+            for (key, is_set) in KEYS {
+                // The start of a warm-up has no default.
+                let is_expected = name.takes(key) && !key.ends_with("_start");
+                assert_eq!(is_set(&keys), is_expected, "{name:?} {key}");
+            }
+        }
     }
 }

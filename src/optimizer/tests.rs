@@ -4,6 +4,8 @@ use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::*;
+use crate::config::{AdamWPlan, LionPlan, MuonPlan};
+use crate::gradient::Gradient;
 use crate::model::{Tensors, parameters};
 
 #[derive(Module, Debug)]
@@ -72,16 +74,8 @@ fn plans() -> [OptimizerPlan; 8] {
         weight_decay,
     };
     [
-        OptimizerPlan::AdamW {
-            betas,
-            eps,
-            weight_decay,
-        },
-        OptimizerPlan::AdamW8bit {
-            betas,
-            eps,
-            weight_decay,
-        },
+        OptimizerPlan::AdamW(AdamWPlan::new(betas, eps, weight_decay)),
+        OptimizerPlan::AdamW8bit(AdamWPlan::new(betas, eps, weight_decay)),
         OptimizerPlan::Adam {
             betas,
             eps,
@@ -89,18 +83,12 @@ fn plans() -> [OptimizerPlan; 8] {
         },
         sgd(0.9),
         sgd(0.0),
-        OptimizerPlan::Lion {
-            betas,
-            weight_decay,
-        },
+        OptimizerPlan::Lion(LionPlan::new(betas, weight_decay)),
         OptimizerPlan::Adafactor { weight_decay },
-        OptimizerPlan::Muon {
-            momentum: 0.95,
-            nesterov: true,
-            betas,
-            eps,
-            weight_decay,
-        },
+        OptimizerPlan::Muon(MuonPlan::new(
+            0.95,
+            AdamWPlan::new(betas, eps, weight_decay),
+        )),
     ]
 }
 
