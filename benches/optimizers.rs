@@ -4,14 +4,17 @@
 //!
 //! Every rule trains a model of its own on the same random data, one step at a time in turn. The fastest of each
 //! is printed, since other programs only add time: milliseconds of the whole step, milliseconds of the update, and the
-//! update's share of the step. A rule that does more work in some steps, as SOAP does, also has the mean.
+//! update's share of the step, and the state's bytes a weight. A rule that does more work in some steps, as SOAP does,
+//! also has the mean of its updates.
 
 use std::time::{Duration, Instant};
 
+use burn::module::Module;
 use burn::tensor::Device;
 use firebrick::collective::SingleProcess;
 use firebrick::config::{
-    AdamWPlan, Architecture, ModelShape, MuonPlan, NewtonSchulz, OptimizerPlan,
+    AdamWPlan, Architecture, LionPlan, ModelShape, MuonPlan, NewtonSchulz, OptimizerPlan, SoapPlan,
+    VelvetPlan,
 };
 use firebrick::data::Batch;
 use firebrick::environment::Environment;
@@ -45,6 +48,23 @@ fn plans() -> Vec<(&'static str, OptimizerPlan)> {
         ("adamw", OptimizerPlan::AdamW(adamw)),
         ("muon", OptimizerPlan::Muon(muon)),
         ("polar-express", OptimizerPlan::Muon(polar_express)),
+        (
+            "normuon",
+            OptimizerPlan::NorMuon {
+                neuron_beta: 0.95,
+                muon,
+            },
+        ),
+        ("soap", OptimizerPlan::Soap(SoapPlan::new(adamw))),
+        (
+            "velvet",
+            OptimizerPlan::Velvet {
+                velvet: VelvetPlan::default(),
+                adamw,
+            },
+        ),
+        ("lion", OptimizerPlan::Lion(LionPlan::new([0.9, 0.99], 0.1))),
+        ("adamw8bit", OptimizerPlan::AdamW8bit(adamw)),
     ]
 }
 
@@ -64,8 +84,8 @@ fn main() {
         .collect();
     for (shape, [rows, cols, vocab], dims) in SHAPES {
         println!(
-            "\n{shape:<14} {:>9} {:>9} {:>9} {:>12} {:>9}",
-            "step ms", "update ms", "share", "mean update", "steps"
+            "\n{shape:<14} {:>9} {:>9} {:>9} {:>12} {:>9} {:>9}",
+            "step ms", "update ms", "share", "mean update", "steps", "bytes"
         );
         let batch = batch(rows, cols, vocab);
         let plans = plans().into_iter();
@@ -108,6 +128,14 @@ impl Training {
             .push([all, time.update].map(|time| time.as_secs_f64()));
     }
 
+    /// Bytes of optimizer state for each weight.
+    fn state_bytes(&self) -> f64 {
+        let model = self.state.model();
+        let tensors = self.state.optimizer.state(model).tensors;
+        let bytes: usize = tensors.values().map(|data| data.as_bytes().len()).sum();
+        bytes as f64 / model.num_params() as f64
+    }
+
     fn print(self) {
         // The first steps fault in the memory that the later ones reuse.
         let times = &self.times[self.times.len().min(5)..];
@@ -115,13 +143,14 @@ impl Training {
         let [step, update] = [fastest(0), fastest(1)];
         let mean = times.iter().map(|t| t[1]).sum::<f64>() / times.len() as f64;
         println!(
-            "{:<14} {:>9.2} {:>9.2} {:>8.1}% {:>12.2} {:>9}",
+            "{:<14} {:>9.2} {:>9.2} {:>8.1}% {:>12.2} {:>9} {:>9.2}",
             self.name,
             1e3 * step,
             1e3 * update,
             100.0 * update / step,
             1e3 * mean,
             self.times.len(),
+            self.state_bytes(),
         );
     }
 }

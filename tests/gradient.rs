@@ -4,7 +4,9 @@
 mod support;
 
 use burn::tensor::Device;
-use firebrick::config::{AdamWPlan, Architecture, LionPlan, MuonPlan, OptimizerPlan};
+use firebrick::config::{
+    AdamWPlan, Architecture, LionPlan, MuonPlan, OptimizerPlan, SoapPlan, VelvetPlan,
+};
 use firebrick::data::Batch;
 use firebrick::gradient::{Gradient, ParameterOrder};
 use firebrick::model::{Decoder, parameters};
@@ -141,6 +143,8 @@ fn r7_a_single_bad_number_anywhere_makes_the_norm_not_finite() {
 
 fn plans() -> Vec<OptimizerPlan> {
     let (betas, eps, weight_decay) = ([0.9, 0.95], 1e-8, 0.1);
+    let adamw = AdamWPlan::new(betas, eps, weight_decay);
+    let muon = MuonPlan::new(0.95, adamw);
     vec![
         OptimizerPlan::AdamW(AdamWPlan::new(betas, eps, weight_decay)),
         OptimizerPlan::Adam {
@@ -160,10 +164,16 @@ fn plans() -> Vec<OptimizerPlan> {
         },
         OptimizerPlan::Lion(LionPlan::new(betas, weight_decay)),
         OptimizerPlan::Adafactor { weight_decay },
-        OptimizerPlan::Muon(MuonPlan::new(
-            0.95,
-            AdamWPlan::new(betas, eps, weight_decay),
-        )),
+        OptimizerPlan::Muon(muon),
+        OptimizerPlan::NorMuon {
+            neuron_beta: 0.95,
+            muon,
+        },
+        OptimizerPlan::Soap(SoapPlan::new(adamw)),
+        OptimizerPlan::Velvet {
+            velvet: VelvetPlan::default(),
+            adamw,
+        },
     ]
 }
 

@@ -41,7 +41,7 @@ pub use keys::*;
 pub use length::Length;
 pub use optimizer::{
     AdamWPlan, LionPlan, MuonPlan, NewtonSchulz, OptimizerConfig, OptimizerName, OptimizerPlan,
-    Ramp,
+    Ramp, SoapPlan, VelvetPlan, VelvetSignal,
 };
 pub use phase::{PathSelector, PhaseAdapter, PhaseLength, PhasePlan, ScheduleSpan};
 pub use phase_model::{Held, PhaseModel};

@@ -21,8 +21,8 @@ pub struct OptimizerConfig {
     /// Peak learning rate.
     #[schemars(extend("exclusiveMinimum" = 0.0, "x-aliases" = ["lr", "max_lr", "peak_lr"]))]
     pub learning_rate: f64,
-    /// Decay of the moment estimates (adamw, adamw8bit, adam, lion, and the adamw half of muon).
-    /// Default: [0.9, 0.95]; lion: [0.9, 0.99].
+    /// Decay of the moment estimates (adamw, adamw8bit, adam, lion, soap, velvet, and the adamw half of muon and
+    /// normuon). Default: [0.9, 0.95]; lion: [0.9, 0.99]; soap: [0.95, 0.95].
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(inner(range(min = 0.0, max = 0.999999)), extend("x-aliases" = ["HF: adam_beta1", "HF: adam_beta2", "beta1", "beta2"]))]
     pub betas: Option<[f64; 2]>,
@@ -37,7 +37,7 @@ pub struct OptimizerConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0, max = 0.999999), extend("examples" = [0.9]))]
     pub beta2_start: Option<f64>,
-    /// Added to the denominator (adamw, adamw8bit, adam, and the adamw half of muon). Default: 1e-8.
+    /// Added to the denominator (the same rules as betas, except lion). Default: 1e-8.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("exclusiveMinimum" = 0.0, "x-aliases" = ["HF: adam_epsilon", "epsilon"]))]
     pub eps: Option<f64>,
@@ -49,12 +49,12 @@ pub struct OptimizerConfig {
     /// arXiv 2510.12402). For the rules with decoupled decay, except adafactor. Default: false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cautious_weight_decay: Option<bool>,
-    /// Momentum (sgd, muon). Default: 0.9 for sgd, 0.95 for muon.
+    /// Momentum (sgd, muon, normuon). Default: 0.9 for sgd, 0.95 for the others.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0), extend("examples" = [0.9], "exclusiveMaximum" = 1.0))]
     pub momentum: Option<f64>,
     /// Updates over which the momentum rises in a straight line from momentum_start to its value
-    /// (muon). Each matrix counts its own updates. Default: 0, no warm-up.
+    /// (muon, normuon). Each matrix counts its own updates. Default: 0, no warm-up.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 1000000))]
     pub momentum_warmup_steps: Option<u64>,
@@ -63,12 +63,42 @@ pub struct OptimizerConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0), extend("examples" = [0.85], "exclusiveMaximum" = 1.0))]
     pub momentum_start: Option<f64>,
-    /// Nesterov momentum (sgd, muon). Default: false for sgd, true for muon.
+    /// Nesterov momentum (sgd, muon, normuon). Default: false for sgd, true for the others.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nesterov: Option<bool>,
-    /// The polynomials that make the momentum orthogonal (muon). Default: quintic.
+    /// The polynomials that make the momentum orthogonal (muon, normuon). Default: quintic.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub newton_schulz: Option<NewtonSchulz>,
+    /// Decay of the mean square of each output neuron's update (normuon). Default: 0.95.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0, max = 0.999999), extend("examples" = [0.95]))]
+    pub neuron_beta: Option<f64>,
+    /// Decay of the means of G Gᵀ and Gᵀ G (soap). Default: the second of the betas.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0, max = 0.999999), extend("examples" = [0.95]))]
+    pub shampoo_beta: Option<f64>,
+    /// Updates from one change of a matrix's bases to the next (soap). Default: 10.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1), extend("examples" = [10]))]
+    pub precondition_frequency: Option<u64>,
+    /// A longer side of a matrix is not turned into an eigenbasis and keeps no matrices for it (soap).
+    /// Default: 10000.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1), extend("examples" = [10000]))]
+    pub max_precondition_dim: Option<usize>,
+    /// The signals that move the learning rate (velvet); with none it is AdamW. Default: ["loss",
+    /// "gradient_norm"].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub velvet_signals: Option<Vec<VelvetSignal>>,
+    /// The learning rate stays between 1 / velvet_bound and velvet_bound times the schedule's (velvet).
+    /// Default: 1.25.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1.0, max = 10.0), extend("examples" = [1.25]))]
+    pub velvet_bound: Option<f64>,
+    /// Decay of the running means of the signals (velvet). Default: 0.95.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0, max = 0.999999), extend("examples" = [0.95]))]
+    pub velvet_smoothing: Option<f64>,
 }
 
 impl Default for OptimizerConfig {
@@ -87,6 +117,13 @@ impl Default for OptimizerConfig {
             momentum_start: None,
             nesterov: None,
             newton_schulz: None,
+            neuron_beta: None,
+            shampoo_beta: None,
+            precondition_frequency: None,
+            max_precondition_dim: None,
+            velvet_signals: None,
+            velvet_bound: None,
+            velvet_smoothing: None,
         }
     }
 }
@@ -112,6 +149,28 @@ pub enum OptimizerName {
     /// Orthogonalised momentum for the blocks' matrices (Jordan et al., 2024), scaled to AdamW's update size
     /// (Liu et al., 2025); AdamW for embeddings, head, norms and biases.
     Muon,
+    /// Muon with a second moment for each output neuron (Li et al., 2025); AdamW for embeddings, head,
+    /// norms and biases.
+    #[serde(rename = "normuon")]
+    NorMuon,
+    /// Adam in the eigenbasis of Shampoo's matrices for the blocks' matrices (Vyas et al., 2024); AdamW for
+    /// embeddings, head, norms and biases.
+    Soap,
+    /// AdamW with a learning rate that goes down while the loss or the norm of the gradient is above
+    /// its own trend, and up while it is below.
+    Velvet,
+}
+
+/// A signal of Velvet.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum VelvetSignal {
+    /// The loss of the step.
+    Loss,
+    /// The norm of the whole gradient before clipping.
+    GradientNorm,
 }
 
 /// The polynomials of Muon's Newton-Schulz iteration.
@@ -162,6 +221,24 @@ pub enum OptimizerPlan {
     },
     /// Orthogonalised momentum for the blocks' matrices, AdamW for the rest.
     Muon(MuonPlan),
+    /// Muon with a second moment for each output neuron, AdamW for the rest.
+    NorMuon {
+        /// Decay of the second moments.
+        neuron_beta: f64,
+        /// Muon's numbers.
+        #[serde(flatten)]
+        muon: MuonPlan,
+    },
+    /// Adam in Shampoo's eigenbasis for the blocks' matrices, AdamW for the rest.
+    Soap(SoapPlan),
+    /// AdamW with a learning rate that follows the signals.
+    Velvet {
+        /// The signals and their bound.
+        velvet: VelvetPlan,
+        /// AdamW's numbers.
+        #[serde(flatten)]
+        adamw: AdamWPlan,
+    },
 }
 
 /// The numbers of AdamW. Fields that are off are left out of a record, so that it equals the record of a
@@ -210,6 +287,31 @@ pub struct MuonPlan {
     /// AdamW's numbers, for all other parameters. The weight decay is the matrices' too.
     #[serde(flatten)]
     pub adamw: AdamWPlan,
+}
+
+/// The numbers of SOAP.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct SoapPlan {
+    /// Decay of the means of G Gᵀ and Gᵀ G.
+    pub shampoo_beta: f64,
+    /// Updates from one change of the bases to the next.
+    pub precondition_frequency: u64,
+    /// Longer sides are not turned.
+    pub max_precondition_dim: usize,
+    /// The numbers of Adam in the eigenbasis, and of AdamW for all other parameters.
+    #[serde(flatten)]
+    pub adamw: AdamWPlan,
+}
+
+/// The signals of Velvet.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct VelvetPlan {
+    /// The signals, each once; none = AdamW.
+    pub signals: Vec<VelvetSignal>,
+    /// The largest factor of the learning rate, and the inverse of the smallest.
+    pub bound: f64,
+    /// Decay of the signals' running means.
+    pub smoothing: f64,
 }
 
 /// A number that rises in a straight line to its value.
@@ -268,17 +370,39 @@ impl MuonPlan {
     }
 }
 
+impl SoapPlan {
+    /// SOAP with the settings of its authors' code.
+    pub fn new(adamw: AdamWPlan) -> Self {
+        Self {
+            shampoo_beta: adamw.betas[1],
+            precondition_frequency: 10,
+            max_precondition_dim: 10_000,
+            adamw,
+        }
+    }
+}
+
+impl Default for VelvetPlan {
+    fn default() -> Self {
+        Self {
+            signals: vec![VelvetSignal::Loss, VelvetSignal::GradientNorm],
+            bound: 1.25,
+            smoothing: 0.95,
+        }
+    }
+}
+
 impl OptimizerPlan {
     /// The rule's name in a configuration.
     pub fn name(&self) -> String {
         let variant = format!("{self:?}");
-        let name = variant.split([' ', '(']).next();
+        let name = variant.split([' ', '(', '{']).next();
         name.unwrap_or_default().to_lowercase()
     }
 }
 
 /// The keys that some rules use and others ignore, each with a test for whether it is set.
-const KEYS: [(&str, IsSet); 10] = [
+const KEYS: [(&str, IsSet); 17] = [
     ("betas", |keys| keys.betas.is_some()),
     ("beta2_warmup_steps", |keys| {
         keys.beta2_warmup_steps.is_some()
@@ -295,6 +419,17 @@ const KEYS: [(&str, IsSet); 10] = [
     ("momentum_start", |keys| keys.momentum_start.is_some()),
     ("nesterov", |keys| keys.nesterov.is_some()),
     ("newton_schulz", |keys| keys.newton_schulz.is_some()),
+    ("neuron_beta", |keys| keys.neuron_beta.is_some()),
+    ("shampoo_beta", |keys| keys.shampoo_beta.is_some()),
+    ("precondition_frequency", |keys| {
+        keys.precondition_frequency.is_some()
+    }),
+    ("max_precondition_dim", |keys| {
+        keys.max_precondition_dim.is_some()
+    }),
+    ("velvet_signals", |keys| keys.velvet_signals.is_some()),
+    ("velvet_bound", |keys| keys.velvet_bound.is_some()),
+    ("velvet_smoothing", |keys| keys.velvet_smoothing.is_some()),
 ];
 
 type IsSet = fn(&OptimizerConfig) -> bool;
@@ -317,9 +452,19 @@ const MUON: &[&str] = &[
     "newton_schulz",
 ];
 
+/// The keys of SOAP's own half.
+const SOAP: &[&str] = &[
+    "shampoo_beta",
+    "precondition_frequency",
+    "max_precondition_dim",
+];
+
+/// The keys of Velvet's signals.
+const VELVET: &[&str] = &["velvet_signals", "velvet_bound", "velvet_smoothing"];
+
 impl OptimizerName {
     /// Every rule, in the order in which error messages list them.
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 10] = [
         Self::Adamw,
         Self::Adamw8bit,
         Self::Adam,
@@ -327,6 +472,9 @@ impl OptimizerName {
         Self::Lion,
         Self::Adafactor,
         Self::Muon,
+        Self::NorMuon,
+        Self::Soap,
+        Self::Velvet,
     ];
 
     /// The keys that the rule uses, in groups.
@@ -338,6 +486,9 @@ impl OptimizerName {
             Self::Lion => &[&["betas", "cautious_weight_decay"]],
             Self::Adafactor => &[],
             Self::Muon => &[ADAMW, MUON],
+            Self::NorMuon => &[ADAMW, MUON, &["neuron_beta"]],
+            Self::Soap => &[ADAMW, SOAP],
+            Self::Velvet => &[ADAMW, VELVET],
         }
     }
 
@@ -365,6 +516,15 @@ impl OptimizerName {
             }),
             Self::Adafactor => OptimizerPlan::Adafactor { weight_decay },
             Self::Muon => OptimizerPlan::Muon(keys.muon()),
+            Self::NorMuon => OptimizerPlan::NorMuon {
+                neuron_beta: *keys.neuron_beta.get_or_insert(0.95),
+                muon: keys.muon(),
+            },
+            Self::Soap => OptimizerPlan::Soap(keys.soap()),
+            Self::Velvet => OptimizerPlan::Velvet {
+                velvet: keys.velvet(),
+                adamw: keys.adamw([0.9, 0.95]),
+            },
         }
     }
 
@@ -402,6 +562,31 @@ impl OptimizerConfig {
     }
 }
 
+impl OptimizerConfig {
+    fn soap(&mut self) -> SoapPlan {
+        let default = SoapPlan::new(self.adamw([0.95, 0.95]));
+        SoapPlan {
+            shampoo_beta: *self.shampoo_beta.get_or_insert(default.shampoo_beta),
+            precondition_frequency: *self
+                .precondition_frequency
+                .get_or_insert(default.precondition_frequency),
+            max_precondition_dim: *self
+                .max_precondition_dim
+                .get_or_insert(default.max_precondition_dim),
+            ..default
+        }
+    }
+
+    fn velvet(&mut self) -> VelvetPlan {
+        let default = VelvetPlan::default();
+        VelvetPlan {
+            signals: self.velvet_signals.get_or_insert(default.signals).clone(),
+            bound: *self.velvet_bound.get_or_insert(default.bound),
+            smoothing: *self.velvet_smoothing.get_or_insert(default.smoothing),
+        }
+    }
+}
+
 impl Ramp {
     /// None without steps. A start that is missing is refused beforehand.
     fn new(start: Option<f64>, steps: u64) -> Option<Self> {
@@ -427,6 +612,7 @@ impl Checks<'_> {
         }
         let plan = name.plan(optimizer);
         self.nesterov(&plan);
+        self.velvet_signals(&plan);
         if name.takes("momentum_start") {
             let [steps, start] = [
                 "optimizer.momentum_warmup_steps",
@@ -476,13 +662,38 @@ impl Checks<'_> {
         }
     }
 
+    fn velvet_signals(&mut self, plan: &OptimizerPlan) {
+        let OptimizerPlan::Velvet { velvet, .. } = plan else {
+            return;
+        };
+        let mut signals = velvet.signals.clone();
+        signals.sort();
+        signals.dedup();
+        if signals.len() < velvet.signals.len() {
+            self.refuse(
+                &["optimizer.velvet_signals"],
+                format!(
+                    "{} has a signal twice",
+                    self.describe("optimizer.velvet_signals")
+                ),
+                "list each signal once",
+            );
+        }
+    }
+
     fn nesterov(&mut self, plan: &OptimizerPlan) {
         let (OptimizerPlan::Sgd {
             momentum, nesterov, ..
         }
         | OptimizerPlan::Muon(MuonPlan {
             momentum, nesterov, ..
-        })) = plan
+        })
+        | OptimizerPlan::NorMuon {
+            muon: MuonPlan {
+                momentum, nesterov, ..
+            },
+            ..
+        }) = plan
         else {
             return;
         };

@@ -11,7 +11,7 @@
 //! state, and a rule never continues from a state of another family.
 //!
 //! Groups: matrices and embeddings are decayed, norms and biases never. With Muon the blocks'
-//! matrices take Muon's rule and everything else AdamW's.
+//! matrices take Muon's rule and everything else AdamW's; the same holds for NorMuon and SOAP.
 
 mod adafactor;
 mod adam;
@@ -20,21 +20,25 @@ mod adamw8bit;
 mod applied;
 mod burn_rule;
 mod decay;
+mod eigenbasis;
 mod error;
 mod facts;
 mod lion;
 mod load;
 mod muon;
+mod normuon;
 mod orthogonalize;
 mod ramp;
 mod rule;
 mod rules;
 mod schedule;
 mod sgd;
+mod soap;
 mod state;
 mod take_over;
 mod tensor_rule;
 mod update;
+mod velvet;
 
 #[cfg(test)]
 mod tests;
@@ -54,10 +58,13 @@ use rule::RuleState;
 use rules::Rules;
 pub use schedule::Schedule;
 pub use state::OptimizerState;
+use velvet::Velvet;
 
 /// Updates a module's parameters from their gradients.
 pub struct Optimizer {
     rules: Rules,
+    /// Velvet's signals, which act on the learning rate of all parameters.
+    velvet: Option<Velvet>,
     /// The second matrix of adapters learns at so many times the learning rate.
     lora_plus_ratio: f64,
     /// The states by parameter path; a parameter has none before its first update.
@@ -77,6 +84,7 @@ impl Optimizer {
     pub fn new(plan: &OptimizerPlan) -> Self {
         Self {
             rules: Rules::new(plan),
+            velvet: Velvet::of(plan),
             lora_plus_ratio: 1.0,
             states: BTreeMap::new(),
         }
@@ -146,6 +154,9 @@ impl Optimizer {
             all.scalars.extend(saved.scalars);
             all.families.extend(saved.families);
         }
+        if let Some(velvet) = &self.velvet {
+            velvet.save(&mut all);
+        }
         all
     }
 
@@ -173,10 +184,11 @@ impl Optimizer {
                 self.steps.insert(path.to_string(), applied);
             }
         }
+        let factor = self.velvet.as_ref().map_or(1.0, Velvet::factor);
         let mut collect = Collect {
             optimizer: self,
             state,
-            learning_rate,
+            learning_rate: learning_rate * factor,
             steps: BTreeMap::new(),
         };
         visit_parameters(model, &mut collect);

@@ -135,3 +135,110 @@ impl Side {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{Device, TensorData};
+
+    use super::*;
+
+    type Rows = Vec<Vec<f64>>;
+
+    fn product(a: &Rows, b: &Rows) -> Rows {
+        let columns = 0..b[0].len();
+        let entry = |row: &Vec<f64>, j: usize| row.iter().zip(b).map(|(x, b)| x * b[j]).sum();
+        let row = |row| columns.clone().map(|j| entry(row, j)).collect();
+        a.iter().map(row).collect()
+    }
+
+    fn transposed(a: &Rows) -> Rows {
+        let column = |j: usize| a.iter().map(|row| row[j]).collect();
+        (0..a[0].len()).map(column).collect()
+    }
+
+    /// The iteration as the papers write it, in f64, on the rows of any matrix.
+    fn reference(scheme: NewtonSchulz, x: &Rows) -> Rows {
+        let norm = x.iter().flatten().map(|x| x * x).sum::<f64>().sqrt();
+        let scale = norm * scheme.margin();
+        let mut x: Rows = x
+            .iter()
+            .map(|row| row.iter().map(|x| x / scale).collect())
+            .collect();
+        for [a, b, c] in scheme.quintics() {
+            let gram = product(&x, &transposed(&x));
+            let squared = product(&gram, &gram);
+            let inner: Rows = gram
+                .iter()
+                .zip(&squared)
+                .map(|(g, s)| g.iter().zip(s).map(|(g, s)| b * g + c * s).collect())
+                .collect();
+            let moved = product(&inner, &x);
+            for (row, moved) in x.iter_mut().zip(&moved) {
+                for (x, moved) in row.iter_mut().zip(moved) {
+                    *x = a * *x + moved;
+                }
+            }
+        }
+        x
+    }
+
+    /// A matrix of rank 5 whose directions differ by orders of magnitude, and a little of every other.
+    fn matrix(rows: usize, columns: usize) -> Rows {
+        let value = |i: usize, j: usize| {
+            let part = |k: usize| {
+                let (i, j, k) = (i as f64, j as f64, k as f64);
+                (i * (k + 1.3) + k).sin() * (j * (k + 0.7) - k).cos() / 10f64.powf(k)
+            };
+            let noise = ((i * 7919 + j * 104_729) % 1009) as f64 / 1009.0 - 0.5;
+            (0..5).map(part).sum::<f64>() + 1e-5 * noise
+        };
+        let row = |i| (0..columns).map(|j| value(i, j)).collect();
+        (0..rows).map(row).collect()
+    }
+
+    #[test]
+    fn o1_the_products_on_the_smaller_side_are_the_papers_iteration() {
+        let device = Device::flex();
+        for scheme in [NewtonSchulz::Quintic, NewtonSchulz::PolarExpress] {
+            for [rows, columns] in [[24, 60], [60, 24], [30, 31], [31, 30], [1, 9], [9, 1]] {
+                let x = matrix(rows, columns);
+                let values: Vec<f32> = x.iter().flatten().map(|x| *x as f32).collect();
+                let data = TensorData::new(values, [rows, columns]);
+                let found = scheme.orthogonalized(Tensor::from_data(data, &device));
+                let found = found.into_data();
+                let expected = reference(scheme, &x);
+                let pairs = found.iter::<f32>().zip(expected.iter().flatten());
+                let errors = pairs.map(|(found, expected)| (f64::from(found) - expected).abs());
+                let largest = errors.fold(0.0, f64::max);
+                // Entries are of the size 1 / sqrt(60) and more.
+                assert!(largest < 1e-3, "{scheme:?} {rows} x {columns}: {largest}");
+            }
+        }
+    }
+
+    #[test]
+    fn o1_singular_values_end_near_one() {
+        // The papers' bounds for singular values from 0.01 on, as shares of the norm.
+        for (scheme, low, high) in [
+            (NewtonSchulz::Quintic, 0.65, 1.25),
+            (NewtonSchulz::PolarExpress, 0.85, 1.15),
+        ] {
+            for i in 1..=100 {
+                let quintics = scheme.quintics().into_iter();
+                let end = quintics.fold(f64::from(i) / 100.0, |s, [a, b, c]| {
+                    a * s + b * s.powi(3) + c * s.powi(5)
+                });
+                assert!((low..high).contains(&end), "{scheme:?} {i}: {end}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_matrix_of_zeros_stays_zero() {
+        for dims in [[3, 3], [2, 9]] {
+            let zeros = Tensor::<2>::zeros(dims, &Device::flex());
+            let found = NewtonSchulz::Quintic.orthogonalized(zeros).into_data();
+            assert!(found.iter::<f32>().all(|x| x == 0.0));
+        }
+    }
+}

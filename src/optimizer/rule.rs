@@ -217,10 +217,14 @@ impl SavedState {
 }
 
 impl SavedState {
-    /// This state, if it is of `family` and `layout` keeps anything.
+    /// This state, if it is of `family` and has the names of `layout`. Within a family one rule may keep what another
+    /// does not: SGD with and without momentum.
     pub(super) fn of_family(self, family: &str, layout: &StateLayout) -> Option<Self> {
-        // Within a family one rule may keep state and another none: SGD with and without momentum.
-        let is_own = self.family.as_deref() == Some(family);
+        let mut names = self.tensors.keys().chain(self.scalars.keys());
+        let count = self.tensors.len() + self.scalars.len();
+        let is_own = self.family.as_deref() == Some(family)
+            && count == layout.tensors.len() + layout.scalars.len()
+            && names.all(|name| layout.has(name));
         (is_own && !layout.is_empty()).then_some(self)
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::rule::UpdateRule;
-use super::{adafactor, adam, adamw, adamw8bit, lion, muon, sgd};
+use super::{adafactor, adam, adamw, adamw8bit, lion, muon, normuon, sgd, soap};
 use crate::config::OptimizerPlan;
 
 /// One rule per parameter group.
@@ -35,6 +35,10 @@ impl Rules {
             OptimizerPlan::Lion(plan) => lion::rules(plan),
             &OptimizerPlan::Adafactor { weight_decay } => adafactor::rules(weight_decay),
             OptimizerPlan::Muon(plan) => muon::rules(plan),
+            OptimizerPlan::NorMuon { neuron_beta, muon } => normuon::rules(muon, *neuron_beta),
+            OptimizerPlan::Soap(plan) => soap::rules(plan),
+            // Its signals act on the learning rate of all parameters: see `velvet.rs`.
+            OptimizerPlan::Velvet { adamw, .. } => adamw::rules(adamw),
         }
     }
 

@@ -34,7 +34,11 @@ impl Optimizer {
         };
         model.visit_trained(&mut keep);
         let kept = keep.kept;
-        self.load_state(model, kept, device)
+        let fresh = self.load_state(model, kept, device)?;
+        if let (Some(velvet), Some(before)) = (&mut self.velvet, &before.velvet) {
+            *velvet = velvet.going_on(before);
+        }
+        Ok(fresh)
     }
 }
 

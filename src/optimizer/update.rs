@@ -31,10 +31,14 @@ impl Optimizer {
         facts: impl Into<StepFacts>,
     ) -> M {
         let facts = facts.into();
+        let factor = self
+            .velvet
+            .as_mut()
+            .map_or(1.0, |velvet| velvet.next(&facts));
         let mut take = Take {
             optimizer: self,
             gradient,
-            learning_rate: facts.learning_rate,
+            learning_rate: facts.learning_rate * factor,
             updates: Vec::new(),
             device: None,
         };

@@ -143,6 +143,13 @@ fn r2_running_the_resolved_config_gives_the_same_plan() {
             "lr_scheduler={name=\"inverse_sqrt\", warmup_steps=3}",
         ],
         &["optimizer.name=lion", "lr_scheduler.name=polynomial"],
+        &["optimizer.name=soap", "lr_scheduler.name=linear_to_zero"],
+        &[
+            "optimizer={name=\"normuon\", momentum_warmup_steps=9, momentum_start=0.5}",
+            "optimizer.beta2_warmup_steps=3",
+            "optimizer.beta2_start=0.25",
+        ],
+        &["optimizer={name=\"velvet\", velvet_signals=[]}"],
         &[
             "optimizer.name=adam",
             "lr_scheduler.name=constant",
