@@ -11,7 +11,7 @@ use std::process::Command;
 use serde_json::Value;
 
 /// A config, and what is set on top of it.
-const SHAPES: [(&str, &str, &[&[&str]]); 8] = [
+const SHAPES: [(&str, &str, &[&[&str]]); 11] = [
     ("quickstart", "configs/quickstart.toml", &[]),
     ("llama-char", "configs/llama-char.toml", &[]),
     ("nanogpt-char", "configs/nanogpt-char.toml", &[]),
@@ -22,6 +22,21 @@ const SHAPES: [(&str, &str, &[&[&str]]); 8] = [
         "30M bf16",
         "configs/quickstart.toml",
         &[&WIDE, &["model.dtype=bf16"]],
+    ),
+    (
+        "30M muon",
+        "configs/quickstart.toml",
+        &[&WIDE, &["optimizer.name=muon"]],
+    ),
+    (
+        "30M normuon",
+        "configs/quickstart.toml",
+        &[&WIDE, &["optimizer.name=normuon"]],
+    ),
+    (
+        "30M soap",
+        "configs/quickstart.toml",
+        &[&WIDE, &["optimizer.name=soap"]],
     ),
     ("2 x 4096", "configs/quickstart.toml", &[&LONG]),
 ];

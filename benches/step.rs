@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use burn::module::Module;
 use burn::tensor::{Device, Distribution, Tensor};
 use firebrick::collective::SingleProcess;
-use firebrick::config::{Architecture, Granularity, ModelShape, OptimizerPlan, Ternary};
+use firebrick::config::{AdamWPlan, Architecture, Granularity, ModelShape, OptimizerPlan, Ternary};
 use firebrick::data::Batch;
 use firebrick::environment::Environment;
 use firebrick::model::{Decoder, DecoderSpec};
@@ -214,11 +214,11 @@ impl Training {
         let cells = case.rows * case.cols;
         // Arbitrary tokens: a linear congruential sequence.
         let token = |i: usize| ((i * 1_103_515_245 + 12_345) / 65_536 % case.vocab) as u32;
-        let optimizer = Optimizer::new(&OptimizerPlan::AdamW {
-            betas: [0.9, 0.95],
-            eps: 1e-8,
-            weight_decay: 0.1,
-        });
+        let optimizer = Optimizer::new(&OptimizerPlan::AdamW(AdamWPlan::new(
+            [0.9, 0.95],
+            1e-8,
+            0.1,
+        )));
         Self {
             state: TrainState::new(model(case, ternary), optimizer),
             batch: Batch {

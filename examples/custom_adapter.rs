@@ -10,7 +10,7 @@ use std::error::Error;
 use burn::module::Module;
 use burn::tensor::Device;
 use firebrick::adapter::{Adapter, PeftOptions, Registry};
-use firebrick::config::{AdapterInit, AdapterPlan, LoraShape, OptimizerPlan, Preset};
+use firebrick::config::{AdamWPlan, AdapterInit, AdapterPlan, LoraShape, OptimizerPlan, Preset};
 use firebrick::data::{Batch, Tokenizer};
 use firebrick::model::{Decoder, DecoderSpec};
 use firebrick::objective::backward;
@@ -97,11 +97,11 @@ fn learn(base: &Decoder, text: &Batch, steps: usize) -> Result<Adapter, Box<dyn 
         lora_plus_ratio: 1.0,
     };
     let mut model = base.clone().adapted(&plan, 7)?;
-    let mut optimizer = Optimizer::new(&OptimizerPlan::AdamW {
-        betas: [0.9, 0.99],
-        eps: 1e-8,
-        weight_decay: 0.0,
-    });
+    let mut optimizer = Optimizer::new(&OptimizerPlan::AdamW(AdamWPlan::new(
+        [0.9, 0.99],
+        1e-8,
+        0.0,
+    )));
     for _ in 0..steps {
         let result = backward(&model, std::slice::from_ref(text))?;
         model = optimizer.step(model, result.gradient, 1e-2);

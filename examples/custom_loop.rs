@@ -11,8 +11,8 @@ use burn::module::Module;
 use burn::tensor::Device;
 use firebrick::collective::SingleProcess;
 use firebrick::config::{
-    Architecture, DataConfig, DatasetConfig, ModelShape, OptimizerPlan, Sampling, TokenizerConfig,
-    TokenizerKind,
+    AdamWPlan, Architecture, DataConfig, DatasetConfig, ModelShape, OptimizerPlan, Sampling,
+    TokenizerConfig, TokenizerKind,
 };
 use firebrick::data::{Corpus, Sampler, TokenCache};
 use firebrick::generate::{Sampling as Choice, TextRequest, complete};
@@ -86,11 +86,11 @@ pub fn train(steps: u64, eval_every: u64) -> Result<(Decoder, Vec<f64>), Box<dyn
         bos_token_id: None,
     };
     let model = Decoder::new(&spec, SEED, &Device::flex().autodiff())?;
-    let optimizer = Optimizer::new(&OptimizerPlan::AdamW {
-        betas: [0.9, 0.95],
-        eps: 1e-8,
-        weight_decay: 0.1,
-    });
+    let optimizer = Optimizer::new(&OptimizerPlan::AdamW(AdamWPlan::new(
+        [0.9, 0.95],
+        1e-8,
+        0.1,
+    )));
     // The state that a step changes: weights, moments and progress.
     let mut state = TrainState::new(model, optimizer);
 

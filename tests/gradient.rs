@@ -4,7 +4,9 @@
 mod support;
 
 use burn::tensor::Device;
-use firebrick::config::{Architecture, OptimizerPlan};
+use firebrick::config::{
+    AdamWPlan, Architecture, LionPlan, MuonPlan, OptimizerPlan, SoapPlan, VelvetPlan,
+};
 use firebrick::data::Batch;
 use firebrick::gradient::{Gradient, ParameterOrder};
 use firebrick::model::{Decoder, parameters};
@@ -141,12 +143,10 @@ fn r7_a_single_bad_number_anywhere_makes_the_norm_not_finite() {
 
 fn plans() -> Vec<OptimizerPlan> {
     let (betas, eps, weight_decay) = ([0.9, 0.95], 1e-8, 0.1);
+    let adamw = AdamWPlan::new(betas, eps, weight_decay);
+    let muon = MuonPlan::new(0.95, adamw);
     vec![
-        OptimizerPlan::AdamW {
-            betas,
-            eps,
-            weight_decay,
-        },
+        OptimizerPlan::AdamW(AdamWPlan::new(betas, eps, weight_decay)),
         OptimizerPlan::Adam {
             betas,
             eps,
@@ -162,17 +162,17 @@ fn plans() -> Vec<OptimizerPlan> {
             nesterov: false,
             weight_decay,
         },
-        OptimizerPlan::Lion {
-            betas,
-            weight_decay,
-        },
+        OptimizerPlan::Lion(LionPlan::new(betas, weight_decay)),
         OptimizerPlan::Adafactor { weight_decay },
-        OptimizerPlan::Muon {
-            momentum: 0.95,
-            nesterov: true,
-            betas,
-            eps,
-            weight_decay,
+        OptimizerPlan::Muon(muon),
+        OptimizerPlan::NorMuon {
+            neuron_beta: 0.95,
+            muon,
+        },
+        OptimizerPlan::Soap(SoapPlan::new(adamw)),
+        OptimizerPlan::Velvet {
+            velvet: VelvetPlan::default(),
+            adamw,
         },
     ]
 }
@@ -233,11 +233,7 @@ fn o1_a_restored_optimizer_takes_the_same_next_step() {
 
 #[test]
 fn a_state_that_does_not_fit_is_an_error() {
-    let plan = OptimizerPlan::AdamW {
-        betas: [0.9, 0.95],
-        eps: 1e-8,
-        weight_decay: 0.1,
-    };
+    let plan = OptimizerPlan::AdamW(AdamWPlan::new([0.9, 0.95], 1e-8, 0.1));
     let mut model = trainable(Architecture::Llama);
     let mut optimizer = Optimizer::new(&plan);
     let gradient = backward(&model, &[batch(4, 8, 13)]).unwrap().gradient;
@@ -268,16 +264,8 @@ fn a_state_that_does_not_fit_is_an_error() {
 
 #[test]
 fn weight_decay_shrinks_matrices_and_spares_norms() {
-    let plan = OptimizerPlan::AdamW {
-        betas: [0.9, 0.95],
-        eps: 1e-8,
-        weight_decay: 0.5,
-    };
-    let without = OptimizerPlan::AdamW {
-        betas: [0.9, 0.95],
-        eps: 1e-8,
-        weight_decay: 0.0,
-    };
+    let plan = OptimizerPlan::AdamW(AdamWPlan::new([0.9, 0.95], 1e-8, 0.5));
+    let without = OptimizerPlan::AdamW(AdamWPlan::new([0.9, 0.95], 1e-8, 0.0));
     let model = trainable(Architecture::Llama);
     let stepped = |plan: &OptimizerPlan| {
         let gradient = backward(&model, &[batch(4, 8, 13)]).unwrap().gradient;

@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Device, FloatDType};
 use firebrick::collective::SingleProcess;
 use firebrick::config::{
-    Architecture, Config, DatasetConfig, Decay, DpoConfig, Length, OptimizerPlan, PathSelector,
-    PhaseLength, PhasePlan, Plan, SchedulePlan, ScheduleSpan, Task, TokenizerKind, TrainOn, Warmup,
+    Architecture, Config, DatasetConfig, Decay, DpoConfig, Length, LionPlan, OptimizerPlan,
+    PathSelector, PhaseLength, PhasePlan, Plan, SchedulePlan, ScheduleSpan, Task, TokenizerKind,
+    TrainOn, Warmup,
 };
 use firebrick::data::{TokenCache, ViewSpec, load_training_data};
 use firebrick::model::{Decoder, DecoderSpec, parameters};
@@ -92,10 +93,7 @@ impl Bench {
             min_lr_ratio: 0.5,
         };
         second.schedule_span = ScheduleSpan::Phase;
-        second.optimizer = OptimizerPlan::Lion {
-            betas: [0.9, 0.99],
-            weight_decay: 0.1,
-        };
+        second.optimizer = OptimizerPlan::Lion(LionPlan::new([0.9, 0.99], 0.1));
         plan.phases = vec![first, second];
         plan
     }

@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 use burn::module::Module;
 use burn::tensor::{Device, TensorData};
 use firebrick::adapter::Adapter;
-use firebrick::config::{AdapterInit, AdapterPlan, Architecture, LoraShape, OptimizerPlan};
+use firebrick::config::{
+    AdamWPlan, AdapterInit, AdapterPlan, Architecture, LoraShape, OptimizerPlan,
+};
 use firebrick::data::Batch;
 use firebrick::gradient::Gradient;
 use firebrick::model::Decoder;
@@ -84,11 +86,11 @@ fn backward(
 
 fn trained(steps: usize) -> (Decoder, Decoder) {
     let (reference, mut model) = adapted();
-    let mut optimizer = Optimizer::new(&OptimizerPlan::AdamW {
-        betas: [0.9, 0.99],
-        eps: 1e-8,
-        weight_decay: 0.0,
-    });
+    let mut optimizer = Optimizer::new(&OptimizerPlan::AdamW(AdamWPlan::new(
+        [0.9, 0.99],
+        1e-8,
+        0.0,
+    )));
     for _ in 0..steps {
         let result = backward(&model, &reference, &[pairs()], Precision::default());
         model = optimizer.step(model, result.gradient, 2e-2);

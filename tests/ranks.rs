@@ -8,7 +8,7 @@ use std::sync::{Arc, Barrier, Mutex};
 
 use burn::tensor::{Device, FloatDType};
 use firebrick::collective::{Collective, CollectiveError, SingleProcess};
-use firebrick::config::{Architecture, OptimizerPlan};
+use firebrick::config::{AdamWPlan, Architecture, OptimizerPlan};
 use firebrick::data::Batch;
 use firebrick::gradient::{Gradient, ParameterOrder, Pipeline, PipelineError, Stage, StepContext};
 use firebrick::model::{Decoder, Tensors, parameters};
@@ -106,11 +106,11 @@ impl Stage for Looker {
 
 fn state(stages: Vec<Box<dyn Stage>>) -> TrainState {
     let model = Decoder::new(&tiny(Architecture::Llama), 5, &Device::flex().autodiff()).unwrap();
-    let optimizer = Optimizer::new(&OptimizerPlan::AdamW {
-        betas: [0.9, 0.95],
-        eps: 1e-8,
-        weight_decay: 0.1,
-    });
+    let optimizer = Optimizer::new(&OptimizerPlan::AdamW(AdamWPlan::new(
+        [0.9, 0.95],
+        1e-8,
+        0.1,
+    )));
     let mut state = TrainState::new(model, optimizer);
     state.pipeline = Pipeline::new(stages).unwrap();
     state

@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 use burn::module::Module;
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use firebrick::config::{
-    Architecture, Granularity, OptimizerPlan, PackedLayout, SaveDtype, Ternary,
+    AdamWPlan, Architecture, Granularity, OptimizerPlan, PackedLayout, SaveDtype, Ternary,
 };
 use firebrick::generate::{Request, Sampling, generate};
 use firebrick::gradient::Gradient;
@@ -54,11 +54,11 @@ fn t1_latent_weights_move_and_keep_values_that_are_not_ternary() {
     for spec in ternary() {
         let mut model = trainable(&spec);
         let before = parameters(&model);
-        let mut optimizer = Optimizer::new(&OptimizerPlan::AdamW {
-            betas: [0.9, 0.95],
-            eps: 1e-8,
-            weight_decay: 0.0,
-        });
+        let mut optimizer = Optimizer::new(&OptimizerPlan::AdamW(AdamWPlan::new(
+            [0.9, 0.95],
+            1e-8,
+            0.0,
+        )));
         for _ in 0..2 {
             let gradient = backward(&model, &[batch(3, 8, 13)]).unwrap().gradient;
             model = optimizer.step(model, gradient, 1e-3);

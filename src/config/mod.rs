@@ -40,7 +40,10 @@ pub use firebrick_kernels::blockwise::Format as BlockFormat;
 pub use firebrick_kernels::ternary::Granularity;
 pub use keys::*;
 pub use length::Length;
-pub use optimizer::{OptimizerConfig, OptimizerName, OptimizerPlan};
+pub use optimizer::{
+    AdamWPlan, LionPlan, MuonPlan, NewtonSchulz, OptimizerConfig, OptimizerName, OptimizerPlan,
+    Ramp, SoapPlan, VelvetPlan, VelvetSignal,
+};
 pub use phase::{PathSelector, PhaseAdapter, PhaseLength, PhasePlan, ScheduleSpan};
 pub use phase_check::{PhaseProblem, problems as phase_problems};
 pub use phase_model::{Held, PhaseModel};

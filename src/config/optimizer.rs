@@ -21,26 +21,84 @@ pub struct OptimizerConfig {
     /// Peak learning rate.
     #[schemars(extend("exclusiveMinimum" = 0.0, "x-aliases" = ["lr", "max_lr", "peak_lr"]))]
     pub learning_rate: f64,
-    /// Decay of the moment estimates (adamw, adam, lion, and the adamw half of muon).
-    /// Default: [0.9, 0.95]; lion: [0.9, 0.99].
+    /// Decay of the moment estimates (adamw, adamw8bit, adam, lion, soap, velvet, and the adamw half of muon and
+    /// normuon). Default: [0.9, 0.95]; lion: [0.9, 0.99]; soap: [0.95, 0.95].
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(inner(range(min = 0.0, max = 0.999999)), extend("x-aliases" = ["HF: adam_beta1", "HF: adam_beta2", "beta1", "beta2"]))]
     pub betas: Option<[f64; 2]>,
-    /// Added to the denominator (adamw, adam, and the adamw half of muon). Default: 1e-8.
+    /// Updates over which the second of the betas rises in a straight line from beta2_start to its
+    /// value (the same rules as betas, except adam and lion). Each parameter counts its own updates. Default: 0, no
+    /// warm-up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 1000000))]
+    pub beta2_warmup_steps: Option<u64>,
+    /// The second of the betas in the first update; below its value. Only with beta2_warmup_steps, and then
+    /// required.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0, max = 0.999999), extend("examples" = [0.9]))]
+    pub beta2_start: Option<f64>,
+    /// Added to the denominator (the same rules as betas, except lion). Default: 1e-8.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("exclusiveMinimum" = 0.0, "x-aliases" = ["HF: adam_epsilon", "epsilon"]))]
     pub eps: Option<f64>,
-    /// Decay of matrices and embeddings; norms and biases are never decayed. Decoupled for adamw,
-    /// lion and muon; added to the gradient for adam and sgd.
+    /// Decay of matrices and embeddings; norms and biases are never decayed. Added to the gradient for
+    /// adam and sgd; decoupled for all other rules.
     #[schemars(range(min = 0.0))]
     pub weight_decay: f64,
-    /// Momentum (sgd, muon). Default: 0.9 for sgd, 0.95 for muon.
+    /// Decays a weight only if its update has the same sign as the weight, or is 0 (Chen et al., 2025,
+    /// arXiv 2510.12402). For the rules with decoupled decay, except adafactor. Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cautious_weight_decay: Option<bool>,
+    /// Momentum (sgd, muon, normuon). Default: 0.9 for sgd, 0.95 for the others.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0), extend("examples" = [0.9], "exclusiveMaximum" = 1.0))]
     pub momentum: Option<f64>,
-    /// Nesterov momentum (sgd, muon). Default: false for sgd, true for muon.
+    /// Updates over which the momentum rises in a straight line from momentum_start to its value
+    /// (muon, normuon). Each matrix counts its own updates. Default: 0, no warm-up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 1000000))]
+    pub momentum_warmup_steps: Option<u64>,
+    /// The momentum of the first update; below its value. Only with momentum_warmup_steps, and then
+    /// required.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0), extend("examples" = [0.85], "exclusiveMaximum" = 1.0))]
+    pub momentum_start: Option<f64>,
+    /// Nesterov momentum (sgd, muon, normuon). Default: false for sgd, true for the others.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nesterov: Option<bool>,
+    /// The polynomials that make the momentum orthogonal (muon, normuon). Default: quintic.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub newton_schulz: Option<NewtonSchulz>,
+    /// Decay of the mean square of each output neuron's update (normuon). Default: 0.95.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0, max = 0.999999), extend("examples" = [0.95]))]
+    pub neuron_beta: Option<f64>,
+    /// Decay of the means of G Gᵀ and Gᵀ G (soap). Default: the second of the betas.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0, max = 0.999999), extend("examples" = [0.95]))]
+    pub shampoo_beta: Option<f64>,
+    /// Updates from one change of a matrix's bases to the next (soap). Default: 10.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1), extend("examples" = [10]))]
+    pub precondition_frequency: Option<u64>,
+    /// A longer side of a matrix is not turned into an eigenbasis and keeps no matrices for it (soap).
+    /// Default: 10000.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1), extend("examples" = [10000]))]
+    pub max_precondition_dim: Option<usize>,
+    /// The signals that move the learning rate (velvet); with none it is AdamW. Default: ["loss",
+    /// "gradient_norm"].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub velvet_signals: Option<Vec<VelvetSignal>>,
+    /// The learning rate stays between 1 / velvet_bound and velvet_bound times the schedule's (velvet).
+    /// Default: 1.25.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1.0, max = 10.0), extend("examples" = [1.25]))]
+    pub velvet_bound: Option<f64>,
+    /// Decay of the running means of the signals (velvet). Default: 0.95.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0, max = 0.999999), extend("examples" = [0.95]))]
+    pub velvet_smoothing: Option<f64>,
 }
 
 impl Default for OptimizerConfig {
@@ -49,10 +107,23 @@ impl Default for OptimizerConfig {
             name: OptimizerName::Adamw,
             learning_rate: 1e-3,
             betas: None,
+            beta2_warmup_steps: None,
+            beta2_start: None,
             eps: None,
             weight_decay: 0.1,
+            cautious_weight_decay: None,
             momentum: None,
+            momentum_warmup_steps: None,
+            momentum_start: None,
             nesterov: None,
+            newton_schulz: None,
+            neuron_beta: None,
+            shampoo_beta: None,
+            precondition_frequency: None,
+            max_precondition_dim: None,
+            velvet_signals: None,
+            velvet_bound: None,
+            velvet_smoothing: None,
         }
     }
 }
@@ -78,6 +149,41 @@ pub enum OptimizerName {
     /// Orthogonalised momentum for the blocks' matrices (Jordan et al., 2024), scaled to AdamW's update size
     /// (Liu et al., 2025); AdamW for embeddings, head, norms and biases.
     Muon,
+    /// Muon with a second moment for each output neuron (Li et al., 2025); AdamW for embeddings, head,
+    /// norms and biases.
+    #[serde(rename = "normuon")]
+    NorMuon,
+    /// Adam in the eigenbasis of Shampoo's matrices for the blocks' matrices (Vyas et al., 2024); AdamW for
+    /// embeddings, head, norms and biases.
+    Soap,
+    /// AdamW with a learning rate that goes down while the loss or the norm of the gradient is above
+    /// its own trend, and up while it is below.
+    Velvet,
+}
+
+/// A signal of Velvet.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum VelvetSignal {
+    /// The loss of the step.
+    Loss,
+    /// The norm of the whole gradient before clipping.
+    GradientNorm,
+}
+
+/// The polynomials of Muon's Newton-Schulz iteration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum NewtonSchulz {
+    /// The same quintic five times (Jordan et al., 2024). Singular values end up between about 0.7 and
+    /// 1.2.
+    #[default]
+    Quintic,
+    /// Five different quintics (Amsel et al., 2025, "The Polar Express"). Singular values end up closer
+    /// to 1, at the same cost.
+    PolarExpress,
 }
 
 /// The update rule with its parameters.
@@ -85,23 +191,9 @@ pub enum OptimizerName {
 #[serde(rename_all = "snake_case")]
 pub enum OptimizerPlan {
     /// Adam with decoupled weight decay.
-    AdamW {
-        /// Decay of the first and second moment estimates.
-        betas: [f64; 2],
-        /// Added to the denominator.
-        eps: f64,
-        /// Decay of matrices and embeddings.
-        weight_decay: f64,
-    },
+    AdamW(AdamWPlan),
     /// AdamW with both moments in eight bits.
-    AdamW8bit {
-        /// Decay of the first and second moment estimates.
-        betas: [f64; 2],
-        /// Added to the denominator.
-        eps: f64,
-        /// Decay of matrices and embeddings.
-        weight_decay: f64,
-    },
+    AdamW8bit(AdamWPlan),
     /// Adam; weight decay is added to the gradient.
     Adam {
         /// Decay of the first and second moment estimates.
@@ -121,54 +213,258 @@ pub enum OptimizerPlan {
         weight_decay: f64,
     },
     /// Sign of the momentum, decoupled weight decay.
-    Lion {
-        /// Interpolation of the update and decay of the momentum.
-        betas: [f64; 2],
-        /// Decay of matrices and embeddings.
-        weight_decay: f64,
-    },
+    Lion(LionPlan),
     /// Factored second moments.
     Adafactor {
         /// Decay of matrices and embeddings.
         weight_decay: f64,
     },
     /// Orthogonalised momentum for the blocks' matrices, AdamW for the rest.
-    Muon {
-        /// Momentum of the matrices.
-        momentum: f64,
-        /// Whether the momentum is Nesterov's.
-        nesterov: bool,
-        /// Decay of AdamW's moment estimates, for all other parameters.
-        betas: [f64; 2],
-        /// AdamW's epsilon, for all other parameters.
-        eps: f64,
-        /// Decay of matrices and embeddings.
-        weight_decay: f64,
+    Muon(MuonPlan),
+    /// Muon with a second moment for each output neuron, AdamW for the rest.
+    NorMuon {
+        /// Decay of the second moments.
+        neuron_beta: f64,
+        /// Muon's numbers.
+        #[serde(flatten)]
+        muon: MuonPlan,
     },
+    /// Adam in Shampoo's eigenbasis for the blocks' matrices, AdamW for the rest.
+    Soap(SoapPlan),
+    /// AdamW with a learning rate that follows the signals.
+    Velvet {
+        /// The signals and their bound.
+        velvet: VelvetPlan,
+        /// AdamW's numbers.
+        #[serde(flatten)]
+        adamw: AdamWPlan,
+    },
+}
+
+/// The numbers of AdamW. Fields that are off are left out of a record, so that it equals the record of a
+/// run from a version without them.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct AdamWPlan {
+    /// Decay of the first and second moment estimates.
+    pub betas: [f64; 2],
+    /// Added to the denominator.
+    pub eps: f64,
+    /// Decay of matrices and embeddings.
+    pub weight_decay: f64,
+    /// Whether a weight is decayed only if its update has the same sign.
+    #[serde(skip_serializing_if = "is_off")]
+    pub cautious_weight_decay: bool,
+    /// How the second of the betas rises to its value.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub beta2_warmup: Option<Ramp>,
+}
+
+/// The numbers of Lion.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct LionPlan {
+    /// Interpolation of the update and decay of the momentum.
+    pub betas: [f64; 2],
+    /// Decay of matrices and embeddings.
+    pub weight_decay: f64,
+    /// Whether a weight is decayed only if its update has the same sign.
+    #[serde(skip_serializing_if = "is_off")]
+    pub cautious_weight_decay: bool,
+}
+
+/// The numbers of Muon.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct MuonPlan {
+    /// Momentum of the matrices.
+    pub momentum: f64,
+    /// Whether the momentum is Nesterov's.
+    pub nesterov: bool,
+    /// How the momentum rises to its value.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub momentum_warmup: Option<Ramp>,
+    /// The polynomials that make the momentum orthogonal.
+    #[serde(skip_serializing_if = "NewtonSchulz::is_default")]
+    pub newton_schulz: NewtonSchulz,
+    /// AdamW's numbers, for all other parameters. The weight decay is the matrices' too.
+    #[serde(flatten)]
+    pub adamw: AdamWPlan,
+}
+
+/// The numbers of SOAP.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct SoapPlan {
+    /// Decay of the means of G Gᵀ and Gᵀ G.
+    pub shampoo_beta: f64,
+    /// Updates from one change of the bases to the next.
+    pub precondition_frequency: u64,
+    /// Longer sides are not turned.
+    pub max_precondition_dim: usize,
+    /// The numbers of Adam in the eigenbasis, and of AdamW for all other parameters.
+    #[serde(flatten)]
+    pub adamw: AdamWPlan,
+}
+
+/// The signals of Velvet.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct VelvetPlan {
+    /// The signals, each once; none = AdamW.
+    pub signals: Vec<VelvetSignal>,
+    /// The largest factor of the learning rate, and the inverse of the smallest.
+    pub bound: f64,
+    /// Decay of the signals' running means.
+    pub smoothing: f64,
+}
+
+/// A number that rises in a straight line to its value.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Ramp {
+    /// The number in the first update.
+    pub start: f64,
+    /// Updates before it has its value.
+    pub steps: u64,
+}
+
+fn is_off(switch: &bool) -> bool {
+    !switch
+}
+
+impl NewtonSchulz {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl AdamWPlan {
+    /// AdamW without cautious decay and without warm-up of its numbers.
+    pub fn new(betas: [f64; 2], eps: f64, weight_decay: f64) -> Self {
+        Self {
+            betas,
+            eps,
+            weight_decay,
+            cautious_weight_decay: false,
+            beta2_warmup: None,
+        }
+    }
+}
+
+impl LionPlan {
+    /// Lion without cautious decay.
+    pub fn new(betas: [f64; 2], weight_decay: f64) -> Self {
+        Self {
+            betas,
+            weight_decay,
+            cautious_weight_decay: false,
+        }
+    }
+}
+
+impl MuonPlan {
+    /// Muon as Jordan et al. (2024) have it, with Nesterov's momentum.
+    pub fn new(momentum: f64, adamw: AdamWPlan) -> Self {
+        Self {
+            momentum,
+            nesterov: true,
+            momentum_warmup: None,
+            newton_schulz: NewtonSchulz::Quintic,
+            adamw,
+        }
+    }
+}
+
+impl SoapPlan {
+    /// SOAP with the settings of its authors' code.
+    pub fn new(adamw: AdamWPlan) -> Self {
+        Self {
+            shampoo_beta: adamw.betas[1],
+            precondition_frequency: 10,
+            max_precondition_dim: 10_000,
+            adamw,
+        }
+    }
+}
+
+impl Default for VelvetPlan {
+    fn default() -> Self {
+        Self {
+            signals: vec![VelvetSignal::Loss, VelvetSignal::GradientNorm],
+            bound: 1.25,
+            smoothing: 0.95,
+        }
+    }
 }
 
 impl OptimizerPlan {
     /// The rule's name in a configuration.
     pub fn name(&self) -> String {
         let variant = format!("{self:?}");
-        let name = variant.split_whitespace().next();
+        let name = variant.split([' ', '(', '{']).next();
         name.unwrap_or_default().to_lowercase()
     }
 }
 
 /// The keys that some rules use and others ignore, each with a test for whether it is set.
-const KEYS: [(&str, IsSet); 4] = [
+const KEYS: [(&str, IsSet); 17] = [
     ("betas", |keys| keys.betas.is_some()),
+    ("beta2_warmup_steps", |keys| {
+        keys.beta2_warmup_steps.is_some()
+    }),
+    ("beta2_start", |keys| keys.beta2_start.is_some()),
     ("eps", |keys| keys.eps.is_some()),
+    ("cautious_weight_decay", |keys| {
+        keys.cautious_weight_decay.is_some()
+    }),
     ("momentum", |keys| keys.momentum.is_some()),
+    ("momentum_warmup_steps", |keys| {
+        keys.momentum_warmup_steps.is_some()
+    }),
+    ("momentum_start", |keys| keys.momentum_start.is_some()),
     ("nesterov", |keys| keys.nesterov.is_some()),
+    ("newton_schulz", |keys| keys.newton_schulz.is_some()),
+    ("neuron_beta", |keys| keys.neuron_beta.is_some()),
+    ("shampoo_beta", |keys| keys.shampoo_beta.is_some()),
+    ("precondition_frequency", |keys| {
+        keys.precondition_frequency.is_some()
+    }),
+    ("max_precondition_dim", |keys| {
+        keys.max_precondition_dim.is_some()
+    }),
+    ("velvet_signals", |keys| keys.velvet_signals.is_some()),
+    ("velvet_bound", |keys| keys.velvet_bound.is_some()),
+    ("velvet_smoothing", |keys| keys.velvet_smoothing.is_some()),
 ];
 
 type IsSet = fn(&OptimizerConfig) -> bool;
 
+/// The keys of AdamW.
+const ADAMW: &[&str] = &[
+    "betas",
+    "beta2_warmup_steps",
+    "beta2_start",
+    "eps",
+    "cautious_weight_decay",
+];
+
+/// The keys of Muon's own half.
+const MUON: &[&str] = &[
+    "momentum",
+    "momentum_warmup_steps",
+    "momentum_start",
+    "nesterov",
+    "newton_schulz",
+];
+
+/// The keys of SOAP's own half.
+const SOAP: &[&str] = &[
+    "shampoo_beta",
+    "precondition_frequency",
+    "max_precondition_dim",
+];
+
+/// The keys of Velvet's signals.
+const VELVET: &[&str] = &["velvet_signals", "velvet_bound", "velvet_smoothing"];
+
 impl OptimizerName {
     /// Every rule, in the order in which error messages list them.
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 10] = [
         Self::Adamw,
         Self::Adamw8bit,
         Self::Adam,
@@ -176,57 +472,64 @@ impl OptimizerName {
         Self::Lion,
         Self::Adafactor,
         Self::Muon,
+        Self::NorMuon,
+        Self::Soap,
+        Self::Velvet,
     ];
+
+    /// The keys that the rule uses, in groups.
+    fn keys(self) -> &'static [&'static [&'static str]] {
+        match self {
+            Self::Adamw | Self::Adamw8bit => &[ADAMW],
+            Self::Adam => &[&["betas", "eps"]],
+            Self::Sgd => &[&["momentum", "nesterov"]],
+            Self::Lion => &[&["betas", "cautious_weight_decay"]],
+            Self::Adafactor => &[],
+            Self::Muon => &[ADAMW, MUON],
+            Self::NorMuon => &[ADAMW, MUON, &["neuron_beta"]],
+            Self::Soap => &[ADAMW, SOAP],
+            Self::Velvet => &[ADAMW, VELVET],
+        }
+    }
 
     /// The rule with its parameters. Keys that the rule uses get their defaults if they are absent;
     /// the other keys are left unchanged.
     fn plan(self, keys: &mut OptimizerConfig) -> OptimizerPlan {
         let weight_decay = keys.weight_decay;
-        let mut betas = |default| *keys.betas.get_or_insert(default);
-        let mut eps = |default| *keys.eps.get_or_insert(default);
-        let mut momentum = |default| *keys.momentum.get_or_insert(default);
-        let mut nesterov = |default| *keys.nesterov.get_or_insert(default);
         match self {
-            Self::Adamw => OptimizerPlan::AdamW {
-                betas: betas([0.9, 0.95]),
-                eps: eps(1e-8),
-                weight_decay,
-            },
-            Self::Adamw8bit => OptimizerPlan::AdamW8bit {
-                betas: betas([0.9, 0.95]),
-                eps: eps(1e-8),
-                weight_decay,
-            },
+            Self::Adamw => OptimizerPlan::AdamW(keys.adamw([0.9, 0.95])),
+            Self::Adamw8bit => OptimizerPlan::AdamW8bit(keys.adamw([0.9, 0.95])),
             Self::Adam => OptimizerPlan::Adam {
-                betas: betas([0.9, 0.95]),
-                eps: eps(1e-8),
+                betas: *keys.betas.get_or_insert([0.9, 0.95]),
+                eps: *keys.eps.get_or_insert(1e-8),
                 weight_decay,
             },
             Self::Sgd => OptimizerPlan::Sgd {
-                momentum: momentum(0.9),
-                nesterov: nesterov(false),
+                momentum: *keys.momentum.get_or_insert(0.9),
+                nesterov: *keys.nesterov.get_or_insert(false),
                 weight_decay,
             },
-            Self::Lion => OptimizerPlan::Lion {
-                betas: betas([0.9, 0.99]),
+            Self::Lion => OptimizerPlan::Lion(LionPlan {
+                betas: *keys.betas.get_or_insert([0.9, 0.99]),
                 weight_decay,
-            },
+                cautious_weight_decay: *keys.cautious_weight_decay.get_or_insert(false),
+            }),
             Self::Adafactor => OptimizerPlan::Adafactor { weight_decay },
-            Self::Muon => OptimizerPlan::Muon {
-                momentum: momentum(0.95),
-                nesterov: nesterov(true),
-                betas: betas([0.9, 0.95]),
-                eps: eps(1e-8),
-                weight_decay,
+            Self::Muon => OptimizerPlan::Muon(keys.muon()),
+            Self::NorMuon => OptimizerPlan::NorMuon {
+                neuron_beta: *keys.neuron_beta.get_or_insert(0.95),
+                muon: keys.muon(),
+            },
+            Self::Soap => OptimizerPlan::Soap(keys.soap()),
+            Self::Velvet => OptimizerPlan::Velvet {
+                velvet: keys.velvet(),
+                adamw: keys.adamw([0.9, 0.95]),
             },
         }
     }
 
-    /// Whether the rule uses a key. If it does, its plan gives the key a default.
-    fn takes(self, is_set: IsSet) -> bool {
-        let mut keys = OptimizerConfig::default();
-        self.plan(&mut keys);
-        is_set(&keys)
+    fn takes(self, key: &str) -> bool {
+        self.keys().iter().any(|group| group.contains(&key))
     }
 
     /// Whether `key` has a meaning for the rule.
@@ -241,12 +544,69 @@ impl OptimizerName {
     }
 }
 
+impl OptimizerConfig {
+    fn adamw(&mut self, betas: [f64; 2]) -> AdamWPlan {
+        let steps = *self.beta2_warmup_steps.get_or_insert(0);
+        AdamWPlan {
+            betas: *self.betas.get_or_insert(betas),
+            eps: *self.eps.get_or_insert(1e-8),
+            weight_decay: self.weight_decay,
+            cautious_weight_decay: *self.cautious_weight_decay.get_or_insert(false),
+            beta2_warmup: Ramp::new(self.beta2_start, steps),
+        }
+    }
+
+    fn muon(&mut self) -> MuonPlan {
+        let steps = *self.momentum_warmup_steps.get_or_insert(0);
+        MuonPlan {
+            momentum: *self.momentum.get_or_insert(0.95),
+            nesterov: *self.nesterov.get_or_insert(true),
+            momentum_warmup: Ramp::new(self.momentum_start, steps),
+            newton_schulz: *self.newton_schulz.get_or_insert_default(),
+            adamw: self.adamw([0.9, 0.95]),
+        }
+    }
+}
+
+impl OptimizerConfig {
+    fn soap(&mut self) -> SoapPlan {
+        let default = SoapPlan::new(self.adamw([0.95, 0.95]));
+        SoapPlan {
+            shampoo_beta: *self.shampoo_beta.get_or_insert(default.shampoo_beta),
+            precondition_frequency: *self
+                .precondition_frequency
+                .get_or_insert(default.precondition_frequency),
+            max_precondition_dim: *self
+                .max_precondition_dim
+                .get_or_insert(default.max_precondition_dim),
+            ..default
+        }
+    }
+
+    fn velvet(&mut self) -> VelvetPlan {
+        let default = VelvetPlan::default();
+        VelvetPlan {
+            signals: self.velvet_signals.get_or_insert(default.signals).clone(),
+            bound: *self.velvet_bound.get_or_insert(default.bound),
+            smoothing: *self.velvet_smoothing.get_or_insert(default.smoothing),
+        }
+    }
+}
+
+impl Ramp {
+    /// None without steps. A start that is missing is refused beforehand.
+    fn new(start: Option<f64>, steps: u64) -> Option<Self> {
+        let start = start.filter(|_| steps > 0)?;
+        Some(Self { start, steps })
+    }
+}
+
 impl Checks<'_> {
     pub(super) fn optimizer(&mut self, optimizer: &mut OptimizerConfig) -> OptimizerPlan {
         let name = optimizer.name;
         for (key, is_set) in KEYS {
-            if is_set(optimizer) && !name.takes(is_set) {
-                let takers = OptimizerName::ALL.iter().filter(|rule| rule.takes(is_set));
+            if is_set(optimizer) && !name.takes(key) {
+                let takers = OptimizerName::ALL.iter().filter(|rule| rule.takes(key));
                 let takers: Vec<String> = takers.map(|rule| rule.key()).collect();
                 let path = format!("optimizer.{key}");
                 self.refuse(
@@ -258,15 +618,87 @@ impl Checks<'_> {
         }
         let plan = name.plan(optimizer);
         self.nesterov(&plan);
+        self.velvet_signals(&plan);
+        if name.takes("momentum_start") {
+            let [steps, start] = [
+                "optimizer.momentum_warmup_steps",
+                "optimizer.momentum_start",
+            ];
+            let end = ("optimizer.momentum", optimizer.momentum);
+            let ramp = (optimizer.momentum_warmup_steps, optimizer.momentum_start);
+            self.ramp([steps, start], ramp, end);
+        }
+        if name.takes("beta2_start") {
+            let [steps, start] = ["optimizer.beta2_warmup_steps", "optimizer.beta2_start"];
+            let end = ("optimizer.betas", optimizer.betas.map(|betas| betas[1]));
+            let ramp = (optimizer.beta2_warmup_steps, optimizer.beta2_start);
+            self.ramp([steps, start], ramp, end);
+        }
         plan
+    }
+
+    /// Checks a number's warm-up: steps and start belong together, and the start is below the end.
+    fn ramp(
+        &mut self,
+        [steps_key, start_key]: [&str; 2],
+        (steps, start): (Option<u64>, Option<f64>),
+        (end_key, end): (&str, Option<f64>),
+    ) {
+        let name = |key: &str| key.trim_start_matches("optimizer.").to_string();
+        match (steps.unwrap_or(0), start, end) {
+            (0, Some(_), _) => self.refuse(
+                &[start_key, steps_key],
+                format!("{} without steps to rise in", self.describe(start_key)),
+                &format!("set {} above 0, or remove it", name(steps_key)),
+            ),
+            (1.., None, _) => self.refuse(
+                &[steps_key],
+                format!("{} without a value to start from", self.describe(steps_key)),
+                &format!("set {}", name(start_key)),
+            ),
+            (1.., Some(start), Some(end)) if start >= end => self.refuse(
+                &[start_key, end_key],
+                format!(
+                    "{} is {start}, and the value it rises to is {end}",
+                    self.describe(start_key)
+                ),
+                &format!("a {} below {end}", name(start_key)),
+            ),
+            _ => {}
+        }
+    }
+
+    fn velvet_signals(&mut self, plan: &OptimizerPlan) {
+        let OptimizerPlan::Velvet { velvet, .. } = plan else {
+            return;
+        };
+        let mut signals = velvet.signals.clone();
+        signals.sort();
+        signals.dedup();
+        if signals.len() < velvet.signals.len() {
+            self.refuse(
+                &["optimizer.velvet_signals"],
+                format!(
+                    "{} has a signal twice",
+                    self.describe("optimizer.velvet_signals")
+                ),
+                "list each signal once",
+            );
+        }
     }
 
     fn nesterov(&mut self, plan: &OptimizerPlan) {
         let (OptimizerPlan::Sgd {
             momentum, nesterov, ..
         }
-        | OptimizerPlan::Muon {
+        | OptimizerPlan::Muon(MuonPlan {
             momentum, nesterov, ..
+        })
+        | OptimizerPlan::NorMuon {
+            muon: MuonPlan {
+                momentum, nesterov, ..
+            },
+            ..
         }) = plan
         else {
             return;
@@ -295,5 +727,19 @@ mod tests {
         let names = variants.iter().map(|variant| variant["const"].as_str());
         let names: Vec<&str> = names.map(Option::unwrap).collect();
         assert_eq!(OptimizerName::ALL.map(OptimizerName::key).to_vec(), names);
+    }
+
+    #[test]
+    fn a_plan_gives_defaults_to_keys_of_its_rule_alone() {
+        for name in OptimizerName::ALL {
+            let mut keys = OptimizerConfig::default();
+            let plan = name.plan(&mut keys);
+            assert_eq!(plan.name(), name.key());
+            for (key, is_set) in KEYS {
+                // The start of a warm-up has no default.
+                let is_expected = name.takes(key) && !key.ends_with("_start");
+                assert_eq!(is_set(&keys), is_expected, "{name:?} {key}");
+            }
+        }
     }
 }

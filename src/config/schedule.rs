@@ -25,7 +25,7 @@ pub struct LrSchedulerConfig {
     #[schemars(range(min = 0.0, max = 1.0), extend("examples" = [0.1], "x-aliases" = ["litgpt: lr_warmup_fraction"]))]
     pub warmup_ratio: Option<f64>,
     /// Learning rate at the last step, as a share of the peak.
-    /// Ignored by constant and inverse_sqrt, which therefore refuse it.
+    /// Ignored by constant, linear_to_zero and inverse_sqrt, which therefore refuse it.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0, max = 1.0), extend("x-aliases" = ["axolotl: cosine_min_lr_ratio", "nanoGPT: min_lr", "lr_end"]))]
     pub min_lr_ratio: Option<f64>,
@@ -64,6 +64,9 @@ pub enum SchedulerName {
     Constant,
     /// A straight line to min_lr_ratio.
     Linear,
+    /// A straight line that reaches 0 after the last step, so that the last step still learns (Bergsma et al.,
+    /// 2025).
+    LinearToZero,
     /// Half a cosine to min_lr_ratio.
     Cosine,
     /// Warm-up, stable, decay: the peak, then a decay over the last decay_ratio of the run.
@@ -116,6 +119,8 @@ pub enum Decay {
     Constant,
     /// A straight line.
     Linear,
+    /// A straight line that reaches 0 after the last step.
+    LinearToZero,
     /// Half a cosine.
     Cosine,
     /// The peak, then a decay at the end.
@@ -148,9 +153,10 @@ type IsSet = fn(&LrSchedulerConfig) -> bool;
 
 impl SchedulerName {
     /// Every schedule, in the order in which error messages list them.
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Constant,
         Self::Linear,
+        Self::LinearToZero,
         Self::Cosine,
         Self::Wsd,
         Self::Polynomial,
@@ -162,6 +168,7 @@ impl SchedulerName {
         match self {
             Self::Constant => "constant",
             Self::Linear => "linear",
+            Self::LinearToZero => "linear_to_zero",
             Self::Cosine => "cosine",
             Self::Wsd => "wsd",
             Self::Polynomial => "polynomial",
@@ -176,6 +183,7 @@ impl SchedulerName {
         match self {
             Self::Constant => (Decay::Constant, 0.0),
             Self::InverseSqrt => (Decay::InverseSqrt, 0.0),
+            Self::LinearToZero => (Decay::LinearToZero, 0.0),
             Self::Linear => (Decay::Linear, min_lr_ratio()),
             Self::Cosine => (Decay::Cosine, min_lr_ratio()),
             Self::Wsd => {

@@ -100,7 +100,7 @@ pub fn weight_of(objective: &dyn Objective, batches: &[Batch]) -> f64 {
 ///
 /// ```
 /// use burn::tensor::Device;
-/// use firebrick::config::{OptimizerPlan, Preset};
+/// use firebrick::config::{LionPlan, OptimizerPlan, Preset};
 /// use firebrick::data::Batch;
 /// use firebrick::model::{Decoder, DecoderSpec};
 /// use firebrick::objective::backward;
@@ -113,7 +113,7 @@ pub fn weight_of(objective: &dyn Objective, batches: &[Batch]) -> f64 {
 ///     bos_token_id: None,
 /// };
 /// let mut model = Decoder::new(&spec, 42, &Device::flex().autodiff())?;
-/// let mut optimizer = Optimizer::new(&OptimizerPlan::Lion { betas: [0.9, 0.99], weight_decay: 0.1 });
+/// let mut optimizer = Optimizer::new(&OptimizerPlan::Lion(LionPlan::new([0.9, 0.99], 0.1)));
 /// let batches = [Batch::of_row(&[1, 2, 3, 1, 2, 3]), Batch::of_row(&[3, 1, 2, 3])];
 /// let before = backward(&model, &batches)?;
 /// assert_eq!(before.weight, 8.0);

@@ -5,10 +5,11 @@ use firebrick_kernels::difference::adam::Arithmetic;
 
 use super::applied::Adam;
 use super::burn_rule::{BurnRule, BurnState, StateSize, decay};
+use super::ramp::Ramped;
 use super::rules::Rules;
 
-/// The state of Adam and AdamW: running means of the gradient and of its square.
-pub(super) const STATE: BurnState = BurnState {
+/// The same state as AdamW's: running means of the gradient and of its square.
+const STATE: BurnState = BurnState {
     family: "adam",
     tensors: &[
         ("momentum.moment_1", StateSize::Full),
@@ -30,7 +31,8 @@ fn rule(betas: [f64; 2], eps: f64, weight_decay: f64) -> BurnRule {
         .with_weight_decay(decay(weight_decay));
     BurnRule::new(optimizer.build(), STATE).with_adam(Adam {
         arithmetic: Arithmetic::Adam,
-        betas,
+        beta_1: betas[0],
+        beta_2: Ramped::new(f64::from(betas[1]), None),
         eps,
         // The decay is already part of the gradient, and so of the moments.
         weight_decay: 0.0,

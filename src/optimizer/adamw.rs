@@ -1,29 +1,148 @@
 //! AdamW (Loshchilov and Hutter, 2019): Adam with decoupled weight decay of matrices.
+//!
+//! The operations and their order are those of burn 0.22's AdamW, so that runs of earlier versions go on bit for
+//! bit; the rule is ours because burn's has no warm-up of the second beta, and its cautious decay asks the
+//! first moment instead of the update.
 
-use burn::optim::AdamWConfig;
+use burn::tensor::{DType, Tensor};
 use firebrick_kernels::difference::adam::Arithmetic;
 
-use super::adam::STATE;
 use super::applied::Adam;
-use super::burn_rule::BurnRule;
+use super::decay::Decay;
+use super::ramp::Ramped;
+use super::rule::{StateLayout, StateTensor};
 use super::rules::Rules;
+use super::tensor_rule::{Own, TensorRule, TensorState};
+use crate::config::AdamWPlan;
 
-pub(super) fn rules(betas: [f64; 2], eps: f64, weight_decay: f64) -> Rules {
-    Rules::uniform(rule(betas, eps, weight_decay), rule(betas, eps, 0.0))
+pub(super) const MOMENT_1: &str = "momentum.moment_1";
+pub(super) const MOMENT_2: &str = "momentum.moment_2";
+
+pub(super) fn rules(plan: &AdamWPlan) -> Rules {
+    let decay = Decay::new(plan.weight_decay, plan.cautious_weight_decay);
+    Rules::uniform(
+        Own(AdamW::new(plan, decay)),
+        Own(AdamW::new(plan, Decay::NONE)),
+    )
 }
 
-pub(super) fn rule(betas: [f64; 2], eps: f64, weight_decay: f64) -> BurnRule {
-    let (betas, eps) = (betas.map(|beta| beta as f32), eps as f32);
-    let weight_decay = weight_decay as f32;
-    let optimizer = AdamWConfig::new()
-        .with_beta_1(betas[0])
-        .with_beta_2(betas[1])
-        .with_epsilon(eps)
-        .with_weight_decay(weight_decay);
-    BurnRule::new(optimizer.build(), STATE).with_adam(Adam {
-        arithmetic: Arithmetic::AdamW,
-        betas,
-        eps,
-        weight_decay,
-    })
+/// The rule with its parameters.
+#[derive(Debug, Clone)]
+pub(super) struct AdamW {
+    beta_1: f32,
+    beta_2: Ramped,
+    eps: f32,
+    decay: Decay,
+}
+
+impl AdamW {
+    fn new(plan: &AdamWPlan, decay: Decay) -> Self {
+        Self {
+            beta_1: plan.betas[0] as f32,
+            beta_2: Ramped::new(plan.betas[1], plan.beta2_warmup),
+            eps: plan.eps as f32,
+            decay,
+        }
+    }
+}
+
+/// A running mean after one more value: `decay` times the mean so far and the rest of `value`.
+pub(super) fn averaged<const D: usize>(
+    mean: Option<Tensor<D>>,
+    decay: f32,
+    value: Tensor<D>,
+) -> Tensor<D> {
+    let value = value.mul_scalar(1.0 - decay);
+    match mean {
+        Some(mean) => mean.mul_scalar(decay).add(value),
+        None => value,
+    }
+}
+
+impl TensorRule for AdamW {
+    /// Adam keeps the same moments.
+    fn family(&self) -> &'static str {
+        "adam"
+    }
+
+    fn layout(&self, dims: &[usize]) -> StateLayout {
+        let tensors = [MOMENT_1, MOMENT_2].map(|name| StateTensor {
+            name,
+            dtype: DType::F32,
+            dims: dims.to_vec(),
+        });
+        StateLayout {
+            tensors: tensors.into(),
+            scalars: &["momentum.time"],
+        }
+    }
+
+    fn update<const D: usize>(
+        &self,
+        learning_rate: f64,
+        value: Tensor<D>,
+        gradient: Tensor<D>,
+        state: &mut TensorState,
+    ) -> Tensor<D> {
+        let time = state.updates;
+        let (beta_1, beta_2) = (self.beta_1, self.beta_2.at(time));
+        let mean = averaged(state.take(MOMENT_1), beta_1, gradient.clone());
+        let mean = state.put(MOMENT_1, mean);
+        let squares = averaged(state.take(MOMENT_2), beta_2, gradient.square());
+        let squares = state.put(MOMENT_2, squares);
+        let power = i32::try_from(time).unwrap_or(i32::MAX);
+        let mean = mean.div_scalar(1.0 - beta_1.powi(power));
+        let squares = squares.div_scalar(self.beta_2.correction(time));
+        let update = mean.div(squares.sqrt().add_scalar(self.eps));
+        let value = self.decay.decayed(learning_rate, value, &update);
+        value - update.mul_scalar(learning_rate)
+    }
+
+    fn adam(&self) -> Option<Adam> {
+        Some(Adam {
+            arithmetic: Arithmetic::AdamW,
+            beta_1: self.beta_1,
+            beta_2: self.beta_2.clone(),
+            eps: self.eps,
+            weight_decay: self.decay.weight_decay,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::optim::{AdamWConfig, DynOptimizer, DynState};
+    use burn::tensor::{Device, Distribution};
+
+    use super::*;
+    use crate::optimizer::rule::{RuleState, UpdateRule};
+
+    #[test]
+    fn the_steps_are_burns_bit_for_bit() {
+        let plan = AdamWPlan::new([0.9, 0.95], 1e-8, 0.1);
+        let decay = Decay::new(plan.weight_decay, false);
+        let ours = Own(AdamW::new(&plan, decay));
+        let burns = AdamWConfig::new()
+            .with_beta_1(0.9)
+            .with_beta_2(0.95)
+            .with_epsilon(1e-8)
+            .with_weight_decay(0.1)
+            .build();
+        let device = Device::flex();
+        let random = || Tensor::<2>::random([13, 7], Distribution::Default, &device);
+        let mut values = [random(), random()];
+        values[1] = values[0].clone();
+        let (mut own, mut other): (Option<RuleState>, Option<DynState>) = (None, None);
+        for step in 0..12 {
+            let rate = 1e-2 / f64::from(step + 1);
+            let gradient = random() - 0.5;
+            let [a, b] = values.clone().map(Tensor::into_bridge);
+            let a = ours.step(2, rate, a, gradient.clone().into_bridge(), own.take());
+            let b = burns.step_dyn(2, rate, b, gradient.into_bridge(), other.take());
+            (own, other) = (a.1, b.1);
+            values = [a.0, b.0].map(Tensor::from_bridge);
+            let [a, b] = values.clone().map(Tensor::into_data);
+            assert_eq!(a, b, "{step}");
+        }
+    }
 }

@@ -19,29 +19,36 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use firebrick_kernels::dynamic::{BLOCK, Dynamic8, DynamicMap};
 use rayon::prelude::*;
 
+use super::decay::Decay;
+use super::ramp::Ramped;
 use super::rule::{RuleState, SavedState, StateLayout, StateTensor, UpdateRule};
 use super::rules::Rules;
+use super::tensor_rule::on_device;
 use super::{OptimizerState, StateScalar};
+use crate::config::AdamWPlan;
 use crate::model::Tensors;
 
 /// Tensors with at least this many weights keep their moments in eight bits.
 const SMALLEST: usize = 4096;
 
-pub(super) fn rules(betas: [f64; 2], eps: f64, weight_decay: f64) -> Rules {
-    let rule = |weight_decay: f64| AdamW8bit {
-        betas: betas.map(|beta| beta as f32),
-        eps: eps as f32,
-        weight_decay: weight_decay as f32,
+pub(super) fn rules(plan: &AdamWPlan) -> Rules {
+    let rule = |decay| AdamW8bit {
+        beta_1: plan.betas[0] as f32,
+        beta_2: Ramped::new(plan.betas[1], plan.beta2_warmup),
+        eps: plan.eps as f32,
+        decay,
     };
-    Rules::uniform(rule(weight_decay), rule(0.0))
+    let decay = Decay::new(plan.weight_decay, plan.cautious_weight_decay);
+    Rules::uniform(rule(decay), rule(Decay::NONE))
 }
 
 /// The rule with its parameters.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct AdamW8bit {
-    betas: [f32; 2],
+    beta_1: f32,
+    beta_2: Ramped,
     eps: f32,
-    weight_decay: f32,
+    decay: Decay,
 }
 
 /// The moments of one parameter.
@@ -74,7 +81,9 @@ fn maps() -> [&'static DynamicMap; 2] {
 
 /// The factors of one update.
 struct Factors {
-    rule: AdamW8bit,
+    betas: [f32; 2],
+    eps: f32,
+    decay: Decay,
     learning_rate: f32,
     /// 1 - beta^t of both moments.
     corrections: [f32; 2],
@@ -84,12 +93,19 @@ impl Factors {
     /// One weight and its moments.
     #[inline(always)]
     fn update(&self, weight: &mut f32, gradient: f32, first: &mut f32, second: &mut f32) {
-        let [beta1, beta2] = self.rule.betas;
+        let [beta1, beta2] = self.betas;
         *first = beta1 * *first + (1.0 - beta1) * gradient;
         *second = beta2 * *second + (1.0 - beta2) * gradient * gradient;
         let mean = *first / self.corrections[0];
-        let spread = (*second / self.corrections[1]).sqrt() + self.rule.eps;
-        *weight -= self.learning_rate * (mean / spread + self.rule.weight_decay * *weight);
+        let spread = (*second / self.corrections[1]).sqrt() + self.eps;
+        let update = mean / spread;
+        let is_opposed = self.decay.is_cautious && update * *weight < 0.0;
+        let decay = if is_opposed {
+            0.0
+        } else {
+            self.decay.weight_decay
+        };
+        *weight -= self.learning_rate * (update + decay * *weight);
     }
 }
 
@@ -98,13 +114,22 @@ impl AdamW8bit {
     fn update(&self, learning_rate: f64, weights: &mut [f32], gradient: &[f32], state: &mut State) {
         state.updates += 1;
         let power = i32::try_from(state.updates).unwrap_or(i32::MAX);
+        // In f64: 1 - 0.999 has lost four digits in f32.
+        let constant = |beta: f32| (1.0 - f64::from(beta).powi(power)) as f32;
+        let beta_2 = self.beta_2.at(state.updates);
         let factors = Factors {
-            rule: *self,
+            betas: [self.beta_1, beta_2],
+            eps: self.eps,
+            decay: self.decay,
             learning_rate: learning_rate as f32,
-            // In f64: 1 - 0.999 has lost four digits in f32.
-            corrections: self
-                .betas
-                .map(|beta| (1.0 - f64::from(beta).powi(power)) as f32),
+            corrections: [
+                constant(self.beta_1),
+                if self.beta_2.is_constant() {
+                    constant(beta_2)
+                } else {
+                    self.beta_2.correction(state.updates)
+                },
+            ],
         };
         match &mut state.moments {
             Moments::Exact([first, second]) => {
@@ -298,19 +323,6 @@ fn values(data: TensorData) -> Vec<f32> {
         .unwrap_or_else(|error| unreachable!("f32: {error:?}"))
 }
 
-/// Makes a tensor of the same rank as its data.
-fn on_device(data: TensorData, device: &Device) -> BridgeTensor {
-    match data.shape().num_dims() {
-        1 => Tensor::<1>::from_data(data, device).into_bridge(),
-        2 => Tensor::<2>::from_data(data, device).into_bridge(),
-        3 => Tensor::<3>::from_data(data, device).into_bridge(),
-        4 => Tensor::<4>::from_data(data, device).into_bridge(),
-        // The largest rank is that of a volume convolution's kernel.
-        5 => Tensor::<5>::from_data(data, device).into_bridge(),
-        rank => unreachable!("a parameter of rank {rank}"),
-    }
-}
-
 impl State {
     fn new(weights: usize) -> Self {
         let moments = if weights < SMALLEST {
@@ -329,11 +341,14 @@ impl State {
 mod tests {
     use super::*;
 
-    const RULE: AdamW8bit = AdamW8bit {
-        betas: [0.9, 0.95],
-        eps: 1e-8,
-        weight_decay: 0.1,
-    };
+    fn rule(weight_decay: f64) -> AdamW8bit {
+        AdamW8bit {
+            beta_1: 0.9,
+            beta_2: Ramped::new(0.95, None),
+            eps: 1e-8,
+            decay: Decay::new(weight_decay, false),
+        }
+    }
 
     #[test]
     fn q7_small_tensors_are_updated_as_the_paper_says_and_large_ones_nearly_so() {
@@ -346,7 +361,7 @@ mod tests {
                 let gradient: Vec<f32> = (0..count)
                     .map(|i| ((i * step) as f32 * 0.11).cos() * 0.2f32.powi(i as i32 % 3))
                     .collect();
-                RULE.update(1e-2, &mut found, &gradient, &mut state);
+                rule(0.1).update(1e-2, &mut found, &gradient, &mut state);
                 for ((w, [m, v]), g) in expected.iter_mut().zip(&mut moments).zip(&gradient) {
                     let g = f64::from(*g);
                     *m = 0.9 * *m + 0.1 * g;
@@ -364,7 +379,7 @@ mod tests {
             // Twenty updates of about 1e-2 each.
             let limit = if count < SMALLEST { 1e-5 } else { 1e-2 };
             assert!(mean < limit, "{count}: {mean}");
-            let bytes = RULE.state_bytes(&[count]);
+            let bytes = rule(0.1).state_bytes(&[count]);
             assert_eq!(bytes < 8 * count as u64, count >= SMALLEST);
         }
     }
@@ -373,10 +388,7 @@ mod tests {
     fn q7_no_update_is_without_bound_and_what_has_no_gradient_any_more_stays() {
         let count = SMALLEST;
         let (mut weights, mut state) = (vec![0.0; count], State::new(count));
-        let rule = AdamW8bit {
-            weight_decay: 0.0,
-            ..RULE
-        };
+        let rule = rule(0.0);
         let mut before = vec![0.0; count];
         for step in 0..200 {
             // From one to a hundred-millionth; the smallest half of each block only in the beginning.
@@ -403,14 +415,14 @@ mod tests {
             let count: usize = dims.iter().product();
             let values: Vec<f32> = (0..count).map(|i| (i as f32).sin()).collect();
             let mut state = State::new(count);
-            RULE.update(1e-2, &mut values.clone(), &values, &mut state);
-            let kept = RuleState::new(&RULE, state.clone());
+            rule(0.1).update(1e-2, &mut values.clone(), &values, &mut state);
+            let kept = RuleState::new(&rule(0.1), state.clone());
             let save = || {
                 let mut saved = OptimizerState::default();
-                RULE.save("a.b", &kept, Tensors::new(), &mut saved);
+                rule(0.1).save("a.b", &kept, Tensors::new(), &mut saved);
                 SavedState::take("a.b", &mut saved).unwrap()
             };
-            let load = |saved: SavedState| saved.load("a.b", &dims, &RULE, &device);
+            let load = |saved: SavedState| saved.load("a.b", &dims, &rule(0.1), &device);
             assert_eq!(load(save()).unwrap().inner::<State>(), &state);
             // A value that is not a number would spread through the weights.
             let mut broken = save();

@@ -3,6 +3,7 @@
 
 use firebrick_kernels::difference::adam::{AdamStep, Arithmetic};
 
+use super::ramp::Ramped;
 use super::{OptimizerState, StateScalar};
 
 /// An Adam step that a parameter has taken, with the numbers that it was computed with.
@@ -17,12 +18,13 @@ pub struct AppliedStep {
 }
 
 /// The settings of a rule that takes Adam steps.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Adam {
     pub(super) arithmetic: Arithmetic,
-    pub(super) betas: [f32; 2],
+    pub(super) beta_1: f32,
+    pub(super) beta_2: Ramped,
     pub(super) eps: f32,
-    /// Decoupled weight decay.
+    /// Decoupled weight decay. Where it is cautious, the prediction holds for the weights that are decayed.
     pub(super) weight_decay: f32,
 }
 
@@ -39,13 +41,13 @@ impl Adam {
             Some(&StateScalar::Int(time)) => time as u64,
             _ => return None,
         };
-        let [beta_1, beta_2] = self.betas;
+        let beta_1 = self.beta_1;
         let step = AdamStep {
             arithmetic: self.arithmetic,
             beta_1,
-            beta_2,
-            correction_1: 1.0 - beta_1.powi(time as i32),
-            correction_2: 1.0 - beta_2.powi(time as i32),
+            beta_2: self.beta_2.at(time),
+            correction_1: 1.0 - beta_1.powi(i32::try_from(time).unwrap_or(i32::MAX)),
+            correction_2: self.beta_2.correction(time),
             epsilon: self.eps,
             learning_rate: learning_rate as f32,
             decay: (1.0 - learning_rate * f64::from(self.weight_decay)) as f32,

@@ -135,11 +135,11 @@ impl UpdateRule for BurnRule {
         state: &OptimizerState,
         learning_rate: f64,
     ) -> Option<AppliedStep> {
-        self.adam?.applied(path, state, learning_rate)
+        self.adam.as_ref()?.applied(path, state, learning_rate)
     }
 }
 
-/// burn's weight decay, either added to the gradient or, for Muon, decoupled. 0 = none.
+/// burn's weight decay, which is added to the gradient. 0 = none.
 pub(super) fn decay(penalty: f64) -> Option<WeightDecayConfig> {
     (penalty > 0.0).then(|| WeightDecayConfig::new(penalty as f32))
 }

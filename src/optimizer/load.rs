@@ -23,6 +23,10 @@ impl Optimizer {
         state: OptimizerState,
         device: &Device,
     ) -> Result<Vec<String>, OptimizerError> {
+        let mut state = state;
+        let velvet = self.velvet.as_ref();
+        let velvet = velvet.map(|velvet| velvet.loaded(&mut state));
+        let velvet = velvet.transpose()?;
         let mut restore = Restore {
             rules: &self.rules,
             saved: state,
@@ -46,6 +50,7 @@ impl Optimizer {
         }
         let fresh = restore.fresh;
         self.states = restore.states;
+        self.velvet = velvet;
         Ok(fresh)
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! Each optimizer is one file here (`adamw.rs`, `lion.rs`, ...), which says which rule updates each
 //! parameter group, and one entry in the table of `rules.rs`. Its part of the configuration is in
-//! `config/optimizer.rs`. Most rules wrap burn's per-tensor optimizers; a rule of our own
-//! implements `UpdateRule`.
+//! `config/optimizer.rs`. A rule in tensor operations implements `TensorRule`; some wrap burn's per-tensor
+//! optimizers (`BurnRule`), and one that works on the host implements `UpdateRule` itself.
 //!
 //! burn's own `ModuleOptimizer` keys its state by random parameter ids and saves it in its own
 //! format. Ours keys state by the parameter's path, so that a checkpoint is a plain safetensors
@@ -11,7 +11,7 @@
 //! state, and a rule never continues from a state of another family.
 //!
 //! Groups: matrices and embeddings are decayed, norms and biases never. With Muon the blocks'
-//! matrices take Muon's rule and everything else AdamW's.
+//! matrices take Muon's rule and everything else AdamW's; the same holds for NorMuon and SOAP.
 
 mod adafactor;
 mod adam;
@@ -19,16 +19,26 @@ mod adamw;
 mod adamw8bit;
 mod applied;
 mod burn_rule;
+mod decay;
+mod eigenbasis;
 mod error;
+mod facts;
 mod lion;
 mod load;
 mod muon;
+mod normuon;
+mod orthogonalize;
+mod ramp;
 mod rule;
 mod rules;
 mod schedule;
 mod sgd;
+mod soap;
 mod state;
 mod take_over;
+mod tensor_rule;
+mod update;
+mod velvet;
 
 #[cfg(test)]
 mod tests;
@@ -40,20 +50,21 @@ use burn::tensor::{Device, Tensor};
 
 use crate::config::OptimizerPlan;
 pub use crate::extra::StateScalar;
-use crate::gradient::Gradient;
-use crate::model::{
-    Decoder, MapParameters, Tensors, VisitParameters, copied_from, map_parameters, visit_parameters,
-};
+use crate::model::{Decoder, Tensors, VisitParameters, copied_from, visit_parameters};
 pub use applied::AppliedStep;
 pub use error::OptimizerError;
+pub use facts::StepFacts;
 use rule::RuleState;
 use rules::Rules;
 pub use schedule::Schedule;
 pub use state::OptimizerState;
+use velvet::Velvet;
 
 /// Updates a module's parameters from their gradients.
 pub struct Optimizer {
     rules: Rules,
+    /// Velvet's signals, which act on the learning rate of all parameters.
+    velvet: Option<Velvet>,
     /// The second matrix of adapters learns at so many times the learning rate.
     lora_plus_ratio: f64,
     /// The states by parameter path; a parameter has none before its first update.
@@ -73,6 +84,7 @@ impl Optimizer {
     pub fn new(plan: &OptimizerPlan) -> Self {
         Self {
             rules: Rules::new(plan),
+            velvet: Velvet::of(plan),
             lora_plus_ratio: 1.0,
             states: BTreeMap::new(),
         }
@@ -93,16 +105,6 @@ impl Optimizer {
         } else {
             learning_rate
         }
-    }
-
-    /// One update of every parameter that has a gradient.
-    pub fn step<M: Module>(&mut self, model: M, gradient: Gradient, learning_rate: f64) -> M {
-        let mut update = Update {
-            optimizer: self,
-            gradient,
-            learning_rate,
-        };
-        map_parameters(model, &mut update)
     }
 
     /// A copy of the state on the host.
@@ -152,6 +154,9 @@ impl Optimizer {
             all.scalars.extend(saved.scalars);
             all.families.extend(saved.families);
         }
+        if let Some(velvet) = &self.velvet {
+            velvet.save(&mut all);
+        }
         all
     }
 
@@ -179,10 +184,11 @@ impl Optimizer {
                 self.steps.insert(path.to_string(), applied);
             }
         }
+        let factor = self.velvet.as_ref().map_or(1.0, Velvet::factor);
         let mut collect = Collect {
             optimizer: self,
             state,
-            learning_rate,
+            learning_rate: learning_rate * factor,
             steps: BTreeMap::new(),
         };
         visit_parameters(model, &mut collect);
@@ -207,32 +213,5 @@ impl Optimizer {
         };
         model.visit_trained(&mut count);
         count.bytes
-    }
-}
-
-struct Update<'a> {
-    optimizer: &'a mut Optimizer,
-    gradient: Gradient,
-    learning_rate: f64,
-}
-
-impl MapParameters for Update<'_> {
-    fn map<const D: usize>(&mut self, path: &str, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let Some(gradient) = self.gradient.take::<D>(path) else {
-            return param;
-        };
-        let learning_rate = self.optimizer.learning_rate(path, self.learning_rate);
-        let Optimizer { rules, states, .. } = &mut *self.optimizer;
-        let rule = rules.rule_for(path, D);
-        // Consuming the parameter leaves one owner of its memory, so that the update is in place.
-        let (id, value, mapper) = param.consume();
-        let (value, gradient) = (value.inner().into_bridge(), gradient.into_bridge());
-        let (value, state) = rule.step(D, learning_rate, value, gradient, states.remove(path));
-        let value = Tensor::<D>::from_bridge(value);
-        if let Some(state) = state {
-            states.insert(path.to_string(), state);
-        }
-        let value = Tensor::from_inner(value).require_grad();
-        Param::from_mapped_value(id, value, mapper)
     }
 }

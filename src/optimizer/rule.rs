@@ -40,6 +40,12 @@ pub(super) trait UpdateRule: Send + Sync {
     /// if a scalar is of the wrong type, or a value is one that the rule never keeps.
     fn load(&self, dims: &[usize], saved: SavedState, device: &Device) -> Option<RuleState>;
 
+    /// What of a state that a rule of any family has saved this rule can go on from; None if nothing. The result
+    /// fits the layout.
+    fn adopt(&self, dims: &[usize], saved: SavedState) -> Option<SavedState> {
+        saved.of_family(self.state_family(), &self.layout(dims))
+    }
+
     /// The Adam step that led to `state`, if the rule takes such steps and keeps both moments in
     /// f32. Delta checkpoints predict moments and weights from it.
     fn applied(
@@ -207,6 +213,37 @@ impl SavedState {
             .ok_or_else(|| OptimizerError::Unfit {
                 name: path.to_string(),
             })
+    }
+}
+
+impl SavedState {
+    /// This state, if it is of `family` and has the names of `layout`. Within a family one rule may keep what another
+    /// does not: SGD with and without momentum.
+    pub(super) fn of_family(self, family: &str, layout: &StateLayout) -> Option<Self> {
+        let mut names = self.tensors.keys().chain(self.scalars.keys());
+        let count = self.tensors.len() + self.scalars.len();
+        let is_own = self.family.as_deref() == Some(family)
+            && count == layout.tensors.len() + layout.scalars.len()
+            && names.all(|name| layout.has(name));
+        (is_own && !layout.is_empty()).then_some(self)
+    }
+
+    /// Puts the state back as that of the parameter `path`, under the name of `family`.
+    pub(super) fn put_back(self, path: &str, family: &str, state: &mut OptimizerState) {
+        let full = |name: String| format!("{path}.{name}");
+        let tensors = self.tensors.into_iter();
+        let scalars = self.scalars.into_iter();
+        state
+            .tensors
+            .extend(tensors.map(|(name, data)| (full(name), data)));
+        state
+            .scalars
+            .extend(scalars.map(|(name, value)| (full(name), value)));
+        state.families.insert(path.to_string(), family.to_string());
+    }
+
+    pub(super) fn family(&self) -> Option<&str> {
+        self.family.as_deref()
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::rule::UpdateRule;
-use super::{adafactor, adam, adamw, adamw8bit, lion, muon, sgd};
+use super::{adafactor, adam, adamw, adamw8bit, lion, muon, normuon, sgd, soap};
 use crate::config::OptimizerPlan;
 
 /// One rule per parameter group.
@@ -19,39 +19,26 @@ pub(super) struct Rules {
 impl Rules {
     /// Looks the optimizer up in the table, which has one entry for each.
     pub(super) fn new(plan: &OptimizerPlan) -> Self {
-        match *plan {
-            OptimizerPlan::AdamW {
-                betas,
-                eps,
-                weight_decay,
-            } => adamw::rules(betas, eps, weight_decay),
-            OptimizerPlan::AdamW8bit {
-                betas,
-                eps,
-                weight_decay,
-            } => adamw8bit::rules(betas, eps, weight_decay),
-            OptimizerPlan::Adam {
+        match plan {
+            OptimizerPlan::AdamW(plan) => adamw::rules(plan),
+            OptimizerPlan::AdamW8bit(plan) => adamw8bit::rules(plan),
+            &OptimizerPlan::Adam {
                 betas,
                 eps,
                 weight_decay,
             } => adam::rules(betas, eps, weight_decay),
-            OptimizerPlan::Sgd {
+            &OptimizerPlan::Sgd {
                 momentum,
                 nesterov,
                 weight_decay,
             } => sgd::rules(momentum, nesterov, weight_decay),
-            OptimizerPlan::Lion {
-                betas,
-                weight_decay,
-            } => lion::rules(betas, weight_decay),
-            OptimizerPlan::Adafactor { weight_decay } => adafactor::rules(weight_decay),
-            OptimizerPlan::Muon {
-                momentum,
-                nesterov,
-                betas,
-                eps,
-                weight_decay,
-            } => muon::rules(momentum, nesterov, betas, eps, weight_decay),
+            OptimizerPlan::Lion(plan) => lion::rules(plan),
+            &OptimizerPlan::Adafactor { weight_decay } => adafactor::rules(weight_decay),
+            OptimizerPlan::Muon(plan) => muon::rules(plan),
+            OptimizerPlan::NorMuon { neuron_beta, muon } => normuon::rules(muon, *neuron_beta),
+            OptimizerPlan::Soap(plan) => soap::rules(plan),
+            // Its signals act on the learning rate of all parameters: see `velvet.rs`.
+            OptimizerPlan::Velvet { adamw, .. } => adamw::rules(adamw),
         }
     }
 

@@ -3,6 +3,7 @@
 use burn::module::Param;
 use burn::tensor::{Device, Tensor};
 
+use super::rule::SavedState;
 use super::{Optimizer, OptimizerError, OptimizerState};
 use crate::model::{Decoder, VisitParameters};
 
@@ -14,8 +15,8 @@ impl Optimizer {
     }
 
     /// Takes over the state of another optimizer where its meaning is the same under this
-    /// optimizer's rules: Adam and AdamW keep the same moments. The state of a parameter is dropped
-    /// if the parameter is no longer trained or if its new rule is of another family. `device` is
+    /// optimizer's rules: Adam and AdamW keep the same moments, for example. The state of a parameter is
+    /// dropped if the parameter is no longer trained or if its new rule cannot go on from it. `device` is
     /// the plain one. Returns the paths of the trained parameters that begin without state.
     ///
     /// # Errors
@@ -33,7 +34,11 @@ impl Optimizer {
         };
         model.visit_trained(&mut keep);
         let kept = keep.kept;
-        self.load_state(model, kept, device)
+        let fresh = self.load_state(model, kept, device)?;
+        if let (Some(velvet), Some(before)) = (&mut self.velvet, &before.velvet) {
+            *velvet = velvet.going_on(before);
+        }
+        Ok(fresh)
     }
 }
 
@@ -47,27 +52,10 @@ struct Keep<'a> {
 impl VisitParameters for Keep<'_> {
     fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
         let rule = self.rules.rules.rule_for(path, D);
-        let family = rule.state_family();
         let dims: Vec<usize> = param.lazy_shape().iter().copied().collect();
-        // Within a family one rule may keep state and another none: SGD with and without momentum.
-        let is_kept = !rule.layout(&dims).is_empty();
-        if !is_kept || self.saved.families.get(path).map(String::as_str) != Some(family) {
-            return;
+        let saved = SavedState::take(path, &mut self.saved);
+        if let Some(kept) = saved.and_then(|saved| rule.adopt(&dims, saved)) {
+            kept.put_back(path, rule.state_family(), &mut self.kept);
         }
-        let prefix = format!("{path}.");
-        let own = |name: &String| name.starts_with(&prefix);
-        let tensors = self
-            .saved
-            .tensors
-            .extract_if(prefix.clone().., |name, _| own(name));
-        self.kept.tensors.extend(tensors);
-        let scalars = self
-            .saved
-            .scalars
-            .extract_if(prefix.clone().., |name, _| own(name));
-        self.kept.scalars.extend(scalars);
-        self.kept
-            .families
-            .insert(path.to_string(), family.to_string());
     }
 }

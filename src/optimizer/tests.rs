@@ -3,7 +3,12 @@
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
+use super::rule::SavedState;
 use super::*;
+use crate::config::{
+    AdamWPlan, LionPlan, MuonPlan, NewtonSchulz, Ramp, SoapPlan, VelvetPlan, VelvetSignal,
+};
+use crate::gradient::Gradient;
 use crate::model::{Tensors, parameters};
 
 #[derive(Module, Debug)]
@@ -53,7 +58,12 @@ fn step(optimizer: &mut Optimizer, net: Net, time: usize) -> Net {
         loss = loss + distance(&block.weight, target) + distance(&block.bias, target);
     }
     let gradient = Gradient::backward(&loss, &net);
-    optimizer.step(net, gradient, 1e-2)
+    let facts = StepFacts {
+        learning_rate: 1e-2,
+        loss: Some(loss.into_scalar::<f32>().into()),
+        grad_norm: Some(gradient.norm()),
+    };
+    optimizer.step(net, gradient, facts)
 }
 
 fn stepped(plan: &OptimizerPlan) -> (Optimizer, Net) {
@@ -64,24 +74,27 @@ fn stepped(plan: &OptimizerPlan) -> (Optimizer, Net) {
     (optimizer, net)
 }
 
-fn plans() -> [OptimizerPlan; 8] {
+fn plans() -> [OptimizerPlan; 12] {
     let (betas, eps, weight_decay) = ([0.9, 0.95], 1e-8, 0.1);
+    let adamw = AdamWPlan::new(betas, eps, weight_decay);
+    let ramp = Ramp {
+        start: 0.5,
+        steps: 4,
+    };
+    let cautious = AdamWPlan {
+        cautious_weight_decay: true,
+        beta2_warmup: Some(ramp),
+        ..adamw
+    };
+    let muon = MuonPlan::new(0.95, adamw);
     let sgd = |momentum: f64| OptimizerPlan::Sgd {
         momentum,
         nesterov: momentum > 0.0,
         weight_decay,
     };
     [
-        OptimizerPlan::AdamW {
-            betas,
-            eps,
-            weight_decay,
-        },
-        OptimizerPlan::AdamW8bit {
-            betas,
-            eps,
-            weight_decay,
-        },
+        OptimizerPlan::AdamW(AdamWPlan::new(betas, eps, weight_decay)),
+        OptimizerPlan::AdamW8bit(AdamWPlan::new(betas, eps, weight_decay)),
         OptimizerPlan::Adam {
             betas,
             eps,
@@ -89,17 +102,31 @@ fn plans() -> [OptimizerPlan; 8] {
         },
         sgd(0.9),
         sgd(0.0),
-        OptimizerPlan::Lion {
-            betas,
-            weight_decay,
-        },
+        OptimizerPlan::Lion(LionPlan::new(betas, weight_decay)),
         OptimizerPlan::Adafactor { weight_decay },
-        OptimizerPlan::Muon {
-            momentum: 0.95,
-            nesterov: true,
-            betas,
-            eps,
-            weight_decay,
+        OptimizerPlan::Muon(muon),
+        OptimizerPlan::Muon(MuonPlan {
+            momentum_warmup: Some(ramp),
+            newton_schulz: NewtonSchulz::PolarExpress,
+            adamw: cautious,
+            ..muon
+        }),
+        OptimizerPlan::NorMuon {
+            neuron_beta: 0.9,
+            muon: MuonPlan {
+                momentum_warmup: Some(ramp),
+                ..muon
+            },
+        },
+        OptimizerPlan::Soap(SoapPlan {
+            // Some sides are longer, and the bases change within the tests' steps.
+            precondition_frequency: 2,
+            max_precondition_dim: 64,
+            ..SoapPlan::new(adamw)
+        }),
+        OptimizerPlan::Velvet {
+            velvet: VelvetPlan::default(),
+            adamw: cautious,
         },
     ]
 }
@@ -173,44 +200,59 @@ fn the_bytes_of_a_state_are_known_before_there_is_one() {
     }
 }
 
+/// The names of a state, without the values that Velvet adds.
+fn names(state: &OptimizerState) -> Vec<&String> {
+    let names = state.tensors.keys().chain(state.scalars.keys());
+    names
+        .filter(|name| !name.starts_with(velvet::VELVET))
+        .collect()
+}
+
+fn is_velvet(plan: &OptimizerPlan) -> bool {
+    matches!(plan, OptimizerPlan::Velvet { .. })
+}
+
+/// Checks that a state is taken as it is; Velvet's signals may begin without one.
+fn is_taken(to: &OptimizerPlan, net: &Net, state: &dyn Fn() -> OptimizerState) {
+    let (taken, fresh) = load(to, net, state()).unwrap();
+    assert!(fresh.is_empty(), "{to:?}: {fresh:?}");
+    let (taken, state) = (taken.state(net), state());
+    assert_eq!(all_of(&taken), all_of(&state), "{to:?}");
+}
+
 #[test]
 fn no_rule_takes_the_state_of_another_family() {
     for from in plans() {
         let (optimizer, net) = stepped(&from);
+        let state = || optimizer.state(&net);
         for to in plans() {
-            let rules = (&optimizer.rules, &Rules::new(&to));
+            let family = |plan: &OptimizerPlan, path: &str, rank: usize| {
+                Rules::new(plan).rule_for(path, rank).state_family()
+            };
             // The parameters are listed in the order of the module.
-            let first_other = ["layers.0.weight", "layers.0.bias"]
+            let first_other = [("layers.0.weight", 2), ("layers.0.bias", 1)]
                 .into_iter()
-                .find(|path| {
-                    let rank = if path.ends_with("bias") { 1 } else { 2 };
-                    let family = |rules: &Rules| rules.rule_for(path, rank).state_family();
-                    family(rules.0) != family(rules.1)
-                });
-            let state = optimizer.state(&net);
-            let keeps = |plan: &OptimizerPlan| !matches!(plan, OptimizerPlan::Sgd { momentum, .. } if *momentum == 0.0);
-            match (keeps(&from), keeps(&to), first_other) {
-                (false, true, _) => {
-                    let (_, fresh) = load(&to, &net, state).unwrap();
-                    assert_eq!(fresh.len(), paths().len(), "{from:?} to {to:?}");
-                }
-                (true, false, None) => {
-                    let error = refusal(&to, &net, state).to_string();
-                    assert!(error.contains(FIRST), "{from:?} to {to:?}: {error}");
-                }
-                (_, _, None) => {
-                    let (taken, fresh) = load(&to, &net, state).unwrap();
-                    assert!(fresh.is_empty(), "{from:?} to {to:?}");
-                    let (taken, state) = (taken.state(&net), optimizer.state(&net));
-                    assert_eq!(all_of(&taken), all_of(&state), "{from:?} to {to:?}");
-                }
-                (_, _, Some(path)) => {
-                    let error = refusal(&to, &net, state);
-                    let OptimizerError::OtherRule { path: found, .. } = &error else {
-                        panic!("{from:?} to {to:?}: {error}");
-                    };
-                    assert_eq!(found, path, "{from:?} to {to:?}");
-                }
+                .find(|(path, rank)| family(&from, path, *rank) != family(&to, path, *rank));
+            let other = stepped(&to).0.state(&net);
+            let [own, new] = [names(&state()).len(), names(&other).len()];
+            if own == 0 && new > 0 {
+                let (_, fresh) = load(&to, &net, state()).unwrap();
+                assert_eq!(fresh.len(), paths().len(), "{from:?} to {to:?}");
+            } else if let Some((path, _)) = first_other.filter(|_| new > 0) {
+                let error = refusal(&to, &net, state());
+                let OptimizerError::OtherRule { path: found, .. } = &error else {
+                    panic!("{from:?} to {to:?}: {error}");
+                };
+                assert_eq!(found, path, "{from:?} to {to:?}");
+            } else if names(&state()) == names(&other) && (is_velvet(&to) || !is_velvet(&from)) {
+                is_taken(&to, &net, &state);
+            } else if names(&state()) == names(&other) {
+                let error = refusal(&to, &net, state()).to_string();
+                assert!(error.contains("velvet."), "{from:?} to {to:?}: {error}");
+            } else {
+                // A count is missing or too many, or the whole state.
+                let error = refusal(&to, &net, state()).to_string();
+                assert!(error.contains(FIRST), "{from:?} to {to:?}: {error}");
             }
         }
     }
@@ -219,11 +261,6 @@ fn no_rule_takes_the_state_of_another_family() {
 /// A checkpoint from before families were saved: only the names of tensors tell the rule.
 #[test]
 fn a_state_that_does_not_say_whose_it_is_is_told_by_its_tensors() {
-    let keeps_the_same = |a: &OptimizerPlan, b: &OptimizerPlan| {
-        use OptimizerPlan::{Adam, AdamW};
-        let adams = |plan| matches!(plan, &Adam { .. } | &AdamW { .. });
-        a == b || (adams(a) && adams(b))
-    };
     for from in plans() {
         let (optimizer, net) = stepped(&from);
         let state = || OptimizerState {
@@ -234,15 +271,19 @@ fn a_state_that_does_not_say_whose_it_is_is_told_by_its_tensors() {
             continue;
         }
         for to in plans() {
-            if keeps_the_same(&from, &to) {
-                let (taken, fresh) = load(&to, &net, state()).unwrap();
-                assert!(fresh.is_empty());
-                let taken = taken.state(&net);
-                assert_eq!(all_of(&taken), all_of(&state()), "{from:?} to {to:?}");
+            let other = stepped(&to).0.state(&net);
+            if names(&state()) == names(&other) && (is_velvet(&to) || !is_velvet(&from)) {
+                is_taken(&to, &net, &state);
                 continue;
             }
             let error = refusal(&to, &net, state());
-            let is_named = matches!(&error, OptimizerError::NotKept { name, .. } if name.starts_with("layers.0."));
+            let is_named = match &error {
+                OptimizerError::NotKept { name, .. } | OptimizerError::Incomplete { name, .. } => {
+                    name.starts_with("layers.0.")
+                }
+                OptimizerError::Unexpected { name } => name.starts_with("velvet."),
+                _ => false,
+            };
             assert!(is_named, "{from:?} to {to:?}: {error}");
         }
     }
@@ -266,6 +307,10 @@ fn a_parameter_without_any_state_starts_fresh_and_is_reported() {
         let found = parameters(&step(&mut restored, net.clone(), 3));
         for (path, data) in found {
             let expected = if path == "norm" { &first } else { &going_on };
+            // Velvet's factor goes on for all parameters.
+            if path == "norm" && is_velvet(&plan) {
+                continue;
+            }
             assert_eq!(data, expected[&path], "{plan:?} {path}");
         }
         // An empty state: all parameters begin again, and the optimizer's own state is dropped.
@@ -394,13 +439,13 @@ fn steps_of_adam_are_those_of_the_rules_that_take_them() {
         let has = |path: &str| applied.contains_key(path);
         let decay = |path: &str| applied[path].weight_decay;
         match plan {
-            OptimizerPlan::AdamW { .. } => {
+            OptimizerPlan::AdamW(_) | OptimizerPlan::Velvet { .. } => {
                 assert_eq!([FIRST, "head", "norm"].map(decay), [0.1, 0.1, 0.0]);
             }
             OptimizerPlan::Adam { .. } => {
                 assert_eq!([FIRST, "head", "norm"].map(decay), [0.0; 3]);
             }
-            OptimizerPlan::Muon { .. } => {
+            OptimizerPlan::Muon(_) | OptimizerPlan::NorMuon { .. } | OptimizerPlan::Soap(_) => {
                 assert!(!has(FIRST));
                 let others = ["head", "layers.0.bias", "norm"];
                 assert_eq!(others.map(decay), [0.1, 0.0, 0.0]);
@@ -423,5 +468,97 @@ fn moments_are_f32_or_codes_of_eight_bits() {
             };
             assert_eq!(data.dtype(), expected, "{plan:?} {name}");
         }
+    }
+}
+
+#[test]
+fn o2_velvet_without_signals_is_adamw_bit_for_bit() {
+    let adamw = AdamWPlan::new([0.9, 0.95], 1e-8, 0.1);
+    let with = |signals: Vec<VelvetSignal>| OptimizerPlan::Velvet {
+        velvet: VelvetPlan {
+            signals,
+            ..VelvetPlan::default()
+        },
+        adamw,
+    };
+    let after = |plan: &OptimizerPlan| {
+        let (mut optimizer, mut net) = stepped(plan);
+        for time in 3..12 {
+            net = step(&mut optimizer, net, time);
+        }
+        (parameters(&net), optimizer.state(&net))
+    };
+    let (weights, state) = after(&OptimizerPlan::AdamW(adamw));
+    let (found, found_state) = after(&with(Vec::new()));
+    assert_eq!(found, weights);
+    assert_eq!(all_of(&found_state), all_of(&state));
+    let (other, _) = after(&with(vec![VelvetSignal::Loss]));
+    assert_ne!(other, weights);
+}
+
+#[test]
+fn o2_weights_that_begin_at_zero_move_under_every_rule() {
+    for plan in plans() {
+        let mut net = net();
+        for block in &mut net.layers {
+            let zeros = block.weight.val().zeros_like();
+            block.weight = Param::from_tensor(zeros.detach().require_grad());
+        }
+        let mut optimizer = Optimizer::new(&plan);
+        // SOAP's first gradient takes no step.
+        for time in 0..2 {
+            net = step(&mut optimizer, net, time);
+        }
+        for block in &net.layers {
+            let largest = block.weight.val().abs().max().into_scalar::<f32>();
+            assert!(largest > 1e-4, "{plan:?}: {largest}");
+        }
+    }
+}
+
+#[test]
+fn muon_and_normuon_go_on_with_each_others_momentum() {
+    let adamw = AdamWPlan::new([0.9, 0.95], 1e-8, 0.1);
+    let muon = MuonPlan::new(0.95, adamw);
+    let ramp = Some(Ramp {
+        start: 0.5,
+        steps: 9,
+    });
+    let warmed = MuonPlan {
+        momentum_warmup: ramp,
+        ..muon
+    };
+    let neuron_beta = 0.95;
+    let plans = [
+        OptimizerPlan::Muon(muon),
+        OptimizerPlan::Muon(warmed),
+        OptimizerPlan::NorMuon { neuron_beta, muon },
+        OptimizerPlan::NorMuon {
+            neuron_beta,
+            muon: warmed,
+        },
+    ];
+    let velocity = format!("{FIRST}.momentum.velocity");
+    for from in &plans {
+        let (optimizer, net) = stepped(from);
+        for to in &plans {
+            let mut state = optimizer.state(&net);
+            let expected = state.tensors[&velocity].clone();
+            let rules = Rules::new(to);
+            let rule = rules.rule_for(FIRST, 2);
+            let saved = SavedState::take(FIRST, &mut state).unwrap();
+            let kept = rule.adopt(&[61, 71], saved).unwrap();
+            let mut all = OptimizerState::default();
+            kept.put_back(FIRST, rule.state_family(), &mut all);
+            assert_eq!(all.tensors[&velocity], expected, "{from:?} to {to:?}");
+            let kept = SavedState::take(FIRST, &mut all).unwrap();
+            let loaded = kept.load(FIRST, &[61, 71], rule, &Device::flex());
+            assert!(loaded.is_ok(), "{from:?} to {to:?}");
+        }
+        // AdamW keeps other means.
+        let mut state = optimizer.state(&net);
+        let saved = SavedState::take(FIRST, &mut state).unwrap();
+        let rules = Rules::new(&OptimizerPlan::AdamW(adamw));
+        assert!(rules.rule_for(FIRST, 2).adopt(&[61, 71], saved).is_none());
     }
 }

@@ -10,6 +10,7 @@ use crate::data::Batch;
 use crate::gradient::{PipelineError, StepContext};
 use crate::model::ModelError;
 use crate::objective::{Metrics, Objective, Precision, backward_part, weight_of};
+use crate::optimizer::StepFacts;
 
 /// The settings of a step.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -119,7 +120,7 @@ pub enum StepError {
 /// ```
 /// use burn::tensor::Device;
 /// use firebrick::collective::SingleProcess;
-/// use firebrick::config::{OptimizerPlan, Preset};
+/// use firebrick::config::{LionPlan, OptimizerPlan, Preset};
 /// use firebrick::data::Batch;
 /// use firebrick::model::{Decoder, DecoderSpec};
 /// use firebrick::objective::CrossEntropy;
@@ -133,7 +134,7 @@ pub enum StepError {
 ///     bos_token_id: None,
 /// };
 /// let model = Decoder::new(&spec, 42, &Device::flex().autodiff())?;
-/// let optimizer = Optimizer::new(&OptimizerPlan::Lion { betas: [0.9, 0.99], weight_decay: 0.1 });
+/// let optimizer = Optimizer::new(&OptimizerPlan::Lion(LionPlan::new([0.9, 0.99], 0.1)));
 /// let mut state = TrainState::new(model, optimizer);
 /// let batches = [Batch::of_row(&[1, 2, 3, 1, 2, 3]), Batch::of_row(&[3, 1, 2, 3])];
 /// let mut step = || {
@@ -207,9 +208,12 @@ pub fn train_step(
     if is_finite {
         let gradient = gradient.clip(grad_norm, settings.max_grad_norm);
         report.time.gradient = begun.elapsed() - backward;
-        state.change_model(|model, optimizer| {
-            optimizer.step(model, gradient, settings.learning_rate)
-        });
+        let facts = StepFacts {
+            learning_rate: settings.learning_rate,
+            loss: Some(loss),
+            grad_norm: Some(grad_norm),
+        };
+        state.change_model(|model, optimizer| optimizer.step(model, gradient, facts));
     } else {
         report.time.gradient = begun.elapsed() - backward;
     }

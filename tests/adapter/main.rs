@@ -10,7 +10,7 @@ mod training;
 use burn::module::Module;
 use burn::tensor::{Device, TensorData};
 use firebrick::config::{
-    AdapterInit, AdapterPlan, Architecture, LoraShape, OptimizerPlan, PackedLayout,
+    AdamWPlan, AdapterInit, AdapterPlan, Architecture, LoraShape, OptimizerPlan, PackedLayout,
 };
 use firebrick::data::Batch;
 use firebrick::model::{Decoder, DecoderSpec};
@@ -78,11 +78,11 @@ fn is_adapter(path: &str) -> bool {
 }
 
 fn adamw() -> Optimizer {
-    Optimizer::new(&OptimizerPlan::AdamW {
-        betas: [0.9, 0.99],
-        eps: 1e-8,
-        weight_decay: 0.01,
-    })
+    Optimizer::new(&OptimizerPlan::AdamW(AdamWPlan::new(
+        [0.9, 0.99],
+        1e-8,
+        0.01,
+    )))
 }
 
 fn trained(mut model: Decoder, batch: &Batch, steps: usize) -> Decoder {

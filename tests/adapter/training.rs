@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use firebrick::adapter::Adapter;
-use firebrick::config::{AdapterPlan, Architecture, LoraShape, OptimizerPlan};
+use firebrick::config::{AdamWPlan, AdapterPlan, Architecture, LoraShape, OptimizerPlan};
 use firebrick::data::Batch;
 use firebrick::model::{folder, parameters};
 use firebrick::objective::{CrossEntropy, Precision, backward, backward_with};
@@ -182,11 +182,11 @@ fn a3_lora_plus_is_another_learning_rate_for_b() {
         let model = trainable(&spec).adapted(&plan(&spec, LORA), 3).unwrap();
         let result = backward(&model, std::slice::from_ref(&batch)).unwrap();
         // Without decay AdamW's first update is the learning rate with a sign.
-        let mut optimizer = Optimizer::new(&OptimizerPlan::AdamW {
-            betas: [0.9, 0.99],
-            eps: 1e-12,
-            weight_decay: 0.0,
-        })
+        let mut optimizer = Optimizer::new(&OptimizerPlan::AdamW(AdamWPlan::new(
+            [0.9, 0.99],
+            1e-12,
+            0.0,
+        )))
         .with_lora_plus(ratio);
         Adapter::of(&optimizer.step(model, result.gradient, 1e-3))
     };

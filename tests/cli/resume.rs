@@ -75,6 +75,67 @@ fn r10_a_killed_run_goes_on_bit_for_bit_and_step_goes_back() {
 }
 
 #[test]
+fn o1_every_rule_goes_on_bit_for_bit_from_both_forms_of_checkpoint() {
+    let ramps = [
+        "--set",
+        "optimizer.beta2_warmup_steps=5",
+        "--set",
+        "optimizer.beta2_start=0.8",
+        "--set",
+        "optimizer.cautious_weight_decay=true",
+    ];
+    let momentum = [
+        "--set",
+        "optimizer.momentum_warmup_steps=5",
+        "--set",
+        "optimizer.momentum_start=0.8",
+    ];
+    let often = ["--set", "optimizer.precondition_frequency=2"];
+    let rules: [(&str, &[&[&str]]); 10] = [
+        ("adamw", &[&ramps]),
+        ("adamw8bit", &[&ramps]),
+        ("adam", &[]),
+        ("sgd", &[]),
+        ("lion", &[]),
+        ("adafactor", &[]),
+        ("muon", &[&ramps, &momentum]),
+        ("normuon", &[&ramps, &momentum]),
+        ("soap", &[&ramps, &often]),
+        ("velvet", &[&ramps]),
+    ];
+    for (rule, sets) in rules {
+        for format in ["full", "delta"] {
+            let bench = Bench::new();
+            let name = format!("optimizer.name={rule}");
+            let format = format!("checkpoint.format={format}");
+            let own = ["--set", &name, "--set", &format];
+            // A checkpoint of every step, so that steps are predicted.
+            let every = [
+                "--set",
+                "checkpoint.save_steps=1",
+                "--set",
+                "checkpoint.save_total_limit=0",
+            ];
+            let fixed = [&own[..], &every, &sets.concat()].concat();
+            bench.train(&[&fixed[..], &["--output-dir", "whole"]].concat());
+            let cut = [&fixed[..], &["--output-dir", "cut"]].concat();
+            bench.train(&cut);
+            for step in [5, 6] {
+                let step = format!("cut/checkpoints/step-{step:06}");
+                fs::remove_dir_all(bench.path(&step)).unwrap();
+            }
+            bench.train(&cut);
+            let [whole, again] = ["whole", "cut"].map(|run| bench.checkpoint(run, 6));
+            assert_eq!(again, whole, "{rule} {format}");
+            let [whole, again] = ["whole", "cut"].map(|run| bench.metrics(run));
+            assert_eq!(again, whole, "{rule} {format}");
+            let first = whole[0]["loss"].as_f64().unwrap();
+            assert_ne!(whole[5]["loss"].as_f64().unwrap(), first, "{rule}");
+        }
+    }
+}
+
+#[test]
 fn r10_a_finished_run_is_complete_and_a_longer_one_goes_on() {
     let bench = Bench::new();
     bench.train(&[]);

@@ -226,7 +226,51 @@ fn r1_every_contradiction_is_refused() {
             &["optimizer={name=\"sgd\", momentum=0, nesterov=true}"],
             "momentum is 0",
         ),
+        (
+            &["optimizer={name=\"sgd\", cautious_weight_decay=true}"],
+            "sgd ignores `cautious_weight_decay`",
+        ),
+        (
+            &["optimizer={name=\"adafactor\", cautious_weight_decay=true}"],
+            "adafactor ignores `cautious_weight_decay`",
+        ),
+        (
+            &["optimizer.momentum_start=0.85"],
+            "adamw ignores `momentum_start`",
+        ),
+        (
+            &["optimizer={name=\"muon\", neuron_beta=0.9}"],
+            "muon ignores `neuron_beta`",
+        ),
+        (
+            &["optimizer={name=\"muon\", momentum_start=0.85}"],
+            "`momentum_start` in [optimizer] without steps to rise in",
+        ),
+        (
+            &["optimizer={name=\"muon\", momentum_warmup_steps=9}"],
+            "`momentum_warmup_steps` in [optimizer] without a value to start from",
+        ),
+        (
+            &["optimizer={name=\"normuon\", momentum_start=0.95, momentum_warmup_steps=9}"],
+            "`momentum_start` in [optimizer] is 0.95, and the value it rises to is 0.95",
+        ),
+        (
+            &["optimizer={beta2_start=0.99, beta2_warmup_steps=9}"],
+            "`beta2_start` in [optimizer] is 0.99, and the value it rises to is 0.95",
+        ),
+        (
+            &["optimizer={name=\"soap\", beta2_start=0.9}"],
+            "`beta2_start` in [optimizer] without steps to rise in",
+        ),
+        (
+            &["optimizer={name=\"velvet\", velvet_signals=[\"loss\", \"loss\"]}"],
+            "has a signal twice",
+        ),
         // The schedule.
+        (
+            &["lr_scheduler={name=\"linear_to_zero\", min_lr_ratio=0.1}"],
+            "linear_to_zero ignores `min_lr_ratio`",
+        ),
         (
             &["lr_scheduler={warmup_steps=1, warmup_ratio=0.1}"],
             "together with `warmup_steps`",

@@ -4,8 +4,9 @@ use std::path::Path;
 
 use firebrick::cli::report::render_config;
 use firebrick::config::{
-    Config, DatasetConfig, Decay, Length, OptimizerPlan, Overlong, Plan, Preset, Sampling, Task,
-    TemplateName, TokenizerKind, TrainOn, Warmup, json_schema, load, reference_markdown, template,
+    Config, DatasetConfig, Decay, Length, LionPlan, OptimizerPlan, Overlong, Plan, Preset,
+    Sampling, Task, TemplateName, TokenizerKind, TrainOn, Warmup, json_schema, load,
+    reference_markdown, template,
 };
 use proptest::prelude::*;
 
@@ -33,10 +34,10 @@ fn r2_set_overrides_creates_appends_and_indexes() {
     assert_eq!(plan.phases[0].schedule.warmup, Warmup::Ratio(0.5));
     assert!(matches!(
         plan.phases[0].optimizer,
-        OptimizerPlan::Lion {
+        OptimizerPlan::Lion(LionPlan {
             betas: [0.9, 0.99],
             ..
-        }
+        })
     ));
     assert_eq!(
         (plan.shape.hidden_size, plan.shape.head_dim),
@@ -142,6 +143,13 @@ fn r2_running_the_resolved_config_gives_the_same_plan() {
             "lr_scheduler={name=\"inverse_sqrt\", warmup_steps=3}",
         ],
         &["optimizer.name=lion", "lr_scheduler.name=polynomial"],
+        &["optimizer.name=soap", "lr_scheduler.name=linear_to_zero"],
+        &[
+            "optimizer={name=\"normuon\", momentum_warmup_steps=9, momentum_start=0.5}",
+            "optimizer.beta2_warmup_steps=3",
+            "optimizer.beta2_start=0.25",
+        ],
+        &["optimizer={name=\"velvet\", velvet_signals=[]}"],
         &[
             "optimizer.name=adam",
             "lr_scheduler.name=constant",

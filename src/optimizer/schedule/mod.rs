@@ -5,6 +5,7 @@ mod constant;
 mod cosine;
 mod inverse_sqrt;
 mod linear;
+mod linear_to_zero;
 mod polynomial;
 mod wsd;
 
@@ -14,7 +15,7 @@ use crate::config::{Decay, Warmup};
 /// optimizer step.
 ///
 /// Warm-up rises in equal steps and reaches the peak at step `warmup`; decay ends exactly at the
-/// last step.
+/// last step, or one step after it if it ends at 0 ([`Decay::LinearToZero`]).
 ///
 /// ```
 /// use firebrick::config::{Decay, Warmup};
@@ -64,6 +65,7 @@ impl Schedule {
         let share = match self.decay {
             Decay::Constant => constant::share(),
             Decay::Linear => linear::share(span, step),
+            Decay::LinearToZero => linear_to_zero::share(span, step),
             Decay::Cosine => cosine::share(span, step),
             Decay::Wsd { ratio, shape } => wsd::share(span, step, ratio, shape),
             Decay::Polynomial { power } => polynomial::share(span, step, power),
@@ -120,6 +122,7 @@ mod tests {
         let table = [
             (Decay::Constant, 2.0),
             (Decay::Linear, 0.2),
+            (Decay::LinearToZero, 2.0 / 91.0),
             (Decay::Cosine, 0.2),
             (Decay::Polynomial { power: 2.0 }, 0.2),
             (Decay::InverseSqrt, 2.0 * (11.0f64 / 101.0).sqrt()),
@@ -173,6 +176,19 @@ mod tests {
             assert_eq!(schedule.learning_rate(0), 2.0);
             let rates: Vec<f64> = (0..101).map(|step| schedule.learning_rate(step)).collect();
             assert!(rates.windows(2).all(|pair| pair[1] <= pair[0]));
+        }
+    }
+
+    #[test]
+    fn r8_linear_to_zero_is_zero_after_the_last_step() {
+        for warmup in [0, 10, 101] {
+            let schedule = schedule(Decay::LinearToZero, warmup, 0.1);
+            assert_eq!(schedule.learning_rate(101), 0.0);
+            assert!(schedule.learning_rate(100) > 0.0);
+            let falls = warmup..102;
+            let rates: Vec<f64> = falls.map(|step| schedule.learning_rate(step)).collect();
+            let steps: Vec<f64> = rates.windows(2).map(|pair| pair[0] - pair[1]).collect();
+            assert!(steps.iter().all(|step| (step - steps[0]).abs() < 1e-12));
         }
     }
 
