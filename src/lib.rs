@@ -10,6 +10,7 @@
 //! | [`durable`] | files that are old or new, never half |
 //! | [`readable`] | numbers as people read them |
 //! | [`environment`] | what this process runs on |
+//! | `page` | HTML pages that need no network: charts, tables, safe text |
 //! | `svd` | the largest singular directions of a matrix |
 //! | [`delta`] | one state as the difference from another, bit for bit, in one file |
 //! | [`config`] | what the TOML says ([`config::Config`]) and what will run ([`config::Plan`]) |
@@ -51,6 +52,7 @@ pub mod gradient;
 pub mod model;
 pub mod objective;
 pub mod optimizer;
+mod page;
 pub mod phase;
 pub mod readable;
 mod svd;
