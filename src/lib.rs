@@ -28,6 +28,7 @@
 //! | [`checkpoint`] | everything a run needs to go on, saved so that a crash cannot lose it |
 //! | [`generate`] | text from a model: cache, sampling, stop strings |
 //! | [`train`] | the loop (`train/run.rs`), the run folder, resume, metrics, the terminal |
+//! | [`compare`] | runs against each other, with the same seeds and one budget |
 //! | [`cli`] | one file per verb; `main.rs` only calls it |
 //!
 //! Operations of our own, and the number formats they compute in, are a crate that knows nothing of
@@ -39,6 +40,7 @@ pub mod adapter;
 pub mod checkpoint;
 pub mod cli;
 pub mod collective;
+pub mod compare;
 pub mod config;
 pub mod data;
 pub mod delta;

@@ -74,19 +74,25 @@ pub(super) fn varied_keys(
         .iter()
         .map(|candidate| flat_config(&candidate.plan.config))
         .collect();
-    let is_length = |key: &str| {
-        ["train.max_steps", "train.num_epochs", "train.max_tokens"].contains(&key)
-    };
-    let mut keys: Vec<String> = tables.iter().flat_map(|table| table.keys().cloned()).collect();
+    let is_length =
+        |key: &str| ["train.max_steps", "train.num_epochs", "train.max_tokens"].contains(&key);
+    let mut keys: Vec<String> = tables
+        .iter()
+        .flat_map(|table| table.keys().cloned())
+        .collect();
     keys.sort();
     keys.dedup();
     keys.retain(|key| {
-        let differs = tables.iter().any(|table| table.get(key) != tables[0].get(key));
+        let differs = tables
+            .iter()
+            .any(|table| table.get(key) != tables[0].get(key));
         let left_out = LEFT_OUT.iter().any(|prefix| key.starts_with(prefix));
         differs && !left_out && !(has_budget && is_length(key))
     });
     let values = tables.iter().map(|table| {
-        let own = keys.iter().filter_map(|key| Some((key.clone(), table.get(key)?.clone())));
+        let own = keys
+            .iter()
+            .filter_map(|key| Some((key.clone(), table.get(key)?.clone())));
         own.collect()
     });
     let values = values.collect();
@@ -94,10 +100,7 @@ pub(super) fn varied_keys(
 }
 
 /// Checks that every candidate is another one, and that all can share a process and a ranking.
-pub(super) fn check(
-    candidates: &[Candidate],
-    lengths: &[Lengths],
-) -> Result<(), CompareError> {
+pub(super) fn check(candidates: &[Candidate], lengths: &[Lengths]) -> Result<(), CompareError> {
     for (number, candidate) in candidates.iter().enumerate() {
         for earlier in &candidates[..number] {
             same(earlier, candidate)?;
@@ -158,7 +161,10 @@ fn comparable(
     if let (Some(a), Some(b)) = (first.plan.phases.last(), second.plan.phases.last())
         && !a.is_evaluated_as(b)
     {
-        let (a, b) = (flat_config(&first.plan.config), flat_config(&second.plan.config));
+        let (a, b) = (
+            flat_config(&first.plan.config),
+            flat_config(&second.plan.config),
+        );
         let evaluated = |key: &&String| {
             let decides = ["data.", "task", "dpo.", "phase."];
             decides.iter().any(|prefix| key.starts_with(prefix))
@@ -168,7 +174,10 @@ fn comparable(
             .filter(|key| a.get(*key) != b.get(*key))
             .map(|key| {
                 let value = |table: &BTreeMap<String, String>| {
-                    table.get(key).cloned().unwrap_or_else(|| "(absent)".to_string())
+                    table
+                        .get(key)
+                        .cloned()
+                        .unwrap_or_else(|| "(absent)".to_string())
                 };
                 format!("{key} is {} and {}", value(&a), value(&b))
             })

@@ -111,7 +111,7 @@ impl CompareError {
         move |source| Self::Io { path, source }
     }
 
-    pub(super) fn train(name: &str) -> impl FnOnce(TrainError) -> Self {
+    pub(super) fn train(name: &str) -> impl FnOnce(TrainError) -> Self + use<> {
         let name = name.to_string();
         move |source| Self::Train { name, source }
     }

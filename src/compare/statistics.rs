@@ -133,17 +133,30 @@ mod tests {
     fn p3_p_values_and_quantiles_are_students() {
         for (t, n, p) in T_TESTS {
             let found = two_sided(t, n);
-            assert!((found - p).abs() < 1e-6 * p.max(1e-3), "{t} {n}: {found} {p}");
+            assert!(
+                (found - p).abs() < 1e-6 * p.max(1e-3),
+                "{t} {n}: {found} {p}"
+            );
             assert_eq!(two_sided(-t, n), found);
         }
         for (n, expected) in QUANTILES {
-            assert!((quantile(n) / expected - 1.0).abs() < 1e-6, "{n}: {}", quantile(n));
+            assert!(
+                (quantile(n) / expected - 1.0).abs() < 1e-6,
+                "{n}: {}",
+                quantile(n)
+            );
         }
     }
 
     #[test]
     fn p3_a_ratio_is_the_geometric_mean_of_its_pairs() {
-        let pairs = [(30.0, 20.0), (33.0, 20.0), (28.0, 19.0), (31.0, 22.0), (29.0, 18.0)];
+        let pairs = [
+            (30.0, 20.0),
+            (33.0, 20.0),
+            (28.0, 19.0),
+            (31.0, 22.0),
+            (29.0, 18.0),
+        ];
         let found = ratio(&pairs).unwrap();
         let [r, low, high, p] = RATIO;
         let interval = found.interval.unwrap();

@@ -141,7 +141,9 @@ mod tests {
             flops: 15e3,
         };
         assert_eq!(reach(&falling, 3.5), Reach::At(expected));
-        let Reach::At(last) = reach(&falling, 2.0) else { panic!() };
+        let Reach::At(last) = reach(&falling, 2.0) else {
+            panic!()
+        };
         assert_eq!(last, Costs::from(&falling[2]));
         assert_eq!(reach(&falling, 1.999), Reach::Not);
         let first = Costs::from(&falling[0]);
@@ -153,10 +155,14 @@ mod tests {
     #[test]
     fn p3_the_first_crossing_counts_and_what_is_no_number_does_not() {
         let back = curve(&[Some(4.0), Some(2.0), Some(5.0), Some(1.0)]);
-        let Reach::At(costs) = reach(&back, 3.0) else { panic!() };
+        let Reach::At(costs) = reach(&back, 3.0) else {
+            panic!()
+        };
         assert_eq!(costs.steps, 15.0);
         let gap = curve(&[Some(4.0), None, Some(2.0)]);
-        let Reach::At(costs) = reach(&gap, 3.0) else { panic!() };
+        let Reach::At(costs) = reach(&gap, 3.0) else {
+            panic!()
+        };
         assert_eq!(costs.steps, 20.0);
     }
 }

@@ -119,7 +119,12 @@ mod tests {
             ("wall", BudgetKind::Wall, None, "wall"),
             ("tokens:2M", BudgetKind::Tokens, Some(2e6), "tokens:2000000"),
             ("steps:500", BudgetKind::Steps, Some(500.0), "steps:500"),
-            ("backward:1k", BudgetKind::Backward, Some(1e3), "backward:1000"),
+            (
+                "backward:1k",
+                BudgetKind::Backward,
+                Some(1e3),
+                "backward:1000",
+            ),
             ("flops:1e15", BudgetKind::Flops, Some(1e15), "flops:1e15"),
         ] {
             let budget: Budget = text.parse().unwrap();
@@ -127,7 +132,16 @@ mod tests {
             assert_eq!(budget.to_string(), written);
             assert_eq!(written.parse::<Budget>().unwrap(), budget);
         }
-        for text in ["", "time:3", "wall:", "wall:3k", "steps:-1", "steps:x", "tokens:0", "flops:inf"] {
+        for text in [
+            "",
+            "time:3",
+            "wall:",
+            "wall:3k",
+            "steps:-1",
+            "steps:x",
+            "tokens:0",
+            "flops:inf",
+        ] {
             assert!(text.parse::<Budget>().is_err(), "{text}");
         }
     }

@@ -52,10 +52,10 @@ pub struct Combination {
 #[serde(deny_unknown_fields)]
 pub struct EarlyStop {
     /// Shares of the run at which combinations are ranked, ascending.
-    #[schemars(length(min = 1, max = 16), inner(range(max = 0.99), extend("exclusiveMinimum" = 0.0)))]
+    #[schemars(length(min = 1, max = 16), inner(range(min = 0.01, max = 0.99)))]
     pub at: Vec<f64>,
     /// The share of the combinations that goes on each time, rounded up.
-    #[schemars(range(max = 0.99), extend("exclusiveMinimum" = 0.0))]
+    #[schemars(range(min = 0.01, max = 0.99))]
     pub keep: f64,
 }
 
@@ -82,12 +82,18 @@ struct SweepFile {
     /// Keys of the experiment with lists of values. All combinations are run.
     #[serde(default, rename = "grid")]
     #[schemars(with = "BTreeMap<String, String>")]
-    #[expect(dead_code, reason = "the values are read with their places; this documents the key")]
+    #[expect(
+        dead_code,
+        reason = "the values are read with their places; this documents the key"
+    )]
     grid: Option<toml::Table>,
     /// Values that go together.
     #[serde(default, rename = "pairs")]
     #[schemars(with = "Vec<BTreeMap<String, String>>")]
-    #[expect(dead_code, reason = "the values are read with their places; this documents the key")]
+    #[expect(
+        dead_code,
+        reason = "the values are read with their places; this documents the key"
+    )]
     pairs: Option<Vec<toml::Table>>,
 }
 
@@ -214,7 +220,8 @@ impl Reader {
         }
         let origin = |path: &str| document.origin(path);
         self.base_origin = origin("base");
-        let (budget_at, seeds_at, at_at) = (origin("budget"), origin("seeds"), origin("early_stop.at"));
+        let (budget_at, seeds_at, at_at) =
+            (origin("budget"), origin("seeds"), origin("early_stop.at"));
         let checked = check_section(document, root());
         self.issues.extend(checked.issues);
         if is_partial {
@@ -224,7 +231,9 @@ impl Reader {
             // What is missing or wrong has been reported.
             return (None, axes);
         };
-        let nothing = axes.is_empty() && values.iter().all(|entry| entry.key != "grid") && self.issues.is_empty();
+        let nothing = axes.is_empty()
+            && values.iter().all(|entry| entry.key != "grid")
+            && self.issues.is_empty();
         if nothing {
             let message = "a sweep without [grid] and [[pairs]]: nothing is varied".to_string();
             let help = "[grid] with optimizer.learning_rate = [1e-3, 3e-3], for instance";
@@ -262,7 +271,11 @@ impl Reader {
             match &entry.node.value {
                 Value::Table(inner) => self.grid(inner, &key, axes),
                 Value::Array(values) if values.is_empty() => {
-                    self.report(&entry.node.origin, format!("`{key}` in [grid] has no values"), None);
+                    self.report(
+                        &entry.node.origin,
+                        format!("`{key}` in [grid] has no values"),
+                        None,
+                    );
                 }
                 Value::Array(values) => {
                     let axis = values.iter().map(|value| vec![setting(&key, value)]);
@@ -271,7 +284,11 @@ impl Reader {
                 }
                 _ => {
                     let message = format!("`{key}` in [grid] must be a list of values");
-                    self.report(&entry.node.origin, message, Some("a value that does not vary belongs in the base"));
+                    self.report(
+                        &entry.node.origin,
+                        message,
+                        Some("a value that does not vary belongs in the base"),
+                    );
                 }
             }
         }
@@ -311,9 +328,17 @@ impl Reader {
             } else if lists.len() < leaves.len() {
                 let settings = leaves.iter().map(|(key, node)| setting(key, node));
                 alternatives.push(settings.collect());
-            } else if lists.iter().any(|&length| length != lists[0] || length == 0) {
-                let message = "the lists of this [[pairs]] have different lengths, or none".to_string();
-                self.report(&item.origin, message, Some("the first values go together, then the second ones, …"));
+            } else if lists
+                .iter()
+                .any(|&length| length != lists[0] || length == 0)
+            {
+                let message =
+                    "the lists of this [[pairs]] have different lengths, or none".to_string();
+                self.report(
+                    &item.origin,
+                    message,
+                    Some("the first values go together, then the second ones, …"),
+                );
             } else {
                 let at = |position: usize| {
                     let settings = leaves.iter().filter_map(|(key, node)| match &node.value {
@@ -341,15 +366,22 @@ impl Reader {
                 }
                 if OWN_KEYS.contains(&key) {
                     let message = format!("a sweep sets `{key}` by itself");
-                    self.report(origin, message, Some("seeds = [1, 2, 3] at the top, or output_dir"));
+                    self.report(
+                        origin,
+                        message,
+                        Some("seeds = [1, 2, 3] at the top, or output_dir"),
+                    );
                 }
                 if has_budget && LENGTH_KEYS.contains(&key) {
-                    let message = format!("`{key}` together with `budget`: both are the length of a run");
+                    let message =
+                        format!("`{key}` together with `budget`: both are the length of a run");
                     self.report(origin, message, Some("keep one of them"));
                 }
             }
         }
-        let count = axes.iter().try_fold(1usize, |count, axis| count.checked_mul(axis.len()));
+        let count = axes
+            .iter()
+            .try_fold(1usize, |count, axis| count.checked_mul(axis.len()));
         if count.is_none_or(|count| count > MOST_COMBINATIONS) {
             let message = format!("more than {MOST_COMBINATIONS} combinations");
             self.report(&Origin::File(0..0), message, None);
@@ -370,12 +402,16 @@ impl Reader {
                 return None;
             }
         };
-        let count = axes.iter().try_fold(1usize, |count, axis| count.checked_mul(axis.len()))?;
+        let count = axes
+            .iter()
+            .try_fold(1usize, |count, axis| count.checked_mul(axis.len()))?;
         if count > MOST_COMBINATIONS {
             return None;
         }
         let sources = |settings: &[Setting]| {
-            let own = settings.iter().map(|setting| format!("{}={}", setting.key, setting.value));
+            let own = settings
+                .iter()
+                .map(|setting| format!("{}={}", setting.key, setting.value));
             Sources {
                 path: file.base.clone(),
                 text: base_text.clone(),
@@ -402,7 +438,12 @@ impl Reader {
             base: file.base,
             base_text,
             combinations,
-            seeds: file.seeds.unwrap_or_default().iter().map(|&seed| seed as u64).collect(),
+            seeds: file
+                .seeds
+                .unwrap_or_default()
+                .iter()
+                .map(|&seed| seed as u64)
+                .collect(),
             budget,
             early_stop: file.early_stop,
             output_dir: file.output_dir,
@@ -432,7 +473,10 @@ impl Reader {
             if self.base_error.is_none() {
                 self.base_error = base().err();
             }
-            let of_base = self.base_error.as_ref().map_or(&[][..], ConfigError::issues);
+            let of_base = self
+                .base_error
+                .as_ref()
+                .map_or(&[][..], ConfigError::issues);
             if of_base.iter().any(|other| other.message == issue.message) {
                 continue;
             }

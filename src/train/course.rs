@@ -14,6 +14,8 @@ use crate::checkpoint::{BestEvaluation, Cost};
 pub struct Course {
     /// How it stands.
     pub state: CourseState,
+    /// Whether it was saved on purpose to go on later.
+    pub is_suspended: bool,
     /// Its evaluations in order.
     pub evaluations: Vec<CoursePoint>,
     /// Completed steps, tokens and cost at its end, or at its last recorded step.
@@ -61,6 +63,7 @@ impl Course {
         };
         let mut course = Self {
             state: CourseState::Begun,
+            is_suspended: false,
             evaluations: Vec::new(),
             last: CoursePoint::default(),
             best: None,
@@ -119,7 +122,11 @@ impl Course {
                     self.best = Some(BestEvaluation { step, val_loss });
                 }
             }
-            Event::Started { .. } | Event::Resumed { .. } => self.state = CourseState::Begun,
+            Event::Started { .. } | Event::Resumed { .. } => {
+                self.state = CourseState::Begun;
+                self.is_suspended = false;
+            }
+            Event::Stopped { kind, .. } if kind == "suspended" => self.is_suspended = true,
             Event::Stopped { kind, .. } if kind == "diverged" => {
                 self.state = CourseState::Diverged;
             }

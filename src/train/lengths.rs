@@ -6,7 +6,7 @@ use std::time::{Instant, SystemTime};
 use super::inputs::RunInputs;
 use super::model_init::ModelInit;
 use super::prepare::{on_device, start_threads};
-use super::session::ActivePhase;
+use super::session::{ActivePhase, objective_specs};
 use super::{StepSettings, TrainError, TrainState, train_step};
 use crate::checkpoint::Cost;
 use crate::collective::SingleProcess;
@@ -73,6 +73,19 @@ impl Lengths {
         let last = self.inputs.token_inputs();
         let last = last.as_array().and_then(|phases| phases.last().cloned());
         last.unwrap_or_default()
+    }
+
+    /// The unit of the validation loss: "nats per token".
+    pub fn loss_unit(&self) -> String {
+        let specs = objective_specs(&self.plan);
+        let last = specs.into_iter().last();
+        last.map_or_else(String::new, |spec| spec.loss_unit.into_owned())
+    }
+
+    /// Whether the last phase is validated.
+    pub fn has_validation(&self) -> bool {
+        let last = self.inputs.data.last();
+        last.is_some_and(|data| data.view.eval_batches(1).is_some())
     }
 
     /// The first completed step whose validation loss can be compared with that of the last step.

@@ -70,6 +70,7 @@ pub use lengths::{Lengths, StepTimer, Totals};
 pub use observers::{CsvMetrics, EventLines, JsonlMetrics, TensorboardEvents, Terminal};
 pub use prepare::Options;
 pub use resume::Resume;
+pub(crate) use resume::flat_config;
 pub use run::{Advance, Outcome, Run};
 pub use saving::InsufficientDisk;
 use session::Session;
