@@ -23,20 +23,16 @@ pub(super) struct SweepArgs {
 
 pub(super) fn run(args: &SweepArgs) -> Result<(), CliError> {
     let sweep = load_sweep(&args.grid, &args.shared.sets)?;
-    let candidates = sweep
-        .combinations
-        .iter()
-        .enumerate()
-        .map(|(number, combination)| {
-            let own = combination.sets.iter();
-            Candidate {
-                name: name(number, combination),
-                config: sweep.base.clone(),
-                text: sweep.base_text.clone(),
-                sets: args.shared.sets.iter().chain(own).cloned().collect(),
-                plan: combination.plan.clone(),
-            }
-        });
+    let candidates = sweep.combinations.iter().map(|combination| {
+        let own = combination.sets.iter();
+        Candidate {
+            name: name(combination),
+            config: sweep.base.clone(),
+            text: sweep.base_text.clone(),
+            sets: args.shared.sets.iter().chain(own).cloned().collect(),
+            plan: combination.plan.clone(),
+        }
+    });
     let candidates: Vec<Candidate> = candidates.collect();
     let own_seed = candidates.first().map(|first| first.plan.config.seed);
     let seeds = match sweep.seeds.is_empty() {
@@ -78,13 +74,24 @@ fn length(plan: Option<&Plan>, steps: u64) -> Result<String, String> {
     }
 }
 
-/// "03-learning_rate=0.001,name=lion": the number, and the values.
-fn name(number: usize, combination: &Combination) -> String {
-    let values = combination.sets.iter().map(|set| {
-        let (key, value) = set.split_once('=').unwrap_or((set, ""));
-        let short = key.rsplit('.').next().unwrap_or(key);
-        format!("{short}={}", value.trim_matches('"'))
-    });
-    let values: Vec<String> = values.collect();
-    format!("{:02}-{}", number + 1, values.join(","))
+/// "learning_rate=0.001,name=lion": the values, with the keys as short as they are clear.
+fn name(combination: &Combination) -> String {
+    let short = |key: &str| key.rsplit('.').next().unwrap_or(key).to_string();
+    let pairs: Vec<(&str, &str)> = combination
+        .sets
+        .iter()
+        .map(|set| set.split_once('=').unwrap_or((set, "")))
+        .collect();
+    let name = |key: &str| {
+        let same = pairs.iter().filter(|(other, _)| short(other) == short(key));
+        if same.count() == 1 {
+            short(key)
+        } else {
+            key.to_string()
+        }
+    };
+    let values = pairs
+        .iter()
+        .map(|(key, value)| format!("{}={}", name(key), value.trim_matches('"')));
+    values.collect::<Vec<_>>().join(",")
 }

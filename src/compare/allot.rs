@@ -27,11 +27,15 @@ pub(super) struct Allotment {
 
 /// The share of a budget in seconds that is kept free, because a step may take longer than it took
 /// when it was timed, and a run that is cut does not come to the end of its schedule.
-const MARGIN: f64 = 0.03;
+const MARGIN: f64 = 0.05;
 
-/// Turns in which the candidates are timed, and the seconds of a turn.
+/// Turns in which the candidates are timed.
 const TURNS: usize = 5;
-const TURN_SECONDS: f64 = 0.5;
+
+/// Seconds of such a turn: a hundredth of the budget, within bounds.
+fn turn_seconds(budget: Budget) -> f64 {
+    (budget.amount.unwrap_or(0.0) / 100.0).clamp(0.5, 3.0)
+}
 
 /// What is kept of the timing of a candidate.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -60,7 +64,10 @@ pub(super) fn allot(
         });
     };
     let timings = match budget.kind {
-        BudgetKind::Wall => timings(candidates, lengths, is_together, folder, note)?,
+        BudgetKind::Wall => {
+            let turn = (turn_seconds(budget), is_together);
+            timings(candidates, lengths, turn, folder, note)?
+        }
         _ => Timings::new(),
     };
     let used = |number: usize, totals: &Totals| match budget.kind {
@@ -85,11 +92,7 @@ pub(super) fn allot(
         let fits = |totals: &Totals| used(number, totals) <= amount * (1.0 + 1e-9);
         let found = lengths[number]
             .steps_within(fits)
-            .map_err(|source| CompareError::Length {
-                name: candidate.name.clone(),
-                steps: 0,
-                source: Box::new(source),
-            })?;
+            .map_err(CompareError::length(&candidate.name, 0))?;
         if found == 0 {
             let name = candidate.name.clone();
             let budget = Budget {
@@ -122,7 +125,7 @@ pub(super) fn allot(
 fn timings(
     candidates: &[Candidate],
     lengths: &[Lengths],
-    is_together: bool,
+    (turn, is_together): (f64, bool),
     folder: &Path,
     note: &mut dyn FnMut(&str),
 ) -> Result<Timings, CompareError> {
@@ -142,11 +145,15 @@ fn timings(
     }
     note("timing the steps of each candidate, in turns; what they compute is thrown away");
     let measured = if is_together {
-        in_turns(candidates, lengths)?
+        in_turns(candidates, lengths, turn)?
     } else {
         let each = candidates.iter().zip(lengths);
         let alone = each.map(|(candidate, own)| {
-            in_turns(std::slice::from_ref(candidate), std::slice::from_ref(own))
+            in_turns(
+                std::slice::from_ref(candidate),
+                std::slice::from_ref(own),
+                turn,
+            )
         });
         alone.collect::<Result<Vec<_>, _>>()?.concat()
     };
@@ -167,7 +174,11 @@ fn timings(
 }
 
 /// Seconds of a step of each phase of each candidate.
-fn in_turns(candidates: &[Candidate], lengths: &[Lengths]) -> Result<Vec<Vec<f64>>, CompareError> {
+fn in_turns(
+    candidates: &[Candidate],
+    lengths: &[Lengths],
+    turn: f64,
+) -> Result<Vec<Vec<f64>>, CompareError> {
     let phases = lengths.iter().map(|own| own.own().phase_steps.len());
     let most = phases.max().unwrap_or(0);
     let mut seconds = vec![Vec::new(); candidates.len()];
@@ -186,7 +197,7 @@ fn in_turns(candidates: &[Candidate], lengths: &[Lengths]) -> Result<Vec<Vec<f64
         for _ in 0..TURNS {
             for (number, timer, found) in &mut timers {
                 let (mut spent, mut steps) = (0.0, 0.0);
-                while spent < TURN_SECONDS || steps == 0.0 {
+                while spent < turn || steps == 0.0 {
                     let step = timer.step();
                     spent += step.map_err(CompareError::train(&candidates[*number].name))?;
                     steps += 1.0;
@@ -194,9 +205,9 @@ fn in_turns(candidates: &[Candidate], lengths: &[Lengths]) -> Result<Vec<Vec<f64
                 found.push(spent / steps);
             }
         }
-        for (number, _, mut found) in timers {
-            found.sort_by(f64::total_cmp);
-            seconds[number].push(found[found.len() / 2]);
+        for (number, _, found) in timers {
+            // The mean and not the median: the runs will meet what slows some turns, too.
+            seconds[number].push(found.iter().sum::<f64>() / found.len() as f64);
         }
     }
     Ok(seconds)

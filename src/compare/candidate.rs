@@ -92,11 +92,20 @@ pub(super) fn varied_keys(
     let values = tables.iter().map(|table| {
         let own = keys
             .iter()
-            .filter_map(|key| Some((key.clone(), table.get(key)?.clone())));
+            .filter_map(|key| Some((key.clone(), unquoted(table.get(key)?))));
         own.collect()
     });
     let values = values.collect();
     (keys, values)
+}
+
+/// A value as a person reads it: a string without its quotes.
+fn unquoted(value: &str) -> String {
+    let inner = value
+        .strip_prefix('"')
+        .and_then(|rest| rest.strip_suffix('"'));
+    let plain = inner.filter(|inner| !inner.contains(['"', '\\']));
+    plain.unwrap_or(value).to_string()
 }
 
 /// Checks that every candidate is another one, and that all can share a process and a ranking.

@@ -78,14 +78,14 @@ pub enum CompareError {
         budget: Budget,
     },
     /// The length that a budget gives contradicts the file.
-    #[error("{name} with the {steps} steps that its budget affords: {source}")]
+    #[error("{name} cannot have the length that its budget affords{}: {reason}", of_steps(*steps))]
     Length {
         /// The file or combination.
         name: String,
-        /// Steps.
+        /// Steps; 0 if they are not known.
         steps: u64,
         /// Why not.
-        source: Box<TrainError>,
+        reason: String,
     },
     /// A file of the comparison cannot be understood.
     #[error("{}: {message}", path.display())]
@@ -116,6 +116,26 @@ impl CompareError {
         move |source| Self::Train { name, source }
     }
 
+    pub(super) fn length(name: &str, steps: u64) -> impl FnOnce(TrainError) -> Self + use<> {
+        let name = name.to_string();
+        move |error| {
+            let reason = match &error {
+                // Where it was written is no place that a person wrote.
+                TrainError::Config(error) if !error.issues().is_empty() => {
+                    let issues = error.issues().iter();
+                    let messages: Vec<&str> = issues.map(|issue| issue.message.as_str()).collect();
+                    messages.join("; ")
+                }
+                error => error.to_string(),
+            };
+            Self::Length {
+                name,
+                steps,
+                reason,
+            }
+        }
+    }
+
     /// The process exit code.
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -138,7 +158,6 @@ impl CompareError {
     pub fn help(&self) -> Option<String> {
         let text = match self {
             Self::Train { source, .. } => return source.help(),
-            Self::Length { source, .. } => return source.help(),
             Self::Io { source, .. } => durable::help(source)?,
             Self::Record { .. } => "name another --out, or delete the file",
             Self::NotComparable { .. } => {
@@ -151,5 +170,12 @@ impl CompareError {
             _ => return None,
         };
         Some(text.to_string())
+    }
+}
+
+fn of_steps(steps: u64) -> String {
+    match steps {
+        0 => String::new(),
+        steps => format!(", {steps} steps"),
     }
 }

@@ -157,7 +157,17 @@ pub fn compare(
     interrupt: Interrupt,
     notice: &mut dyn FnMut(&Notice),
 ) -> Result<Results, CompareError> {
-    let prepared = Prepared::new(settings, notice)?;
+    compare_within(settings, None, interrupt, notice)
+}
+
+/// The same with so many bytes of memory; none for what there is.
+fn compare_within(
+    settings: &Settings,
+    memory: Option<u64>,
+    interrupt: Interrupt,
+    notice: &mut dyn FnMut(&Notice),
+) -> Result<Results, CompareError> {
+    let prepared = Prepared::new(settings, memory, notice)?;
     let mut given_up = vec![None; settings.candidates.len()];
     let mut turns = Turns {
         candidates: &settings.candidates,
@@ -192,7 +202,11 @@ struct Prepared<'a> {
 }
 
 impl<'a> Prepared<'a> {
-    fn new(settings: &'a Settings, notice: &mut dyn FnMut(&Notice)) -> Result<Self, CompareError> {
+    fn new(
+        settings: &'a Settings,
+        memory: Option<u64>,
+        notice: &mut dyn FnMut(&Notice),
+    ) -> Result<Self, CompareError> {
         let candidates = &settings.candidates;
         if settings.has_baseline && candidates.len() < 2 {
             return Err(CompareError::TooFew);
@@ -217,7 +231,8 @@ impl<'a> Prepared<'a> {
         durable::create_folder(folder).map_err(CompareError::io(folder))?;
         let lock = RunFolder::open(folder).map_err(CompareError::train("the comparison"))?;
         let mut note = |text: &str| notice(&Notice::Note(text.to_string()));
-        let is_together = fit_together(&lengths, &mut note);
+        let memory = memory.or_else(|| lengths.first().and_then(Lengths::available_bytes));
+        let is_together = fit_together(&lengths, memory, &mut note);
         let budget = (settings.budget, is_together);
         let allotment = allot(candidates, &lengths, budget, folder, &mut note)?;
         let entries = entries(settings, &allotment)?;
@@ -377,8 +392,8 @@ impl<'a> Prepared<'a> {
 }
 
 /// Whether all runs of a seed fit in memory: one trains, the others wait. Says so if not.
-fn fit_together(lengths: &[Lengths], note: &mut dyn FnMut(&str)) -> bool {
-    let Some(available) = lengths.first().and_then(Lengths::available_bytes) else {
+fn fit_together(lengths: &[Lengths], available: Option<u64>, note: &mut dyn FnMut(&str)) -> bool {
+    let Some(available) = available else {
         return true;
     };
     let waiting: u64 = lengths
@@ -413,15 +428,11 @@ fn entries(settings: &Settings, allotment: &Allotment) -> Result<Vec<Entry>, Com
         for (number, candidate) in settings.candidates.iter().enumerate() {
             let steps = allotment.steps[number];
             let hash = hash_of(&candidate.run(seed, steps, PathBuf::new()), &limit);
-            let name = format!("{}-seed{seed}-{hash}", file_name(&candidate.name));
-            let folder = settings.folder.join("runs").join(name);
+            let folder = run_folder(settings, &format!("-seed{seed}-{hash}"), &candidate.name)?;
             let plan = candidate.run(seed, steps, folder.clone());
             // The length may contradict the schedule, which is better known before the first step.
-            Plan::from_config(plan.config.clone()).map_err(|error| CompareError::Length {
-                name: candidate.name.clone(),
-                steps,
-                source: Box::new(error.into()),
-            })?;
+            Plan::from_config(plan.config.clone())
+                .map_err(|error| CompareError::length(&candidate.name, steps)(error.into()))?;
             entries.push(Entry {
                 candidate: number,
                 seed,
@@ -432,6 +443,25 @@ fn entries(settings: &Settings, allotment: &Allotment) -> Result<Vec<Entry>, Com
         }
     }
     Ok(entries)
+}
+
+/// The folder of a run. A run that is there already is found by its seed and hash, whatever its
+/// candidate is called by now.
+fn run_folder(settings: &Settings, key: &str, name: &str) -> Result<PathBuf, CompareError> {
+    let runs = settings.folder.join("runs");
+    match std::fs::read_dir(&runs) {
+        Ok(entries) => {
+            for entry in entries {
+                let entry = entry.map_err(CompareError::io(&runs))?;
+                if entry.file_name().to_string_lossy().ends_with(key) {
+                    return Ok(entry.path());
+                }
+            }
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(CompareError::io(&runs)(error)),
+    }
+    Ok(runs.join(format!("{}{key}", file_name(name))))
 }
 
 /// A name as a part of a file's name.

@@ -22,7 +22,7 @@ impl Results {
         };
         let widths: Vec<usize> = (0..columns).map(width).collect();
         // Names and values of keys are texts; the rest are numbers.
-        let texts = 1 + self.keys.len();
+        let texts = usize::from(self.has_baseline()) + self.keys.len();
         let line = |row: &Vec<String>| {
             let cells = row.iter().zip(&widths).enumerate();
             let cells = cells.map(|(column, (cell, width))| match column {
@@ -42,7 +42,11 @@ impl Results {
     pub(super) fn table(&self) -> Table {
         let has_target = self.has_target();
         let has_baseline = self.has_baseline();
-        let mut header = vec!["name".to_string()];
+        let mut header = Vec::new();
+        // The values of the keys say which combination of a sweep it is.
+        if has_baseline {
+            header.push("name".to_string());
+        }
         header.extend(self.keys.iter().map(|key| self.short(key)));
         header.extend(
             [
@@ -58,7 +62,10 @@ impl Results {
         }
         header.push(String::new());
         let rows = self.candidates.iter().map(|candidate| {
-            let mut row = vec![candidate.name.clone()];
+            let mut row = Vec::new();
+            if has_baseline {
+                row.push(candidate.name.clone());
+            }
             let value = |key: &String| candidate.values.get(key).cloned();
             row.extend(
                 self.keys
