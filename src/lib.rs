@@ -10,6 +10,7 @@
 //! | [`durable`] | files that are old or new, never half |
 //! | [`readable`] | numbers as people read them |
 //! | [`environment`] | what this process runs on |
+//! | `page` | HTML pages that need no network: charts, tables, safe text |
 //! | `svd` | the largest singular directions of a matrix |
 //! | [`delta`] | one state as the difference from another, bit for bit, in one file |
 //! | [`config`] | what the TOML says ([`config::Config`]) and what will run ([`config::Plan`]) |
@@ -27,6 +28,7 @@
 //! | [`checkpoint`] | everything a run needs to go on, saved so that a crash cannot lose it |
 //! | [`generate`] | text from a model: cache, sampling, stop strings |
 //! | [`train`] | the loop (`train/run.rs`), the run folder, resume, metrics, the terminal |
+//! | [`compare`] | runs against each other, with the same seeds and one budget |
 //! | [`cli`] | one file per verb; `main.rs` only calls it |
 //!
 //! Operations of our own, and the number formats they compute in, are a crate that knows nothing of
@@ -38,6 +40,7 @@ pub mod adapter;
 pub mod checkpoint;
 pub mod cli;
 pub mod collective;
+pub mod compare;
 pub mod config;
 pub mod data;
 pub mod delta;
@@ -51,6 +54,7 @@ pub mod gradient;
 pub mod model;
 pub mod objective;
 pub mod optimizer;
+mod page;
 pub mod phase;
 pub mod readable;
 mod svd;

@@ -40,6 +40,14 @@ pub fn bytes(number: u64) -> String {
     format!("{amount:.decimals$} {unit}")
 }
 
+/// 219100000 -> "219.1 M", to stand before a unit.
+pub fn scaled(number: f64) -> String {
+    let units = [" ", " k", " M", " G", " T", " P"];
+    let power = (number.max(1.0).log10() / 3.0).floor() as usize;
+    let power = power.min(units.len() - 1);
+    format!("{:.1}{}", number / 1000f64.powi(power as i32), units[power])
+}
+
 #[cfg(test)]
 mod tests {
     use super::{bytes, duration, grouped};

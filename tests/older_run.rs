@@ -136,13 +136,39 @@ fn v6_an_older_run_goes_on_as_it_did_then() {
                 (then, now) => assert_eq!(then, now),
             }
         }
-        // The table keeps its old columns, and no row appears twice.
+        // Older versions counted no cost: that of their steps is taken from the plan, and said.
+        let passes = plan.phases[0].gradient_accumulation_steps as u64;
+        let rows = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+        let rows: Vec<Value> = rows
+            .lines()
+            .map(|row| serde_json::from_str(row).unwrap())
+            .collect();
+        let new = rows.iter().filter(|row| row["backward_passes"].is_u64());
+        let steps = new.clone().map(|row| row["step"].as_u64().unwrap());
+        assert!(steps.eq(5..=8));
+        for row in new {
+            let step = row["step"].as_u64().unwrap();
+            assert_eq!(row["backward_passes"], step * passes);
+            let per_step = row["flops"].as_f64().unwrap() / step as f64;
+            let first = rows.last().unwrap()["flops"].as_f64().unwrap() / 8.0;
+            assert!(per_step > 0.0 && (per_step / first - 1.0).abs() < 1e-9);
+        }
+        let log = fs::read_to_string(run.join("logs/train.log")).unwrap();
+        assert!(
+            log.contains("an older version took the first 4 steps and counted no cost"),
+            "{log}"
+        );
+        // The table keeps its old columns and gets those of the cost, and no row appears twice.
         let table = fs::read_to_string(run.join("metrics.csv")).unwrap();
         let old = fs::read_to_string(fixture(name).join("metrics.csv")).unwrap();
-        assert_eq!(table.lines().next(), old.lines().next());
+        let columns = format!(
+            "{},backward_passes,flops,train_seconds",
+            old.lines().next().unwrap()
+        );
+        assert_eq!(table.lines().next(), Some(columns.as_str()));
         assert_eq!(table.lines().count(), old.lines().count());
         let cells = |line: &str| line.split(',').count();
-        assert!(table.lines().all(|line| cells(line) == 12), "{table}");
+        assert!(table.lines().all(|line| cells(line) == 15), "{table}");
     }
 }
 

@@ -23,6 +23,9 @@ TAGS = {
     "eval/val_loss": "val_loss",
     "eval/bits_per_byte": "bits_per_byte",
     "system/memory_bytes": "memory_bytes",
+    "train/backward_passes": "backward_passes",
+    "train/flops": "flops",
+    "train/train_seconds": "train_seconds",
 }
 
 

@@ -203,6 +203,36 @@ pub struct Progress {
     pub evaluations_since_best: u64,
     /// Seconds of training, evaluation and saving included, over all sessions of the run.
     pub seconds: f64,
+    /// The cost of all training steps; omitted if nothing was counted, as by older versions.
+    #[serde(default, skip_serializing_if = "Cost::is_zero")]
+    pub cost: Cost,
+}
+
+/// The cost of training steps. Evaluation and saving are not part of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cost {
+    /// Forward-backward passes: one per micro-batch.
+    pub backward_passes: u64,
+    /// Multiplications and additions by the forecast of the phase, for every token computed,
+    /// trained or masked.
+    pub flops: f64,
+    /// Wall-clock seconds.
+    pub train_seconds: f64,
+}
+
+impl Cost {
+    fn is_zero(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl std::ops::AddAssign for Cost {
+    fn add_assign(&mut self, more: Self) {
+        self.backward_passes += more.backward_passes;
+        self.flops += more.flops;
+        self.train_seconds += more.train_seconds;
+    }
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use super::report::{self, Diagnostic};
 use crate::adapter::AdapterError;
 use crate::checkpoint::CheckpointError;
-use crate::config::ConfigError;
+use crate::compare::CompareError;
+use crate::config::{ConfigError, SweepError};
 use crate::data::DataError;
 use crate::delta::DeltaError;
 use crate::device::DeviceError;
@@ -23,6 +24,12 @@ pub enum CliError {
     /// Training.
     #[error(transparent)]
     Train(#[from] TrainError),
+    /// A comparison.
+    #[error(transparent)]
+    Compare(#[from] CompareError),
+    /// A sweep's file, and the experiment it varies.
+    #[error(transparent)]
+    Sweep(#[from] SweepError),
     /// A model folder.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -114,7 +121,8 @@ impl CliError {
     /// The process exit code.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Device(_) => 2,
+            Self::Config(_) | Self::Sweep(_) | Self::Device(_) => 2,
+            Self::Compare(error) => error.exit_code(),
             Self::Train(error) => error.exit_code(),
             Self::Data(error) => error.exit_code(),
             Self::Model(error) => error.exit_code(),
@@ -134,13 +142,20 @@ impl CliError {
             Self::Config(error) | Self::Train(TrainError::Config(error)) => {
                 report::render_config(error, styled)
             }
+            Self::Sweep(SweepError(errors)) => {
+                let texts = errors
+                    .iter()
+                    .map(|error| report::render_config(error, styled));
+                texts.collect::<Vec<_>>().join("\n")
+            }
             other => report::render(&[other.diagnostic()], styled),
         });
     }
 
     fn diagnostic(&self) -> Diagnostic {
         let (kind, help) = match self {
-            Self::Config(_) => ("config", None),
+            Self::Config(_) | Self::Sweep(_) => ("config", None),
+            Self::Compare(error) => (error.kind(), error.help()),
             Self::Train(error) => (error.kind(), error.help()),
             Self::Model(error) => ("model", error.help()),
             Self::Adapter(error) => ("adapter", error.help()),

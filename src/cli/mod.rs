@@ -2,6 +2,7 @@
 
 mod chat;
 mod ckpt;
+mod compare;
 mod delta;
 mod env;
 mod error;
@@ -18,6 +19,7 @@ mod output;
 pub mod report;
 mod sampling;
 mod schema;
+mod sweep;
 mod train;
 mod validate;
 
@@ -53,6 +55,10 @@ enum Verb {
     Generate(generate::GenerateArgs),
     /// Talk with a trained model
     Chat(chat::ChatArgs),
+    /// Train several experiments in turns, and say which is better and how sure that is
+    Compare(compare::CompareArgs),
+    /// Train all combinations of some values, and find the best
+    Sweep(sweep::SweepArgs),
     /// Measure a model on a text
     Eval(eval::EvalArgs),
     /// Write a model's logits for some tokens to a file
@@ -85,6 +91,8 @@ pub fn run() -> ExitCode {
     };
     let result = match cli.verb {
         Verb::Train(args) => train::run(&args),
+        Verb::Compare(args) => compare::run(&args),
+        Verb::Sweep(args) => sweep::run(&args),
         Verb::Validate(args) => validate::run(&args),
         Verb::Estimate(args) => estimate::run(&args),
         Verb::Inspect(args) => inspect::run(&args),

@@ -157,8 +157,8 @@ fn next_command(plan: &Plan) -> String {
 }
 
 /// A path, quoted only if it has to be.
-fn shell_word(text: &str) -> String {
-    let plain = |c: char| c.is_alphanumeric() || "/._-".contains(c);
+pub(super) fn shell_word(text: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "/._-=,".contains(c);
     if text.chars().all(plain) {
         text.to_string()
     } else {

@@ -18,9 +18,13 @@ pub(super) struct Checked {
     pub(super) rejected: Vec<String>,
 }
 
-/// Checks every key and value of the document.
-pub(super) fn check(mut document: Document) -> Checked {
-    let root = schema::root();
+/// Checks every key and value of a configuration.
+pub(super) fn check(document: Document) -> Checked {
+    check_section(document, schema::root())
+}
+
+/// Checks every key and value of a document whose keys are `root`.
+pub(super) fn check_section(mut document: Document, root: &'static Section) -> Checked {
     let mut checker = Checker {
         hints: Hints::new(root),
         issues: Vec::new(),

@@ -137,7 +137,7 @@ impl Table {
 }
 
 impl Node {
-    fn to_toml(&self) -> toml::Value {
+    pub(super) fn to_toml(&self) -> toml::Value {
         match &self.value {
             Value::String(text) | Value::Datetime(text) => toml::Value::String(text.clone()),
             Value::Integer(number) => {

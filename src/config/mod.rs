@@ -10,6 +10,7 @@
 //! re-exported here; the checker, [`json_schema`], [`reference_markdown`] and [`template`] are
 //! derived from them.
 mod adapter;
+mod budget;
 mod check;
 mod checks;
 mod document;
@@ -31,10 +32,12 @@ mod schema;
 mod shape;
 mod source;
 mod spec;
+mod sweep;
 mod template;
 
 pub(crate) use adapter::whole;
 pub use adapter::{AdapterPlan, LoraShape, lora_scale};
+pub use budget::{Budget, BudgetKind};
 pub use error::{ConfigError, Issue};
 pub use firebrick_kernels::blockwise::Format as BlockFormat;
 pub use firebrick_kernels::ternary::Granularity;
@@ -55,4 +58,5 @@ pub use schema::json_schema;
 pub use shape::{BlockSize, Blockwise, ModelShape, PackedLayout, RopeScaling, Ternary};
 pub use source::{Location, Origin, Sources};
 pub use spec::{CONFIG_JSON, DecoderSpec, SpecError};
+pub use sweep::{Combination, EarlyStop, Sweep, SweepError, load_sweep};
 pub use template::{TemplateName, template};

@@ -535,7 +535,7 @@ impl OptimizerName {
     /// Whether `key` has a meaning for the rule.
     pub(super) fn has_key(self, key: &str) -> bool {
         let known = KEYS.iter().find(|(name, _)| *name == key);
-        known.is_none_or(|(_, is_set)| self.takes(*is_set))
+        known.is_none_or(|(name, _)| self.takes(name))
     }
 
     /// The rule's name in the file.

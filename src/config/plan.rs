@@ -102,7 +102,7 @@ pub(crate) fn load_quantization(path: &Path) -> Result<QuantizationConfig, Confi
 /// No configuration comes near this; /dev/zero does.
 const MAX_BYTES: u64 = 1 << 20;
 
-fn read(path: &Path) -> Result<String, ConfigError> {
+pub(super) fn read(path: &Path) -> Result<String, ConfigError> {
     let unreadable = |source| ConfigError::Read {
         path: path.to_path_buf(),
         source,

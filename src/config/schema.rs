@@ -140,16 +140,17 @@ pub fn json_schema() -> Value {
 
 /// The root section: the whole file.
 pub(super) fn root() -> &'static Section {
-    static ROOT: LazyLock<Section> = LazyLock::new(|| {
-        let schema = json_schema();
-        let reader = Reader { schema: &schema };
-        match reader.kind(&schema) {
-            Kind::Section(section) => section,
-            // Config is a struct; every test of this module goes through here.
-            other => unreachable!("Config is a section, not {other:?}"),
-        }
-    });
+    static ROOT: LazyLock<Section> = LazyLock::new(|| section_of(&json_schema()));
     &ROOT
+}
+
+/// The keys of a struct, by its schema.
+pub(super) fn section_of(schema: &Value) -> Section {
+    match (Reader { schema }).kind(schema) {
+        Kind::Section(section) => section,
+        // Both files are structs; every test that loads one goes through here.
+        other => unreachable!("a file is a section, not {other:?}"),
+    }
 }
 
 /// Reads the subset of JSON Schema that schemars derives from the types in `keys`.

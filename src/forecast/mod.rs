@@ -80,6 +80,20 @@ pub(crate) fn outline(
 }
 
 impl Forecast {
+    /// Bytes that the run holds between its steps, while another run trains.
+    pub fn waiting_bytes(&self) -> u64 {
+        let held = [
+            "weights",
+            "reference",
+            "optimizer",
+            "copy being saved",
+            "process",
+        ];
+        let terms = self.memory.terms.iter();
+        let held = terms.filter(|term| held.contains(&term.name));
+        held.map(|term| term.bytes).sum()
+    }
+
     /// The forecast for a phase of a plan and its model, in a run that begins with a model of
     /// `spec`. The phase's dtype has to be resolved.
     ///
@@ -125,6 +139,26 @@ impl Forecast {
             memory,
         })
     }
+}
+
+/// Multiplications and additions for one token of a phase, forward and backward, as
+/// [`Forecast::flops_per_token`] has them.
+///
+/// # Errors
+/// [`ModelError::Spec`] for a shape no decoder can have.
+pub fn flops_of_phase(
+    (plan, phase, model): (&Plan, &PhasePlan, PhaseModel),
+    spec: &DecoderSpec,
+) -> Result<f64, ModelError> {
+    let outline = outline(plan, model, spec)?.with_frozen(&phase.freeze)?;
+    let of = OfPhase {
+        config: &plan.config,
+        phase,
+        adapter: model.adapter(plan),
+        held: model.held(),
+        shares_base: false,
+    };
+    Ok(flops::per_token(of, outline.spec(), &outline))
 }
 
 /// Bytes of an element of a resolved dtype.

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 /// Wall-clock time of a run over all its sessions, and the speed of its last steps.
 pub(super) struct Clock {
-    started: Instant,
+    /// When the run went on; none while it waits.
+    started: Option<Instant>,
+    /// Seconds before that.
     before: f64,
     window: VecDeque<(Duration, f64)>,
     length: usize,
@@ -15,7 +17,7 @@ impl Clock {
     pub(super) fn new(seconds_before: f64, window: u64) -> Self {
         let length = window.clamp(1, 1000) as usize;
         Self {
-            started: Instant::now(),
+            started: Some(Instant::now()),
             before: seconds_before,
             window: VecDeque::new(),
             length,
@@ -36,6 +38,18 @@ impl Clock {
     }
 
     pub(super) fn total_seconds(&self) -> f64 {
-        self.before + self.started.elapsed().as_secs_f64()
+        let now = self.started.map(|started| started.elapsed().as_secs_f64());
+        self.before + now.unwrap_or(0.0)
+    }
+
+    /// Stops counting while another run has the machine.
+    pub(super) fn pause(&mut self) {
+        self.before = self.total_seconds();
+        self.started = None;
+    }
+
+    /// Counts again.
+    pub(super) fn go_on(&mut self) {
+        self.started.get_or_insert_with(Instant::now);
     }
 }

@@ -328,6 +328,7 @@ fn end_of(run: &Path) -> BTreeMap<String, String> {
     for step in all.iter().filter(|name| name.starts_with("step-")) {
         let mut state = json(&checkpoints.join(step).join("state.json"));
         state["progress"]["seconds"] = Value::Null;
+        state["progress"]["cost"]["train_seconds"] = Value::Null;
         state["blake3"]["state"] = Value::Null;
         end.insert(format!("state of {step}"), state.to_string());
     }
@@ -336,6 +337,7 @@ fn end_of(run: &Path) -> BTreeMap<String, String> {
         let mut row: Value = serde_json::from_str(line).unwrap();
         row["tokens_per_second"] = Value::Null;
         row["memory_bytes"] = Value::Null;
+        row["train_seconds"] = Value::Null;
         end.insert(format!("metrics {number}"), row.to_string());
     }
     let table = fs::read_to_string(run.join("metrics.csv")).unwrap();

@@ -16,7 +16,7 @@ use crate::device::is_cpu;
 use crate::environment::Environment;
 use crate::forecast::{Forecast, available_bytes};
 use crate::phase::Phase;
-use crate::readable::{bytes, duration, grouped};
+use crate::readable::{bytes, duration, grouped, scaled};
 
 /// What a plan amounts to, once the data is known.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -206,12 +206,4 @@ impl Estimate {
         }
         lines.join("\n")
     }
-}
-
-/// 219100000 -> "219.1 M", to stand before a unit.
-fn scaled(number: f64) -> String {
-    let units = [" ", " k", " M", " G", " T", " P"];
-    let power = (number.max(1.0).log10() / 3.0).floor() as usize;
-    let power = power.min(units.len() - 1);
-    format!("{:.1}{}", number / 1000f64.powi(power as i32), units[power])
 }

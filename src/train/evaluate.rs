@@ -48,6 +48,8 @@ impl Session {
                 step: state.progress.step,
                 evaluation: evaluation.clone(),
                 best,
+                tokens: state.progress.tokens,
+                cost: state.progress.cost,
             })?;
         }
         self.complete_prompts(&model, state.progress.step)?;

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::TrainError;
+use crate::checkpoint::Cost;
 use crate::objective::{Evaluation, Metrics, ObjectiveSpec};
 
 /// Something that happened in a run.
@@ -49,6 +50,12 @@ pub enum Event {
         evaluation: Evaluation,
         /// Whether it is the lowest so far.
         best: bool,
+        /// Tokens trained on so far.
+        #[serde(default)]
+        tokens: u64,
+        /// The cost of all training steps so far.
+        #[serde(default)]
+        cost: Cost,
     },
     /// A sample completion.
     Sample {
@@ -172,6 +179,9 @@ pub struct StepRecord {
     pub tokens_per_second: f64,
     /// Resident memory of the process after the step; none where the system does not say.
     pub memory_bytes: Option<u64>,
+    /// The cost of all steps so far, this one included.
+    #[serde(default)]
+    pub cost: Cost,
     /// The other metrics of the objective.
     #[serde(flatten)]
     pub metrics: Metrics,

@@ -20,7 +20,10 @@ impl Session {
         let progress = &mut state.progress;
         let last = progress.step;
         let stopped_early = self.stops_early(progress);
-        if stopped_early {
+        if let Some(reason) = &self.cut {
+            let text = format!("the run ends after step {last}: {reason}");
+            self.emit(&Event::Note { text })?;
+        } else if stopped_early {
             self.emit(&Event::StoppedEarly {
                 step: last,
                 evaluations: progress.evaluations_since_best,
@@ -59,7 +62,10 @@ impl Session {
         // Last of all: a run whose record has an end is complete, and not looked at again.
         if let Some(mut record) = record {
             let steps = self.timeline.steps();
-            record.end = Some(FinalRecord::new(progress, steps, stopped_early));
+            record.end = Some(FinalRecord {
+                cut: self.cut.clone(),
+                ..FinalRecord::new(progress, steps, stopped_early)
+            });
             self.folder.write_record(&record)?;
         }
         let folder = self.folder.path().to_path_buf();

@@ -79,6 +79,18 @@ pub(super) struct FinalRecord {
     pub(super) stopped_early: bool,
     #[serde(default)]
     pub(super) evaluations_since_best: u64,
+    /// Forward-backward passes of all steps.
+    #[serde(default)]
+    pub(super) backward_passes: u64,
+    /// Multiplications and additions of all steps, by the forecast.
+    #[serde(default)]
+    pub(super) flops: f64,
+    /// Seconds of training steps, evaluation and saving left out.
+    #[serde(default)]
+    pub(super) train_seconds: f64,
+    /// Why the run was ended before its last step, by whoever ran it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) cut: Option<String>,
 }
 
 impl RunRecord {
@@ -137,6 +149,7 @@ impl RunRecord {
 
 impl FinalRecord {
     pub(super) fn new(progress: &Progress, planned_steps: u64, stopped_early: bool) -> Self {
+        let cost = progress.cost;
         Self {
             step: progress.step,
             val_loss: progress.val_loss,
@@ -147,13 +160,18 @@ impl FinalRecord {
             planned_steps,
             stopped_early,
             evaluations_since_best: progress.evaluations_since_best,
+            backward_passes: cost.backward_passes,
+            flops: cost.flops,
+            train_seconds: cost.train_seconds,
+            cut: None,
         }
     }
 
-    /// Whether a run of `steps` with `patience` would have stopped early at the same step.
+    /// Whether a run of `steps` with `patience` would have stopped early at the same step. A run
+    /// that was cut stays so.
     pub(super) fn stays_stopped(&self, steps: u64, patience: u64) -> bool {
         let out_of_patience = patience > 0 && self.evaluations_since_best >= patience;
-        self.stopped_early && out_of_patience && self.planned_steps == steps
+        self.stopped_early && (out_of_patience || self.cut.is_some()) && self.planned_steps == steps
     }
 }
 

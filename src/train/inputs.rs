@@ -9,6 +9,7 @@ use super::TrainError;
 use super::estimate::Summary;
 use super::folder::RunRecord;
 use super::resume::StartingPoint;
+use crate::checkpoint::Cost;
 use crate::config::{DecoderSpec, PhasePlan, Plan, Sampling, Task};
 use crate::data::{
     DataView, EpochSize, FileRecord, SpecialToken, TokenCache, TrainingData, ViewSpec,
@@ -16,7 +17,9 @@ use crate::data::{
 };
 use crate::device::{ComputeDevice, is_cpu, lanes};
 use crate::environment::{Environment, resident_memory_bytes};
-use crate::forecast::{Conditions, Forecast, Shortage, available_bytes, fit, outline};
+use crate::forecast::{
+    Conditions, Forecast, Shortage, available_bytes, fit, flops_of_phase, outline,
+};
 use crate::generate::{GenerateError, check_prompt};
 use crate::model::{check_vocabulary, folder as model_folder};
 use crate::phase::{self, Timeline};
@@ -31,6 +34,8 @@ pub(super) struct RunInputs {
     pub(super) parameters: u64,
     /// Number of parameters that the first phase trains.
     pub(super) trainable: u64,
+    /// Multiplications and additions for one token of each phase, forward and backward.
+    pub(super) flops_per_token: Vec<f64>,
     /// The base model's files; empty without a base model.
     pub(super) base: Vec<FileRecord>,
     /// Bytes of the process before the data was loaded.
@@ -68,6 +73,7 @@ impl RunInputs {
             // The loop runs from the last phase to the first, so the first phase's numbers remain.
             (parameters, trainable) = (model.params(), model.trained_params() as u64);
         }
+        let flops_per_token = flops_per_token(plan, &timeline, &data, &spec)?;
         check_length(plan, timeline.steps())?;
         check_prompts(plan, &spec, exported_data(&data))?;
         Ok(Self {
@@ -76,9 +82,23 @@ impl RunInputs {
             timeline,
             parameters,
             trainable,
+            flops_per_token,
             base: base_files(plan)?,
             program_bytes,
         })
+    }
+
+    /// The passes and FLOPs of the first `steps` steps of a timeline. No time was measured.
+    pub(super) fn planned_cost(&self, timeline: &Timeline, steps: u64) -> Cost {
+        let mut cost = Cost::default();
+        for (phase, flops) in timeline.phases().iter().zip(&self.flops_per_token) {
+            let steps = steps.saturating_sub(phase.first_step).min(phase.steps);
+            cost.backward_passes += steps * phase.plan.gradient_accumulation_steps as u64;
+            let view = &self.data[phase.number].view;
+            let tokens = steps * phase.sequences_per_step() * view.rows_per_sequence() as u64;
+            cost.flops += tokens as f64 * view.widest() as f64 * flops;
+        }
+        cost
     }
 
     /// The data files of all phases, each once.
@@ -237,6 +257,22 @@ impl RunInputs {
         let available = available_bytes().filter(|_| is_cpu).unwrap_or(u64::MAX);
         Ok(fit(&plan, &self.spec, conditions, available)?)
     }
+}
+
+/// Multiplications and additions for one token of each phase. Rows may be wider than `sequence_len`.
+fn flops_per_token(
+    plan: &Plan,
+    timeline: &Timeline,
+    data: &[PhaseData],
+    spec: &DecoderSpec,
+) -> Result<Vec<f64>, TrainError> {
+    let phases = timeline.phases().iter().zip(data);
+    let flops = phases.map(|(phase, data)| {
+        let mut of = phase.plan.clone();
+        of.data.sequence_len = data.view.widest();
+        Ok(flops_of_phase((plan, &of, phase.model), spec)?)
+    });
+    flops.collect()
 }
 
 /// The files of all phases, each once.

@@ -34,6 +34,7 @@
 
 mod card;
 mod clock;
+mod course;
 #[cfg(test)]
 mod crash;
 mod error;
@@ -45,6 +46,7 @@ mod finish;
 mod folder;
 mod inputs;
 mod interrupt;
+mod lengths;
 mod model_init;
 mod observers;
 mod prepare;
@@ -58,15 +60,18 @@ mod state;
 mod step;
 
 pub use crate::objective::Evaluation;
+pub use course::{Course, CoursePoint, CourseState};
 pub use error::TrainError;
 pub use estimate::{Estimate, Summary};
 pub use event::{Event, Observer, StepRecord};
 pub use folder::{RunFolder, kept_checkpoints};
 pub use interrupt::{Interrupt, Signal};
+pub use lengths::{Lengths, StepTimer, Totals};
 pub use observers::{CsvMetrics, EventLines, JsonlMetrics, TensorboardEvents, Terminal};
 pub use prepare::Options;
 pub use resume::Resume;
-pub use run::{Outcome, Run};
+pub(crate) use resume::flat_config;
+pub use run::{Advance, Outcome, Run};
 pub use saving::InsufficientDisk;
 use session::Session;
 pub use state::TrainState;

@@ -16,6 +16,7 @@ use super::{
     CsvMetrics, Event, Interrupt, JsonlMetrics, Observer, Resume, Run, RunFolder,
     TensorboardEvents, TrainError,
 };
+use crate::checkpoint::{Cost, Progress};
 use crate::config::{Plan, Report};
 use crate::device::ComputeDevice;
 use crate::environment::Environment;
@@ -105,6 +106,7 @@ impl Run {
         };
         let state = &mut initial.state;
         check_phase(&state.progress, phase.number)?;
+        notes.extend(count_older_cost(&mut state.progress, &inputs));
         state.pipeline = Pipeline::new(options.stages)?;
         let new_stages = restore_extras(&mut state.pipeline, initial.extras)?;
         if checkpoint.is_some() {
@@ -128,6 +130,7 @@ impl Run {
         let mut session = Session {
             active: ActivePhase::new(&phase, &inputs.data, initial.reference),
             spec: inputs.spec,
+            flops_per_token: inputs.flops_per_token,
             device,
             timeline: inputs.timeline,
             data: inputs.data,
@@ -143,6 +146,8 @@ impl Run {
             interrupt: options.interrupt,
             free_space,
             log: log.clone(),
+            cut: None,
+            is_suspended: false,
             plan,
         };
         let notes = notes.into_iter().map(|text| Event::Note { text });
@@ -154,8 +159,14 @@ impl Run {
         session.note_fresh_state(&initial.without_state)?;
         // A crash can come between a save and what is deleted after it.
         session.rotate()?;
-        let state = initial.state;
-        Ok(Some(Run { state, session }))
+        // A run counts its own time only, and it may wait before it starts.
+        session.clock.pause();
+        Ok(Some(Run {
+            state: initial.state,
+            session,
+            first: None,
+            evaluation: None,
+        }))
     }
 }
 
@@ -236,6 +247,22 @@ fn restore_extras(pipeline: &mut Pipeline, extras: Extras) -> Result<Vec<String>
         Some(owner) => Err(TrainError::UnknownOwner { owner }),
         None => Ok(new),
     }
+}
+
+/// Counts the steps of a run that an older version began without counting them, and says so.
+fn count_older_cost(progress: &mut Progress, inputs: &RunInputs) -> Option<String> {
+    if progress.step == 0 || progress.cost != Cost::default() {
+        return None;
+    }
+    progress.cost = Cost {
+        train_seconds: progress.seconds,
+        ..inputs.planned_cost(&inputs.timeline, progress.step)
+    };
+    Some(format!(
+        "an older version took the first {} steps and counted no cost: their backward passes and FLOPs are \
+         taken from the plan, and their seconds of training steps include evaluation and saving",
+        progress.step
+    ))
 }
 
 fn lossy_warning(folder: &RunFolder, step: u64) -> Result<Option<String>, TrainError> {

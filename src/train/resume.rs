@@ -181,6 +181,11 @@ fn older_config(path: &Path) -> Result<toml::Table, TrainError> {
     Ok(as_table(&resolved.unwrap_or(config)))
 }
 
+/// `a.b = v` for every leaf of a config, in TOML's form.
+pub(crate) fn flat_config(config: &Config) -> BTreeMap<String, String> {
+    flatten(&as_table(config))
+}
+
 fn as_table(config: &Config) -> toml::Table {
     // Every config was read from TOML, so all its numbers, strings and paths fit into it.
     toml::Table::try_from(config).expect("a config is TOML")

@@ -1,12 +1,16 @@
 //! The loop.
 
+use std::time::Instant;
+
 use super::{
     Evaluation, Event, Session, StepOutcome, StepRecord, StepReport, TrainError, TrainState,
     train_step,
 };
-use crate::checkpoint::Progress;
+use crate::checkpoint::{Cost, Progress};
 use crate::collective::SingleProcess;
 use crate::config::OnNonfinite;
+use crate::data::Batch;
+use crate::device::is_cpu;
 use crate::environment::resident_memory_bytes;
 use crate::phase::Phase;
 
@@ -19,6 +23,19 @@ pub struct Run {
     pub(super) state: TrainState,
     /// Everything else: the plan, the data, the run folder, the observers.
     pub(super) session: Session,
+    /// The step that this session began at; none before it began.
+    pub(super) first: Option<u64>,
+    /// The last evaluation of this session.
+    pub(super) evaluation: Option<Evaluation>,
+}
+
+/// Where [`Run::advance`] came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Advance {
+    /// It was asked to pause; more steps are left.
+    Paused,
+    /// All steps are taken.
+    Done,
 }
 
 /// How a finished run went.
@@ -46,51 +63,134 @@ impl Run {
     ///
     /// # Errors
     /// See [`TrainError`]. The last checkpoint stays good whatever happens.
-    pub fn train(self) -> Result<Outcome, TrainError> {
-        let Self {
-            mut state,
-            mut session,
-        } = self;
-        let _log = session.log_here();
-        let trained = session.train(&mut state);
-        let outcome = trained.and_then(|evaluation| session.finish(&mut state, evaluation));
-        if let Err(error) = &outcome {
-            tracing::error!("{error}");
-            session.emit_end(state.progress.step, error);
+    pub fn train(mut self) -> Result<Outcome, TrainError> {
+        self.advance(|_| false)?;
+        self.finish()
+    }
+
+    /// Trains to the end, or until `pause` returns true after a step. While a run is paused,
+    /// nothing of it goes on in the background, and its clock stands still.
+    ///
+    /// # Errors
+    /// As [`train`](Self::train). After an error the run is over.
+    pub fn advance(&mut self, pause: impl FnMut(&Progress) -> bool) -> Result<Advance, TrainError> {
+        let _log = self.session.log_here();
+        self.session.clock.go_on();
+        let advanced = self.steps(pause);
+        self.session.clock.pause();
+        advanced.inspect_err(|error| self.report(error))
+    }
+
+    /// Ends the run where it is, before its last step, and exports its model as at the end. The
+    /// run's record keeps the reason.
+    ///
+    /// # Errors
+    /// As [`train`](Self::train).
+    pub fn cut(mut self, reason: &str) -> Result<Outcome, TrainError> {
+        let _log = self.session.log_here();
+        self.session.clock.go_on();
+        self.session.cut = Some(reason.to_string());
+        let ended = self.end();
+        ended.inspect_err(|error| self.report(error))?;
+        self.finish()
+    }
+
+    /// Saves the run where it is and lets go of it. It can be prepared again and goes on from here.
+    /// The reason is what its report shows until then.
+    ///
+    /// # Errors
+    /// A save that fails.
+    pub fn suspend(mut self, reason: &str) -> Result<(), TrainError> {
+        let _log = self.session.log_here();
+        self.session.clock.go_on();
+        let saved = self.session.save_here(&mut self.state);
+        saved.inspect_err(|error| self.report(error))?;
+        let step = self.state.progress.step;
+        self.session.emit(&Event::Stopped {
+            step,
+            kind: "suspended".to_string(),
+            message: format!("suspended after step {step}: {reason}"),
+        })
+    }
+
+    /// Closes the record of a run whose steps are taken, and exports its model.
+    ///
+    /// # Errors
+    /// As [`train`](Self::train).
+    pub fn finish(mut self) -> Result<Outcome, TrainError> {
+        let _log = self.session.log_here();
+        self.session.clock.go_on();
+        let evaluation = self.evaluation.take();
+        let outcome = self.session.finish(&mut self.state, evaluation);
+        outcome.inspect_err(|error| self.report(error))
+    }
+
+    /// How far the run has come.
+    pub fn progress(&self) -> &Progress {
+        &self.state.progress
+    }
+
+    /// The loop: all steps that are left, or those until `pause` returns true.
+    fn steps(&mut self, mut pause: impl FnMut(&Progress) -> bool) -> Result<Advance, TrainError> {
+        self.begin()?;
+        let Self { state, session, .. } = self;
+        while let Some(phase) = session.next_phase(&state.progress) {
+            session.enter_phase(state, &phase)?;
+            session.step(state)?;
+            session.poll_save()?;
+            self.evaluation = session.evaluate_if_due(state)?;
+            session.save_if_due(state, self.evaluation.is_some())?;
+            session.stop_if_asked(state)?;
+            if pause(&state.progress) && session.next_phase(&state.progress).is_some() {
+                session.wait_for_device(state);
+                session.wait_for_save()?;
+                return Ok(Advance::Paused);
+            }
         }
-        outcome
+        self.end()?;
+        Ok(Advance::Done)
+    }
+
+    /// What comes before the first step of a session.
+    fn begin(&mut self) -> Result<(), TrainError> {
+        if self.first.is_some() {
+            return Ok(());
+        }
+        let Self { state, session, .. } = self;
+        self.first = Some(state.progress.step);
+        session.emit(&Event::Started {
+            step: state.progress.step,
+            steps: session.timeline.steps(),
+            objectives: session.objective_specs(),
+        })?;
+        session.preflight_save(state)?;
+        session.stop_if_asked(state)
+    }
+
+    /// What comes after the last step.
+    fn end(&mut self) -> Result<(), TrainError> {
+        let Self { state, session, .. } = self;
+        let is_cut = session.cut.is_some();
+        // A run that begins at its end, or past it, has not been evaluated there; nor has one that
+        // is cut.
+        let begins_here = Some(state.progress.step) == self.first;
+        let is_new = state.progress.val_loss.is_none() && (begins_here || is_cut);
+        if is_new {
+            self.evaluation = session.evaluate(state)?;
+        }
+        if is_new || is_cut {
+            session.save_if_due(state, self.evaluation.is_some())?;
+        }
+        session.wait_for_save()
+    }
+
+    fn report(&mut self, error: &TrainError) {
+        tracing::error!("{error}");
+        self.session.emit_end(self.state.progress.step, error);
     }
 }
 
 impl Session {
-    /// All steps that are left. Returns the last evaluation.
-    fn train(&mut self, state: &mut TrainState) -> Result<Option<Evaluation>, TrainError> {
-        let first = state.progress.step;
-        self.emit(&Event::Started {
-            step: first,
-            steps: self.timeline.steps(),
-            objectives: self.objective_specs(),
-        })?;
-        self.preflight_save(state)?;
-        self.stop_if_asked(state)?;
-        let mut evaluation = None;
-        while let Some(phase) = self.next_phase(&state.progress) {
-            self.enter_phase(state, &phase)?;
-            self.step(state)?;
-            self.poll_save()?;
-            evaluation = self.evaluate_if_due(state)?;
-            self.save_if_due(state, evaluation.is_some())?;
-            self.stop_if_asked(state)?;
-        }
-        // A run that begins at its end, or past it, has not been evaluated there.
-        if state.progress.step == first && state.progress.val_loss.is_none() {
-            evaluation = self.evaluate(state)?;
-            self.save_if_due(state, evaluation.is_some())?;
-        }
-        self.wait_for_save()?;
-        Ok(evaluation)
-    }
-
     /// The phase of the next step; None after the last step, or when validation has stopped
     /// improving.
     fn next_phase(&self, progress: &Progress) -> Option<Phase> {
@@ -107,14 +207,16 @@ impl Session {
 
     /// Whether the run is over before its last step.
     pub(super) fn stops_early(&self, progress: &Progress) -> bool {
-        progress.step < self.timeline.steps() && self.is_out_of_patience(progress)
+        let is_over = self.cut.is_some() || self.is_out_of_patience(progress);
+        progress.step < self.timeline.steps() && is_over
     }
 
     /// Takes one optimizer step and tells the observers about it.
     fn step(&mut self, state: &mut TrainState) -> Result<(), TrainError> {
+        let begun = Instant::now();
         let (first_sequence, step) = (state.progress.sequences, state.progress.step);
         let settings = self.active.settings(step, self.plan.config.seed);
-        let batches = self.micro_batches(first_sequence);
+        let batches = self.active.micro_batches(first_sequence);
         let report = train_step(
             state,
             &batches,
@@ -123,6 +225,7 @@ impl Session {
             &SingleProcess,
         )?;
         state.progress.sequences += self.active.phase.sequences_per_step();
+        state.progress.cost += self.cost_of(&batches, begun);
         self.clock.stepped(
             report.time.backward + report.time.gradient + report.time.update,
             report.tokens,
@@ -137,6 +240,7 @@ impl Session {
                 grad_norm: report.grad_norm,
                 tokens_per_second: self.clock.tokens_per_second(),
                 memory_bytes: resident_memory_bytes(),
+                cost: state.progress.cost,
                 metrics: report.metrics,
             })),
             StepOutcome::Overflowed { loss_scale } => self.emit(&Event::Overflowed {
@@ -145,6 +249,28 @@ impl Session {
             }),
             StepOutcome::NotFinite => self.skip(&state.progress, &report, first_sequence),
         }
+    }
+
+    /// The cost of a step on these batches. Masked tokens and padding are computed too.
+    fn cost_of(&self, batches: &[Batch], begun: Instant) -> Cost {
+        let tokens: usize = batches.iter().map(|batch| batch.rows * batch.cols).sum();
+        Cost {
+            backward_passes: batches.len() as u64,
+            flops: tokens as f64 * self.flops_per_token[self.active.phase.number],
+            train_seconds: begun.elapsed().as_secs_f64(),
+        }
+    }
+
+    /// Waits for work that a GPU has queued, so that the next run does not wait for it. The time
+    /// belongs to the steps of this run.
+    fn wait_for_device(&self, state: &mut TrainState) {
+        if is_cpu(&self.device.device) {
+            return;
+        }
+        let begun = Instant::now();
+        // Reading what was written last takes until all is done.
+        state.model().norm.weight.val().into_data();
+        state.progress.cost.train_seconds += begun.elapsed().as_secs_f64();
     }
 
     /// The weights stay as they were; the batch is written down; too many in a row end the run.

@@ -30,6 +30,8 @@ pub(super) struct Session {
     /// The data of each phase, in order.
     pub(super) data: Vec<PhaseData>,
     pub(super) active: ActivePhase,
+    /// Multiplications and additions for one token of each phase.
+    pub(super) flops_per_token: Vec<f64>,
     /// The initial adapter; None if it starts at zero, or if this session began without it.
     pub(super) initial_adapter: Option<Adapter>,
     pub(super) clock: Clock,
@@ -42,6 +44,10 @@ pub(super) struct Session {
     pub(super) free_space: fn(&Path) -> std::io::Result<u64>,
     /// Receives the `tracing` records of this run: logs/train.log.
     pub(super) log: Dispatch,
+    /// Why the run ends at its present step; none if it goes to its last.
+    pub(super) cut: Option<String>,
+    /// Whether the run is being saved to go on later, from exactly here.
+    pub(super) is_suspended: bool,
 }
 
 /// The current phase, ready for training.
@@ -77,6 +83,15 @@ impl ActivePhase {
             learning_rate: self.phase.learning_rate(step),
             seed,
         }
+    }
+
+    /// The micro-batches of a step, with sequences in data order for any grouping.
+    pub(super) fn micro_batches(&self, first: u64) -> Vec<Batch> {
+        let phase = &self.phase.plan;
+        let rows = phase.micro_batch_size;
+        (0..phase.gradient_accumulation_steps as u64)
+            .map(|pass| self.data.view.batch(first + pass * rows as u64, rows))
+            .collect()
     }
 }
 
@@ -203,20 +218,6 @@ impl Session {
             spec: &self.spec,
             device: &self.device.device,
         }
-    }
-
-    /// The micro-batches of a step, with sequences in data order for any grouping.
-    pub(super) fn micro_batches(&self, first: u64) -> Vec<Batch> {
-        let phase = &self.active.phase.plan;
-        let rows = phase.micro_batch_size;
-        (0..phase.gradient_accumulation_steps as u64)
-            .map(|pass| {
-                self.active
-                    .data
-                    .view
-                    .batch(first + pass * rows as u64, rows)
-            })
-            .collect()
     }
 
     /// Whether an action that is due every `every` steps is due; at the last step it always is.

@@ -110,6 +110,7 @@ impl Bench {
         let mut state: Value = json(&folder.join("state.json"));
         // The clock, and the checksum that covers it.
         state["progress"]["seconds"] = Value::Null;
+        state["progress"]["cost"]["train_seconds"] = Value::Null;
         state["blake3"]["state"] = Value::Null;
         files.insert("state.json".to_string(), state.to_string());
         files
@@ -125,6 +126,7 @@ impl Bench {
         for row in &mut rows {
             row["tokens_per_second"] = Value::Null;
             row["memory_bytes"] = Value::Null;
+            row["train_seconds"] = Value::Null;
         }
         rows
     }

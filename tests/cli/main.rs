@@ -5,6 +5,7 @@ mod adapters;
 mod bad_input;
 mod bench;
 mod checkpoints;
+mod comparisons;
 mod damage;
 mod early_stopping;
 mod estimate;

@@ -1,8 +1,8 @@
 //! P1: `[[phase]]`.
 
 use firebrick::config::{
-    Config, DatasetConfig, Length, OptimizerPlan, PhaseAdapter, PhaseConfig, PhaseLength,
-    PhaseLengthKey, Plan, Preset, Sampling, ScheduleSpan, Task, Warmup, json_schema,
+    AdamWPlan, Config, DatasetConfig, Length, OptimizerPlan, PhaseAdapter, PhaseConfig,
+    PhaseLength, PhaseLengthKey, Plan, Preset, Sampling, ScheduleSpan, Task, Warmup, json_schema,
 };
 
 use crate::{golden, issues, only, resolve};
@@ -94,11 +94,7 @@ fn p1_a_phase_has_its_own_keys_and_the_rest_of_the_sections() {
         ("short", PhaseLength::Share(0.3))
     );
     assert_eq!((first.data.sequence_len, first.micro_batch_size), (16, 16));
-    let adamw = OptimizerPlan::AdamW {
-        betas: [0.9, 0.99],
-        eps: 1e-8,
-        weight_decay: 0.05,
-    };
+    let adamw = OptimizerPlan::AdamW(AdamWPlan::new([0.9, 0.99], 1e-8, 0.05));
     assert_eq!((&first.optimizer, first.learning_rate), (&adamw, 2e-3));
     assert_eq!(first.schedule_span, ScheduleSpan::Run);
     assert_eq!(first.schedule.warmup, Warmup::Steps(5));

@@ -56,6 +56,7 @@ pub fn metrics(run: &Path) -> Vec<Value> {
         let mut row: Value = serde_json::from_str(line).unwrap();
         row["tokens_per_second"] = Value::Null;
         row["memory_bytes"] = Value::Null;
+        row["train_seconds"] = Value::Null;
         row
     });
     rows.collect()

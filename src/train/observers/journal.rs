@@ -148,6 +148,7 @@ impl Observer for Journal {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checkpoint::Cost;
     use crate::objective::{CrossEntropy, Metrics, Preference};
     use crate::train::Evaluation;
     use std::io::Write;
@@ -162,6 +163,7 @@ mod tests {
             grad_norm: 2.0,
             tokens_per_second: 3.0,
             memory_bytes: None,
+            cost: Cost::default(),
             metrics: Metrics::of(&Preference::SPEC.step, [0.75, -0.5]),
         })
     }
@@ -176,6 +178,8 @@ mod tests {
             step,
             evaluation,
             best: true,
+            tokens: 9,
+            cost: Cost::default(),
         }
     }
 

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use super::{Evaluation, Event, Observer, StepRecord, TrainError};
+use crate::checkpoint::Cost;
 use crate::durable;
 use crate::objective::{Metrics, ObjectiveSpec};
 
@@ -20,6 +21,7 @@ pub(super) struct Row {
     /// None for a step that was skipped as not finite but evaluated.
     pub(super) record: Option<StepRecord>,
     pub(super) evaluation: Option<Evaluation>,
+    pub(super) cost: Cost,
 }
 
 impl Row {
@@ -44,6 +46,11 @@ impl Row {
             cells.push(("memory_bytes", json!(record.memory_bytes)));
             cells.extend(numbers(&record.metrics));
         }
+        cells.extend([
+            ("backward_passes", json!(self.cost.backward_passes)),
+            ("flops", json!(self.cost.flops)),
+            ("train_seconds", json!(self.cost.train_seconds)),
+        ]);
         cells.retain(|(_, value)| !value.is_null());
         cells
     }
@@ -102,6 +109,7 @@ fn csv_columns(objectives: &[ObjectiveSpec], has_phases: bool) -> Vec<String> {
     columns.extend(of_evaluations.map(|spec| spec.name.to_string()));
     columns.push("memory_bytes".to_string());
     columns.extend(of_steps.map(|spec| spec.name.to_string()));
+    columns.extend(["backward_passes", "flops", "train_seconds"].map(str::to_string));
     if has_phases {
         columns.push(PHASE.to_string());
     }
@@ -133,11 +141,15 @@ impl Rows {
                     step: record.step,
                     record: Some(record.clone()),
                     evaluation: None,
+                    cost: record.cost,
                 });
                 done
             }
             Event::Evaluated {
-                step, evaluation, ..
+                step,
+                evaluation,
+                cost,
+                ..
             } => {
                 let other = self.pending.as_ref().is_none_or(|row| row.step != *step);
                 let done = if other { self.finished() } else { None };
@@ -145,6 +157,7 @@ impl Rows {
                     step: *step,
                     record: None,
                     evaluation: None,
+                    cost: *cost,
                 });
                 row.evaluation = Some(evaluation.clone());
                 done
@@ -334,8 +347,17 @@ mod tests {
             grad_norm: 2.0,
             tokens_per_second: 3.0,
             memory_bytes: Some(1 << 20),
+            cost: cost(step),
             metrics: Metrics::default(),
         })
+    }
+
+    fn cost(step: u64) -> Cost {
+        Cost {
+            backward_passes: 2 * step,
+            flops: 1e9 * step as f64,
+            train_seconds: 0.25 * step as f64,
+        }
     }
 
     fn finished(step: u64) -> Event {
@@ -357,6 +379,8 @@ mod tests {
             step,
             evaluation,
             best: true,
+            tokens: step * 8,
+            cost: cost(step),
         }
     }
 
@@ -403,9 +427,15 @@ mod tests {
         );
         let jsonl = fs::read_to_string(&jsonl).unwrap();
         let last = jsonl.lines().last().unwrap();
-        assert_eq!(last, r#"{"step":2,"val_loss":1.25,"bits_per_byte":0.5}"#);
+        assert_eq!(
+            last,
+            r#"{"step":2,"val_loss":1.25,"bits_per_byte":0.5,"backward_passes":4,"flops":2000000000.0,"train_seconds":0.5}"#
+        );
         let csv = fs::read_to_string(&csv).unwrap();
-        assert_eq!(csv.lines().last().unwrap(), "2,,,,,,1.25,0.5,");
+        assert_eq!(
+            csv.lines().last().unwrap(),
+            "2,,,,,,1.25,0.5,,4,2000000000.0,0.5"
+        );
         assert_eq!(csv.lines().count(), 3);
     }
 
@@ -459,9 +489,9 @@ mod tests {
         watch(&mut csv, &[Event::Step(record), finished(2)]);
         let text = fs::read_to_string(&path).unwrap();
         let expected = "step,tokens,loss,lr,grad_norm,tokens_per_second,val_loss,bits_per_byte,memory_bytes,more,\
-                        val_reward_accuracy,reward_accuracy,reward_margin,phase\n\
-                        1,8,1.5,0.1,2.0,3.0,,,,7,,,,\n\
-                        2,16,1.5,0.1,2.0,3.0,,,1048576,,,0.75,0.25,\"the \"\"second\"\", say\"\n";
+                        val_reward_accuracy,reward_accuracy,reward_margin,backward_passes,flops,train_seconds,phase\n\
+                        1,8,1.5,0.1,2.0,3.0,,,,7,,,,,,,\n\
+                        2,16,1.5,0.1,2.0,3.0,,,1048576,,,0.75,0.25,4,2000000000.0,0.5,\"the \"\"second\"\", say\"\n";
         assert_eq!(text, expected);
     }
 }

@@ -297,6 +297,7 @@ fn remove_event_files(folder: &Path) -> Result<(), TrainError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checkpoint::Cost;
     use crate::objective::{Evaluation, Metrics, Preference};
     use crate::train::StepRecord;
 
@@ -377,6 +378,7 @@ mod tests {
             grad_norm: 2.0,
             tokens_per_second: 3.0,
             memory_bytes: Some(4096),
+            cost: Cost::default(),
             metrics: Metrics::of(&Preference::SPEC.step, [0.75, 0.5]),
         };
         let sample = Event::Sample {
@@ -399,6 +401,8 @@ mod tests {
             step: 1,
             evaluation,
             best: true,
+            tokens: 9,
+            cost: Cost::default(),
         };
         for event in [started, Event::Step(record), evaluated, sample, saving] {
             events.observe(&event).unwrap();

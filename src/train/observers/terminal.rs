@@ -120,6 +120,7 @@ impl Observer for Terminal {
                 step,
                 evaluation,
                 best,
+                ..
             } => {
                 self.val_loss = Some(evaluation.val_loss);
                 let mark = if *best { "  best so far" } else { "" };
@@ -236,6 +237,7 @@ impl Observer for LogEvents {
                 step,
                 evaluation,
                 best,
+                ..
             } => {
                 info!(step, val_loss = evaluation.val_loss, best, "evaluated");
             }

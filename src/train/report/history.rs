@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::series::{Series, Spread};
+use crate::checkpoint::Cost;
 use crate::objective::{Evaluation, MetricSpec, ObjectiveSpec};
 use crate::train::observers::{Entry, stopped_early};
 use crate::train::{Event, StepRecord};
@@ -22,6 +23,8 @@ pub(super) struct History {
     /// Steps of the whole run.
     pub(super) steps: u64,
     pub(super) tokens: u64,
+    /// The cost of all steps.
+    pub(super) cost: Cost,
     /// Training time up to the last save, in seconds.
     pub(super) seconds: Option<f64>,
     /// When the last event was.
@@ -86,6 +89,7 @@ impl Default for History {
             step: 0,
             steps: 0,
             tokens: 0,
+            cost: Cost::default(),
             seconds: None,
             updated: String::new(),
             rows: 0,
@@ -128,6 +132,7 @@ impl History {
                 step,
                 evaluation,
                 best,
+                ..
             } => {
                 self.val_loss.push(*step, evaluation.val_loss);
                 self.take_numbers(*step, evaluation.metrics.iter());
@@ -175,6 +180,7 @@ impl History {
     fn row(&mut self, record: &StepRecord) {
         let step = record.step;
         self.tokens = record.tokens;
+        self.cost = record.cost;
         self.rows += 1;
         self.loss.push(step, record.loss);
         self.recent_losses.push_back(record.loss);

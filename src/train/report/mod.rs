@@ -5,7 +5,6 @@
 //! matter which other reports are asked for, nor since when this one is. It is written anew, beside
 //! its place and renamed over it, when a run starts, at every evaluation and save, and at the end.
 
-mod chart;
 mod history;
 mod page;
 mod series;

@@ -4,10 +4,10 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
-use super::chart::{Chart, Floor, Line, Unit};
 use super::history::{History, Samples, Status};
 use super::series::Series;
-use crate::readable::{bytes, duration, grouped};
+use crate::page::{Chart, Floor, Horizontal, Line, Unit, document, escaped, section, table};
+use crate::readable::{bytes, duration, grouped, scaled};
 
 /// Data files in the table; run.json has them all.
 const MOST_FILES: usize = 40;
@@ -40,27 +40,12 @@ pub(super) struct Page<'a> {
 impl Page<'_> {
     pub(super) fn html(&self) -> String {
         let charts = self.charts();
-        let data: Vec<Value> = charts.iter().map(Chart::data).collect();
-        // Within a script element only `<` could end it.
-        let data = Value::from(data).to_string().replace('<', "\\u003c");
         // The chart of the loss comes first and is as wide as the page.
         let loss: String = charts.iter().take(1).map(Chart::html).collect();
         let rest: String = charts.iter().skip(1).map(Chart::html).collect();
-        format!(
-            "<!doctype html>\n<html lang=en>\n<head>\n<meta charset=utf-8>\n\
-             <meta name=viewport content=\"width=device-width, initial-scale=1\">\n\
-             <meta name=color-scheme content=\"light dark\">\n\
-             <meta http-equiv=Content-Security-Policy content=\"default-src 'none'; \
-             style-src 'unsafe-inline'; script-src 'unsafe-inline'\">\n\
-             <title>{name} - {state}</title>\n<style>\n{css}</style>\n</head>\n<body>\n<main>\n\
-             {header}{figures}{loss}<div class=grid2>\n{rest}</div>\n\
-             {samples}{checkpoints}{events}{data_files}{environment}{config}\
-             </main>\n<script type=\"application/json\" id=data>{data}</script>\n\
-             <script>\n{js}</script>\n</body>\n</html>\n",
-            name = escaped(self.name),
-            state = self.state(),
-            css = include_str!("page.css"),
-            js = include_str!("page.js"),
+        let body = format!(
+            "{header}{figures}{loss}<div class=grid2>\n{rest}</div>\n\
+             {samples}{checkpoints}{events}{data_files}{environment}{config}",
             header = self.header(),
             figures = self.figures(),
             samples = self.samples(),
@@ -69,7 +54,8 @@ impl Page<'_> {
             data_files = self.data_files(),
             environment = self.environment(),
             config = self.config(),
-        )
+        );
+        document(&format!("{} - {}", self.name, self.state()), &body, &charts)
     }
 
     fn state(&self) -> &'static str {
@@ -79,6 +65,7 @@ impl Page<'_> {
             Status::FinishedEarly => "stopped early",
             Status::Stopped { kind, .. } if kind == "interrupted" => "interrupted",
             Status::Stopped { kind, .. } if kind == "diverged" => "diverged",
+            Status::Stopped { kind, .. } if kind == "suspended" => "suspended",
             Status::Stopped { .. } => "failed",
         }
     }
@@ -157,6 +144,13 @@ impl Page<'_> {
             let of = of.map_or(String::new(), |tokens| format!("from {tokens} in the data"));
             figure("Tokens trained", grouped(history.tokens), of);
         }
+        let cost = history.cost;
+        if cost.backward_passes > 0 {
+            let note = format!("{}FLOP, by the forecast", scaled(cost.flops));
+            figure("Backward passes", grouped(cost.backward_passes), note);
+            let note = "evaluation and saving left out".to_string();
+            figure("Time of training steps", duration(cost.train_seconds), note);
+        }
         if let Some(seconds) = history.seconds {
             let running = history.status == Status::Running;
             let note = if running { "up to the last save" } else { "" };
@@ -190,15 +184,16 @@ impl Page<'_> {
             explains_marks: id == "loss",
             lines,
             baseline: None,
-            last_step: history.step,
+            horizontal: Horizontal::Steps,
+            last: history.step as f64,
             skips: &history.skips,
             resumes: &history.resumes,
         };
         let noisy = |series: &Series, names: [&str; 2]| {
-            let mut lines = vec![Line::new(names[0], "train", series.points())];
+            let mut lines = vec![Line::by_step(names[0], "train", series.points())];
             if history.rows >= ROWS_TO_SMOOTH {
-                lines[0].class = "raw";
-                lines.push(Line::new(names[1], "train", series.smoothed()));
+                lines[0].class = "raw".to_string();
+                lines.push(Line::by_step(names[1], "train", series.smoothed()));
             }
             lines
         };
@@ -210,12 +205,12 @@ impl Page<'_> {
             Floor::Lowest,
             noisy(&history.loss, ["training", "training, smoothed"]),
         );
-        let mut validation = Line::new("validation", "val", history.val_loss.points());
+        let mut validation = Line::by_step("validation", "val", history.val_loss.points());
         validation.dots = true;
         loss.lines.push(validation);
         let bigram = self.record["bigram_loss"].as_f64();
         loss.baseline = bigram.map(|bigram| ("bigram baseline", bigram));
-        let lr = vec![Line::new("learning rate", "train", history.lr.points())];
+        let lr = vec![Line::by_step("learning rate", "train", history.lr.points())];
         let grad_norm = noisy(&history.grad_norm, each);
         let speed = noisy(&history.speed, each);
         let memory = noisy(&history.memory, each);
@@ -245,7 +240,7 @@ impl Page<'_> {
             };
             let mut lines = noisy(series, ["training", "training, smoothed"]);
             if let Some(validation) = history.number(&format!("val_{}", spec.name)) {
-                let mut line = Line::new("validation", "val", validation.points());
+                let mut line = Line::by_step("validation", "val", validation.points());
                 line.dots = true;
                 lines.push(line);
             }
@@ -408,28 +403,11 @@ impl Page<'_> {
     }
 }
 
-fn section(title: &str, html: &str) -> String {
-    if html.is_empty() {
-        return String::new();
-    }
-    format!("<section>\n<h2>{title}</h2>\n{html}</section>\n")
-}
-
 /// A section that is opened when wanted.
 fn folded(title: &str, html: &str) -> String {
     format!(
         "<section>\n<details><summary><h2>{title}</h2></summary>\n{html}</details>\n</section>\n"
     )
-}
-
-fn table(header: &[&str], rows: &str) -> String {
-    let cells: String = header.iter().map(|name| format!("<th>{name}")).collect();
-    let head = if cells.is_empty() {
-        cells
-    } else {
-        format!("<thead><tr>{cells}</thead>\n")
-    };
-    format!("<div class=wide><table>\n{head}<tbody>\n{rows}</tbody></table></div>\n")
 }
 
 /// Says what a report had no room for.
@@ -461,23 +439,4 @@ fn capital(text: &str) -> String {
     let mut letters = text.chars();
     let first = letters.next().into_iter().flat_map(char::to_uppercase);
     first.chain(letters).collect()
-}
-
-/// Text that came from outside, safe between tags and in quoted attributes. Control characters show
-/// as what they are: something that cannot be shown.
-pub(super) fn escaped(text: &str) -> String {
-    let mut html = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => html.push_str("&amp;"),
-            '<' => html.push_str("&lt;"),
-            '>' => html.push_str("&gt;"),
-            '"' => html.push_str("&quot;"),
-            '\'' => html.push_str("&#39;"),
-            '\n' | '\t' => html.push(c),
-            c if c.is_control() => html.push('\u{fffd}'),
-            c => html.push(c),
-        }
-    }
-    html
 }

@@ -1,6 +1,7 @@
 //! The page as text. What it looks like is looked at, in a browser.
 
 use super::*;
+use crate::checkpoint::Cost;
 use crate::objective::{CrossEntropy, Metrics, Preference};
 use crate::train::observers::Entry;
 use crate::train::{Evaluation, StepRecord};
@@ -27,6 +28,7 @@ fn step(step: u64, loss: f64) -> Event {
         grad_norm: 1.5,
         tokens_per_second: 1000.0,
         memory_bytes: Some(64 << 20),
+        cost: Cost::default(),
         metrics: Metrics::default(),
     })
 }
@@ -49,6 +51,8 @@ fn evaluated(step: u64, val_loss: f64, best: bool) -> Event {
         step,
         evaluation,
         best,
+        tokens: 9,
+        cost: Cost::default(),
     }
 }
 
@@ -217,6 +221,8 @@ fn r12_a_report_carries_the_numbers_of_an_objective_that_it_does_not_know() {
                 metrics: Metrics::of(&Preference::SPEC.evaluation, [0.875]),
             },
             best: true,
+            tokens: 9,
+            cost: Cost::default(),
         },
         Event::PhaseStarted {
             step: 2,

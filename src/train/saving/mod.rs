@@ -140,7 +140,7 @@ impl Session {
     /// exported, or the run will be resumed from it.
     fn has_to_be_exact(&self, progress: &Progress, best: bool) -> bool {
         let is_last = progress.step == self.timeline.steps() || self.stops_early(progress);
-        best || is_last || self.interrupt.raised().is_some()
+        best || is_last || self.is_suspended
     }
 
     fn job(&mut self, state: &TrainState, extra: Extras, best: bool) -> Job {
@@ -249,11 +249,18 @@ impl Session {
         if step == self.timeline.steps() || self.stops_early(&state.progress) {
             return Ok(());
         }
+        self.save_here(state)?;
+        Err(TrainError::Interrupted { signal, step })
+    }
+
+    /// Saves this step exactly, unless that has been done.
+    pub(super) fn save_here(&mut self, state: &mut TrainState) -> Result<(), TrainError> {
         self.wait_for_save()?;
-        if !self.store.is_saved(step, true) {
+        if !self.store.is_saved(state.progress.step, true) {
+            self.is_suspended = true;
             self.save(state, false)?;
             self.wait_for_save()?;
         }
-        Err(TrainError::Interrupted { signal, step })
+        Ok(())
     }
 }

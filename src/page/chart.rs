@@ -8,7 +8,7 @@ use std::fmt::Write;
 
 use serde_json::{Value, json};
 
-use super::page::escaped;
+use super::escaped;
 use crate::readable::{bytes, grouped};
 
 /// Side of the square that lines are drawn in before it is stretched.
@@ -19,48 +19,89 @@ const FEW_POINTS: usize = 30;
 const WIDE: f64 = 200.0;
 
 /// One chart.
-pub(super) struct Chart<'a> {
-    pub(super) id: String,
-    pub(super) title: String,
-    pub(super) unit: Unit,
+pub(crate) struct Chart<'a> {
+    pub(crate) id: String,
+    pub(crate) title: String,
+    pub(crate) unit: Unit,
     /// Where the vertical axis begins.
-    pub(super) floor: Floor,
+    pub(crate) floor: Floor,
     /// Whether the axis may be logarithmic, where values are far apart.
-    pub(super) may_log: bool,
+    pub(crate) may_log: bool,
     /// Whether the legend explains the marks for resumes and skipped steps.
-    pub(super) explains_marks: bool,
-    pub(super) lines: Vec<Line>,
+    pub(crate) explains_marks: bool,
+    pub(crate) lines: Vec<Line>,
     /// A horizontal line to compare with.
-    pub(super) baseline: Option<(&'static str, f64)>,
-    /// The step at the right edge.
-    pub(super) last_step: u64,
-    pub(super) skips: &'a [u64],
-    pub(super) resumes: &'a [u64],
+    pub(crate) baseline: Option<(&'static str, f64)>,
+    /// The meaning of the horizontal axis.
+    pub(crate) horizontal: Horizontal,
+    /// The value at its right edge.
+    pub(crate) last: f64,
+    pub(crate) skips: &'a [u64],
+    pub(crate) resumes: &'a [u64],
 }
 
 /// One line of a chart.
-pub(super) struct Line {
-    pub(super) name: String,
+pub(crate) struct Line {
+    pub(crate) name: String,
     /// Colour and weight, by its name in the style sheet.
-    pub(super) class: &'static str,
-    pub(super) points: Vec<(u64, f64)>,
-    pub(super) dots: bool,
+    pub(crate) class: String,
+    pub(crate) points: Vec<(f64, f64)>,
+    pub(crate) dots: bool,
 }
 
 impl Line {
-    pub(super) fn new(name: &str, class: &'static str, points: Vec<(u64, f64)>) -> Self {
+    pub(crate) fn new(name: &str, class: &str, points: Vec<(f64, f64)>) -> Self {
         Self {
             name: name.to_string(),
-            class,
+            class: class.to_string(),
             points,
             dots: false,
+        }
+    }
+
+    /// A line over steps.
+    pub(crate) fn by_step(name: &str, class: &str, points: Vec<(u64, f64)>) -> Self {
+        let points = points.into_iter().map(|(step, value)| (step as f64, value));
+        Self::new(name, class, points.collect())
+    }
+}
+
+/// The meaning of a horizontal axis.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Horizontal {
+    Steps,
+    Tokens,
+    /// Seconds of training steps.
+    Seconds,
+}
+
+impl Horizontal {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Steps => "step",
+            Self::Tokens => "tokens",
+            Self::Seconds => "seconds",
+        }
+    }
+
+    /// A value below the axis. The first says what is counted.
+    fn label(self, value: f64) -> String {
+        let short = match self {
+            Self::Steps => grouped(value as u64),
+            Self::Tokens | Self::Seconds => Unit::Plain.label(value),
+        };
+        match self {
+            Self::Steps if value == 0.0 => format!("step {short}"),
+            Self::Tokens if value == 0.0 => format!("{short} tokens"),
+            Self::Seconds => format!("{short} s"),
+            Self::Steps | Self::Tokens => short,
         }
     }
 }
 
 /// How the values of a chart read.
 #[derive(Clone, Copy, PartialEq)]
-pub(super) enum Unit {
+pub(crate) enum Unit {
     Plain,
     Rate,
     Speed,
@@ -69,7 +110,7 @@ pub(super) enum Unit {
 
 /// Where a vertical axis begins.
 #[derive(Clone, Copy, PartialEq)]
-pub(super) enum Floor {
+pub(crate) enum Floor {
     /// A little below the lowest value.
     Lowest,
     /// At zero.
@@ -172,7 +213,7 @@ impl Axis {
 
 impl Chart<'_> {
     /// The chart as HTML.
-    pub(super) fn html(&self) -> String {
+    pub(crate) fn html(&self) -> String {
         let points = self.lines.iter().flat_map(|line| &line.points);
         let values: Vec<f64> = points.map(|point| point.1).collect();
         let title = escaped(&self.title);
@@ -189,10 +230,11 @@ impl Chart<'_> {
         let note = if axis.log { ", logarithmic" } else { "" };
         format!(
             "<figure><figcaption><h3>{title}{note}</h3>{legend}</figcaption>\n\
-             <div class=plot id=\"{id}\" tabindex=0 aria-label=\"{title}{note}, by step\">{y_labels}{x_labels}\n\
+             <div class=plot id=\"{id}\" tabindex=0 aria-label=\"{title}{note}, by {by}\">{y_labels}{x_labels}\n\
              <svg viewBox=\"0 0 {SIDE} {SIDE}\" preserveAspectRatio=none aria-hidden=true>{grid}{marks}{lines}</svg></div>\n\
              </figure>\n",
             id = self.id,
+            by = self.horizontal.name(),
             legend = self.legend(),
             y_labels = self.y_labels(&axis),
             x_labels = self.x_labels(),
@@ -203,22 +245,34 @@ impl Chart<'_> {
     }
 
     /// The points as the script reads them.
-    pub(super) fn data(&self) -> Value {
+    pub(crate) fn data(&self) -> Value {
         let lines = self.lines.iter().map(|line| {
-            let steps: Vec<u64> = line.points.iter().map(|point| point.0).collect();
+            let places: Vec<Value> = line.points.iter().map(|point| number(point.0)).collect();
             // Six digits are more than can be told apart, and the page stays small.
             let values = line.points.iter().map(|point| {
                 let short = format!("{:.5e}", point.1);
                 json!(short.parse().unwrap_or(point.1))
             });
-            json!({"name": line.name, "class": line.class, "x": steps, "y": values.collect::<Vec<_>>()})
+            json!({"name": line.name, "class": line.class, "x": places, "y": values.collect::<Vec<_>>()})
         });
         let lines: Vec<Value> = lines.collect();
-        json!({"id": self.id, "unit": self.unit.name(), "last": self.last_step.max(1), "lines": lines})
+        json!({
+            "id": self.id, "unit": self.unit.name(), "x": self.horizontal.name(),
+            "last": number(self.width()), "lines": lines,
+        })
     }
 
-    fn x(&self, step: u64) -> f64 {
-        step as f64 / self.last_step.max(1) as f64
+    /// The value at the right edge, which is never zero.
+    fn width(&self) -> f64 {
+        let least = match self.horizontal {
+            Horizontal::Steps | Horizontal::Tokens => 1.0,
+            Horizontal::Seconds => 1e-3,
+        };
+        self.last.max(least)
+    }
+
+    fn x(&self, value: f64) -> f64 {
+        value / self.width()
     }
 
     fn legend(&self) -> String {
@@ -226,8 +280,9 @@ impl Chart<'_> {
         let several = self.lines.len() > 1 || self.baseline.is_some();
         let key = |class: &str, name: &str| format!("<li class={class}><i></i>{name}</li>");
         if several {
-            for line in self.lines.iter().filter(|line| !line.points.is_empty()) {
-                html.push_str(&key(line.class, &line.name));
+            let named = |line: &&Line| !line.points.is_empty() && !line.name.is_empty();
+            for line in self.lines.iter().filter(named) {
+                html.push_str(&key(&format!("\"{}\"", line.class), &escaped(&line.name)));
             }
         }
         if let Some((name, _)) = self.baseline {
@@ -255,14 +310,16 @@ impl Chart<'_> {
     }
 
     fn x_labels(&self) -> String {
-        let label = |step: f64| {
-            let (left, text) = (100.0 * self.x(step as u64), grouped(step as u64));
-            let name = if step == 0.0 { "step " } else { "" };
-            format!("<b class=x style=\"left:{left:.2}%\">{name}{text}</b>")
+        let label = |value: f64| {
+            let (left, text) = (100.0 * self.x(value), self.horizontal.label(value));
+            format!("<b class=x style=\"left:{left:.2}%\">{text}</b>")
         };
-        let steps = ticks(0.0, self.last_step.max(1) as f64, 6);
-        let whole = steps.into_iter().filter(|step| step.fract() == 0.0);
-        whole.map(label).collect()
+        let is_counted = self.horizontal != Horizontal::Seconds;
+        let places = ticks(0.0, self.width(), 6);
+        let shown = places
+            .into_iter()
+            .filter(|place| !is_counted || place.fract() == 0.0);
+        shown.map(label).collect()
     }
 
     fn grid(&self, axis: &Axis) -> String {
@@ -286,7 +343,10 @@ impl Chart<'_> {
             ("resume", self.resumes, SIDE),
             ("skip", self.skips, SIDE * 0.06),
         ] {
-            let mut places: Vec<u64> = steps.iter().map(|&s| (self.x(s) * SIDE) as u64).collect();
+            let mut places: Vec<u64> = steps
+                .iter()
+                .map(|&s| (self.x(s as f64) * SIDE) as u64)
+                .collect();
             places.dedup();
             let path: String = places
                 .iter()
@@ -304,22 +364,30 @@ impl Chart<'_> {
         for line in &self.lines {
             let (mut path, mut dots) = (String::new(), String::new());
             let few = line.points.len() < FEW_POINTS;
-            for &(step, value) in &line.points {
-                let (x, y) = (SIDE * self.x(step), SIDE * (1.0 - axis.place(value)));
+            for &(place, value) in &line.points {
+                let (x, y) = (SIDE * self.x(place), SIDE * (1.0 - axis.place(value)));
                 let verb = if path.is_empty() { 'M' } else { 'L' };
                 let _ = write!(path, "{verb}{x:.1} {y:.1}");
-                if line.dots || few {
+                if line.dots || (few && !line.name.is_empty()) {
                     // Nothing long with round ends: a dot that stretching leaves round.
                     let _ = write!(dots, "M{x:.1} {y:.1}h0");
                 }
             }
-            let class = line.class;
-            let _ = write!(html, "<path class={class} d=\"{path}\"/>");
+            let class = &line.class;
+            let _ = write!(html, "<path class=\"{class}\" d=\"{path}\"/>");
             if !dots.is_empty() {
                 let _ = write!(html, "<path class=\"{class} dots\" d=\"{dots}\"/>");
             }
         }
         html
+    }
+}
+
+/// A number for the script, without a fraction where it has none.
+fn number(value: f64) -> Value {
+    match value.fract() == 0.0 && value.abs() < 9e15 {
+        true => json!(value as i64),
+        false => json!(value),
     }
 }
 

@@ -7,6 +7,12 @@ const format = {
   bytes: v => (v / 2 ** 20).toFixed(0) + " MiB",
 };
 
+const place = {
+  step: x => "step " + x.toLocaleString("en"),
+  tokens: x => Math.round(x).toLocaleString("en") + " tokens",
+  seconds: x => x.toPrecision(4) + " s of training steps",
+};
+
 function nearest(xs, x) {
   let low = 0, high = xs.length - 1;
   while (low < high) {
@@ -30,8 +36,10 @@ for (const chart of JSON.parse(document.getElementById("data").textContent)) {
   function show(index) {
     at = Math.max(0, Math.min(steps.length - 1, index));
     const step = steps[at];
-    readout.replaceChildren("step " + step.toLocaleString("en"));
+    readout.replaceChildren(place[chart.x](step));
     for (const line of lines) {
+      // Without a name: one of several lines around a mean.
+      if (lines.length > 1 && !line.name) continue;
       const i = nearest(line.x, step);
       const row = document.createElement("div");
       row.className = line.class;

@@ -1,0 +1,264 @@
+//! The results as a table, for the terminal and for the page.
+
+use super::{CandidateResult, Mean, Ratio, Reach, Results, RunResult, mean};
+use crate::readable::{grouped, scaled};
+
+/// A table of texts.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Table {
+    pub(super) header: Vec<String>,
+    pub(super) rows: Vec<Vec<String>>,
+}
+
+impl Results {
+    /// The results for a terminal: a table, the best first, and what it does not say.
+    pub fn describe(&self) -> String {
+        let table = self.table();
+        let columns = table.header.len();
+        let width = |column: usize| {
+            let cells = table.rows.iter().map(|row| &row[column]);
+            let all = cells.chain([&table.header[column]]);
+            all.map(|cell| cell.chars().count()).max().unwrap_or(0)
+        };
+        let widths: Vec<usize> = (0..columns).map(width).collect();
+        // Names and values of keys are texts; the rest are numbers.
+        let texts = usize::from(self.has_baseline()) + self.keys.len();
+        let line = |row: &Vec<String>| {
+            let cells = row.iter().zip(&widths).enumerate();
+            let cells = cells.map(|(column, (cell, width))| match column {
+                column if column < texts || column + 1 == columns => format!("{cell:<width$}"),
+                _ => format!("{cell:>width$}"),
+            });
+            let text = cells.collect::<Vec<_>>().join("  ");
+            text.trim_end().to_string()
+        };
+        let mut lines = vec![line(&table.header)];
+        lines.extend(table.rows.iter().map(line));
+        lines.extend(self.remarks());
+        lines.join("\n")
+    }
+
+    /// The table, with columns for the keys that differ.
+    pub(super) fn table(&self) -> Table {
+        let has_target = self.has_target();
+        let has_baseline = self.has_baseline();
+        let mut header = Vec::new();
+        // The values of the keys say which combination of a sweep it is.
+        if has_baseline {
+            header.push("name".to_string());
+        }
+        header.extend(self.keys.iter().map(|key| self.short(key)));
+        header.extend(
+            [
+                "n", "val loss", "best", "steps", "seconds", "tokens", "passes", "FLOPs",
+            ]
+            .map(str::to_string),
+        );
+        if has_target {
+            header.push("to target".to_string());
+        }
+        if has_baseline {
+            header.extend(["loss ratio", "p", "speed-up", "p"].map(str::to_string));
+        }
+        header.push(String::new());
+        let rows = self.candidates.iter().map(|candidate| {
+            let mut row = Vec::new();
+            if has_baseline {
+                row.push(candidate.name.clone());
+            }
+            let value = |key: &String| candidate.values.get(key).cloned();
+            row.extend(
+                self.keys
+                    .iter()
+                    .map(|key| value(key).unwrap_or_else(|| "-".to_string())),
+            );
+            row.extend(results_of(candidate));
+            if has_target {
+                row.push(to_target(candidate));
+            }
+            if has_baseline {
+                row.extend(versus(candidate));
+            }
+            row.push(candidate.remark());
+            row
+        });
+        Table {
+            rows: rows.collect(),
+            header,
+        }
+    }
+
+    fn has_target(&self) -> bool {
+        let mut runs = self.candidates.iter().flat_map(|candidate| &candidate.runs);
+        runs.any(|run| run.target.is_some())
+    }
+
+    fn has_baseline(&self) -> bool {
+        self.candidates
+            .iter()
+            .any(|candidate| candidate.versus_first.is_some())
+    }
+
+    /// A key without its section, where that is enough.
+    fn short(&self, key: &str) -> String {
+        let last = |key: &str| key.rsplit('.').next().unwrap_or(key).to_string();
+        let short = last(key);
+        let is_alone = self
+            .keys
+            .iter()
+            .filter(|other| last(other) == short)
+            .count()
+            == 1;
+        if is_alone && short.parse::<usize>().is_err() {
+            short
+        } else {
+            key.to_string()
+        }
+    }
+
+    /// What the columns mean, and what they cannot say.
+    pub(super) fn remarks(&self) -> Vec<String> {
+        let mut lines = vec![format!(
+            "val loss in {}: mean of the final losses ± half its 95 % interval; seconds of training steps",
+            self.loss_unit
+        )];
+        let first = self
+            .candidates
+            .iter()
+            .find(|candidate| candidate.number == 0);
+        if self.has_target() {
+            let target = match (self.target_loss, first) {
+                (Some(target), _) => format!("target: val loss {target}"),
+                (None, Some(first)) => {
+                    format!(
+                        "target: the final val loss of {} with the same seed",
+                        first.name
+                    )
+                }
+                (None, None) => String::new(),
+            };
+            lines.push(target);
+        }
+        if let Some(first) = first.filter(|_| self.has_baseline()) {
+            lines.push(format!(
+                "loss ratio and speed-up: {} over the other, geometric means of pairs with the same seed, \
+                 [95 % interval]; above 1 the other is better; p: two-sided t test of their logarithms",
+                first.name
+            ));
+        }
+        if self.has_baseline() && self.seeds.len() < 2 {
+            lines.push("one seed: no interval and no p; --seeds 3 runs three".to_string());
+        }
+        for candidate in &self.candidates {
+            let without = candidate
+                .versus_first
+                .map_or(0, |versus| versus.without_time);
+            if without > 0 && self.has_target() {
+                lines.push(format!(
+                    "{}: {without} of {} seeds are not in the speed-up: the target was not reached, or \
+                     before the first evaluation",
+                    candidate.name,
+                    candidate.runs.len()
+                ));
+            }
+        }
+        if !self.took_turns {
+            lines.push(
+                "the runs did not take turns: together they did not fit in memory".to_string(),
+            );
+        }
+        lines
+    }
+}
+
+fn results_of(candidate: &CandidateResult) -> [String; 8] {
+    let loss = match (&candidate.val_loss, candidate.last_loss()) {
+        (Some(mean), _) => with_interval(mean),
+        (None, Some(loss)) => format!("({loss:.4})"),
+        (None, None) => "-".to_string(),
+    };
+    let n = candidate.val_loss.map_or(0, |mean| mean.n);
+    let best = candidate.best_val_loss;
+    let cost = |number: fn(&super::Costs) -> String| {
+        candidate.costs.as_ref().map_or("-".to_string(), number)
+    };
+    [
+        n.to_string(),
+        loss,
+        best.map_or("-".to_string(), |mean| format!("{:.4}", mean.mean)),
+        cost(|costs| grouped(costs.steps.round() as u64)),
+        cost(|costs| format!("{:.1}", costs.seconds)),
+        cost(|costs| grouped(costs.tokens.round() as u64)),
+        cost(|costs| grouped(costs.backward_passes.round() as u64)),
+        cost(|costs| scaled(costs.flops).trim_end().to_string()),
+    ]
+}
+
+fn with_interval(mean: &Mean) -> String {
+    let half = mean.interval.map(|[low, high]| (high - low) / 2.0);
+    match half {
+        Some(half) => format!("{:.4} ± {half:.4}", mean.mean),
+        None => format!("{:.4}", mean.mean),
+    }
+}
+
+/// Mean seconds to the target of the runs that reached it, and how many did not.
+fn to_target(candidate: &CandidateResult) -> String {
+    let reached = |run: &RunResult| run.reach.and_then(|reach| reach.exact());
+    let seconds: Vec<f64> = candidate
+        .runs
+        .iter()
+        .filter_map(|run| Some(reached(run)?.seconds))
+        .collect();
+    let count = |is: fn(&Reach) -> bool| {
+        let reaches = candidate.runs.iter().filter_map(|run| run.reach);
+        reaches.filter(is).count()
+    };
+    let mut parts: Vec<String> = Vec::new();
+    if let Some(mean) = mean(&seconds) {
+        parts.push(format!("{:.1} s", mean.mean));
+    }
+    match count(|reach| *reach == Reach::Not) {
+        0 => {}
+        all if all == candidate.runs.len() => parts.push("not reached".to_string()),
+        some => parts.push(format!("{some} not reached")),
+    }
+    match count(|reach| matches!(reach, Reach::ByFirstEvaluation(_))) {
+        0 => {}
+        some => parts.push(format!("{some} by the first evaluation")),
+    }
+    match parts.is_empty() {
+        true => "-".to_string(),
+        false => parts.join(", "),
+    }
+}
+
+fn versus(candidate: &CandidateResult) -> [String; 4] {
+    let dash = || "-".to_string();
+    let Some(versus) = &candidate.versus_first else {
+        return [dash(), dash(), dash(), dash()];
+    };
+    let ratio = |ratio: &Option<Ratio>, digits: usize| match ratio {
+        None => [dash(), dash()],
+        Some(found) => {
+            let interval = found.interval.map_or(String::new(), |[low, high]| {
+                format!(" [{low:.digits$}, {high:.digits$}]")
+            });
+            [
+                format!("{:.digits$}{interval}", found.ratio),
+                p_value(found),
+            ]
+        }
+    };
+    let [loss, loss_p] = ratio(&versus.val_loss, 4);
+    let [seconds, seconds_p] = ratio(&versus.seconds, 2);
+    [loss, loss_p, seconds, seconds_p]
+}
+
+fn p_value(ratio: &Ratio) -> String {
+    match ratio.p {
+        None => "-".to_string(),
+        Some(p) if p < 0.0001 => format!("{p:.0e}"),
+        Some(p) => format!("{p:.4}"),
+    }
+}
