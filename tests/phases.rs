@@ -20,7 +20,7 @@ use firebrick::model::{Decoder, DecoderSpec, parameters};
 use firebrick::objective::CrossEntropy;
 use firebrick::optimizer::{Optimizer, Schedule};
 use firebrick::train::{
-    Event, Options, Resume, Run, StepSettings, TrainError, TrainState, train_step,
+    Event, Options, Resume, Run, StepLimits, StepSettings, TrainError, TrainState, train_step,
 };
 use runs::{Watch, metrics, run, steps, text};
 use serde_json::Value;
@@ -165,6 +165,7 @@ fn by_hand(plan: &Plan) -> (Vec<f64>, Vec<f64>, Decoder) {
                 gradient_checkpointing: false,
                 int8_forward: false,
                 ternary_blend: 1.0,
+                limits: StepLimits::default(),
                 max_grad_norm: phase.max_grad_norm,
                 learning_rate: schedule.learning_rate(at),
                 seed,

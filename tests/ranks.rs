@@ -14,7 +14,9 @@ use firebrick::gradient::{Gradient, ParameterOrder, Pipeline, PipelineError, Sta
 use firebrick::model::{Decoder, Tensors, parameters};
 use firebrick::objective::CrossEntropy;
 use firebrick::optimizer::Optimizer;
-use firebrick::train::{StepError, StepOutcome, StepReport, StepSettings, TrainState, train_step};
+use firebrick::train::{
+    StepError, StepLimits, StepOutcome, StepReport, StepSettings, TrainState, train_step,
+};
 use support::{batch, distance, tiny};
 
 const RANKS: usize = 4;
@@ -122,6 +124,7 @@ fn settings() -> StepSettings {
         gradient_checkpointing: false,
         int8_forward: false,
         ternary_blend: 1.0,
+        limits: StepLimits::default(),
         max_grad_norm: 0.5,
         learning_rate: 1e-2,
         seed: 1,

@@ -203,9 +203,32 @@ pub struct Progress {
     pub evaluations_since_best: u64,
     /// Seconds of training, evaluation and saving included, over all sessions of the run.
     pub seconds: f64,
+    /// Where a later phase begins in its data, because the regulator went back from there to an
+    /// earlier phase.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skip_to: Option<SkipTo>,
     /// The cost of all training steps; omitted if nothing was counted, as by older versions.
     #[serde(default, skip_serializing_if = "Cost::is_zero")]
     pub cost: Cost,
+}
+
+/// A place in the data of a phase.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SkipTo {
+    /// The phase, counted from 0.
+    pub phase: u64,
+    /// Sequences of the phase that are not drawn.
+    pub sequences: u64,
+}
+
+impl Progress {
+    /// The sequences that phase `number` leaves out at its beginning; it does so once.
+    pub(crate) fn skip_to(&mut self, number: usize) -> u64 {
+        let is_here = |skip: &mut SkipTo| skip.phase == number as u64;
+        let skip = self.skip_to.take_if(is_here);
+        skip.map_or(0, |skip| skip.sequences)
+    }
 }
 
 /// The cost of training steps. Evaluation and saving are not part of it.

@@ -85,6 +85,9 @@ pub struct Pipeline {
     stages: Vec<Box<dyn Stage>>,
 }
 
+/// Owners of state that are not stages.
+const RESERVED: [&str; 1] = ["regulator"];
+
 impl Pipeline {
     /// A pipeline of these stages, in this order.
     ///
@@ -98,6 +101,12 @@ impl Pipeline {
                     owner: stage.owner().to_string(),
                     reason: "its name is made of other characters than a-z, 0-9, _ and -"
                         .to_string(),
+                });
+            }
+            if RESERVED.contains(&stage.owner()) {
+                return Err(PipelineError::Stage {
+                    owner: stage.owner().to_string(),
+                    reason: "a part of the training loop has this name".to_string(),
                 });
             }
             let mut before = stages[..place].iter();

@@ -223,6 +223,24 @@ pub enum TrainError {
         /// The last checkpoint.
         checkpoint: Option<u64>,
     },
+    /// The regulator has gone back to the same checkpoint too often.
+    #[error(
+        "diverged: the run went back to the checkpoint of step {checkpoint} {rollbacks} times, from step {step} last"
+    )]
+    Unstable {
+        /// The last irregular step.
+        step: u64,
+        /// The checkpoint.
+        checkpoint: u64,
+        /// Rollbacks to it.
+        rollbacks: u64,
+    },
+    /// The saved state of the regulator cannot be used.
+    #[error("the checkpoint's state of the regulator has no usable `{what}`")]
+    RegulatorState {
+        /// The tensor or number.
+        what: String,
+    },
     /// The user asked to stop; the run was saved and can be resumed.
     #[error("stopped by {signal} after step {step}; saved, run the same command again to continue")]
     Interrupted {
@@ -265,7 +283,7 @@ impl TrainError {
             Self::OtherData { .. } => 3,
             Self::Sample { source, .. } => source.exit_code(),
             Self::Memory(_) => 4,
-            Self::Diverged { .. } => 5,
+            Self::Diverged { .. } | Self::Unstable { .. } => 5,
             Self::Interrupted { signal, .. } => signal.exit_code(),
             Self::Model(ModelError::NoParameter { .. })
             | Self::Model(ModelError::Spec(SpecError::Shape { .. })) => 2,
@@ -298,9 +316,9 @@ impl TrainError {
             Self::Model(_) => "model",
             Self::Adapter(_) => "adapter",
             Self::Checkpoint(_) | Self::Optimizer(_) | Self::UnknownOwner { .. } => "checkpoint",
-            Self::CheckpointsGone { .. } => "checkpoint",
+            Self::CheckpointsGone { .. } | Self::RegulatorState { .. } => "checkpoint",
             Self::InsufficientDisk(_) => "disk",
-            Self::Diverged { .. } => "diverged",
+            Self::Diverged { .. } | Self::Unstable { .. } => "diverged",
             Self::Interrupted { .. } => "interrupted",
             Self::Sample { .. } => "generate",
             _ => "io",
@@ -343,6 +361,11 @@ impl TrainError {
                     "lower optimizer.learning_rate or raise lr_scheduler.warmup_steps, with another --output-dir{last}"
                 ))
             }
+            Self::Unstable { .. } => Some(
+                "lower optimizer.learning_rate, or on_spike = \"skip\" in [regulator], with another \
+                 --output-dir"
+                    .to_string(),
+            ),
             _ => None,
         }
     }

@@ -3,7 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::TrainError;
+use super::regulator::Irregular;
 use crate::checkpoint::Cost;
+use crate::config::SpikeAction;
 use crate::objective::{Evaluation, Metrics, ObjectiveSpec};
 
 /// Something that happened in a run.
@@ -105,6 +107,27 @@ pub enum Event {
         /// The loss scale from now on.
         loss_scale: f64,
     },
+    /// The regulator has decided about a step whose loss or gradient norm leapt. The step was not
+    /// applied.
+    Regulated {
+        /// The step that would have been completed.
+        step: u64,
+        /// What leapt.
+        cause: Irregular,
+        /// Its value.
+        value: f64,
+        /// Its limit.
+        limit: f64,
+        /// What was done.
+        action: SpikeAction,
+        /// The first sequence of the batch, by its place in the data order of the phase.
+        first_sequence: u64,
+        /// Sequences in the batch.
+        sequences: u64,
+        /// The checkpoint that the run went back to; None if it went on.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        back_to: Option<u64>,
+    },
     /// The validation loss has stopped improving, and so does the run.
     StoppedEarly {
         /// Completed steps.
@@ -137,12 +160,53 @@ pub enum Event {
 }
 
 impl Event {
+    /// The checkpoint that the run went back to. What observers have recorded after it is void.
+    pub fn back_to(&self) -> Option<u64> {
+        match self {
+            Self::Regulated { back_to, .. } => *back_to,
+            _ => None,
+        }
+    }
+
+    /// A sentence about a decision of the regulator.
+    pub(super) fn decision(&self) -> Option<String> {
+        let Self::Regulated {
+            step,
+            cause,
+            value,
+            limit,
+            action,
+            back_to,
+            ..
+        } = self
+        else {
+            return None;
+        };
+        let what = match cause {
+            Irregular::Loss => "the loss",
+            Irregular::GradNorm => "the gradient norm",
+        };
+        let done = match (action, back_to) {
+            (_, Some(to)) => format!(
+                "went back to the checkpoint of step {to}, and on with the sequences after it"
+            ),
+            (SpikeAction::CutLr, None) => {
+                "the step was skipped, and the learning rate is halved for a window".to_string()
+            }
+            (_, None) => "the step was skipped".to_string(),
+        };
+        Some(format!(
+            "step {step}: {what} of {value:.4} is above its limit of {limit:.4}; {done}"
+        ))
+    }
+
     /// Completed optimizer steps when it happened; none for what says nothing about that.
     pub fn completed_steps(&self) -> Option<u64> {
         match self {
             // The step of a deletion is that of the checkpoint, not of the moment.
             Self::Note { .. } | Self::Deleted { .. } => None,
             Self::Step(record) => Some(record.step),
+            Self::Regulated { step, back_to, .. } => Some(back_to.unwrap_or(*step)),
             Self::Resumed { step }
             | Self::Started { step, .. }
             | Self::PhaseStarted { step, .. }
@@ -179,6 +243,9 @@ pub struct StepRecord {
     pub tokens_per_second: f64,
     /// Resident memory of the process after the step; none where the system does not say.
     pub memory_bytes: Option<u64>,
+    /// Decisions of the regulator so far; None without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub regulated: Option<u64>,
     /// The cost of all steps so far, this one included.
     #[serde(default)]
     pub cost: Cost,

@@ -6,7 +6,8 @@ use super::clock::Clock;
 use super::folder::{RunRecord, data_record, device_record};
 use super::inputs::RunInputs;
 use super::model_init::ModelInit;
-use super::observers::{Journal, LogEvents};
+use super::observers::{Journal, LogEvents, PHASE, REGULATED};
+use super::regulator::Regulator;
 use super::report::HtmlReport;
 use super::resume::{StartingPoint, starting_point};
 use super::same_run::{check_phase, phases_in_code, same_inputs, same_phases, same_starts};
@@ -20,7 +21,6 @@ use crate::checkpoint::{Cost, Progress};
 use crate::config::{Plan, Report};
 use crate::device::ComputeDevice;
 use crate::environment::Environment;
-use crate::extra::Extras;
 use crate::forecast::{Forecast, Shortage};
 use crate::gradient::{Pipeline, Stage};
 
@@ -108,11 +108,11 @@ impl Run {
         check_phase(&state.progress, phase.number)?;
         notes.extend(count_older_cost(&mut state.progress, &inputs));
         state.pipeline = Pipeline::new(options.stages)?;
-        let new_stages = restore_extras(&mut state.pipeline, initial.extras)?;
+        state.regulator = plan.config.regulator.map(Regulator::new);
+        let new_owners = state.restore_extras(initial.extras)?;
         if checkpoint.is_some() {
-            let new =
-                |owner| format!("gradient stage `{owner}` is new to this run: it begins anew");
-            notes.extend(new_stages.into_iter().map(new));
+            let new = |owner| format!("{owner} is new to this run: it begins anew");
+            notes.extend(new_owners.into_iter().map(new));
         }
 
         // The future goes before its metrics: a crash in between leaves no hole in them.
@@ -135,6 +135,7 @@ impl Run {
             timeline: inputs.timeline,
             data: inputs.data,
             initial_adapter: initial.initial_adapter,
+            last_learning_rate: 0.0,
             clock: Clock::new(
                 initial.state.progress.seconds,
                 plan.config.logging.logging_steps,
@@ -236,17 +237,6 @@ pub(super) fn on_device(plan: &Plan) -> Result<(Plan, ComputeDevice), TrainError
         keys.dtype = Some(phase.dtype);
     }
     Ok((plan, device))
-}
-
-/// Gives the owners their saved state, and returns the owners without any. A state without an owner
-/// is refused, because the next save would lose it.
-fn restore_extras(pipeline: &mut Pipeline, extras: Extras) -> Result<Vec<String>, TrainError> {
-    let mut extras = extras;
-    let new = pipeline.load(&mut extras)?;
-    match extras.into_keys().next() {
-        Some(owner) => Err(TrainError::UnknownOwner { owner }),
-        None => Ok(new),
-    }
 }
 
 /// Counts the steps of a run that an older version began without counting them, and says so.
@@ -365,14 +355,20 @@ fn reports(
         vec![Box::new(Journal::open(&journal, every, checkpoint)?)];
     let file = |name| folder.file(name);
     let specs = objective_specs(plan);
-    let has_phases = plan.phases.len() > 1;
+    let mut optional = Vec::new();
+    if plan.config.regulator.is_some() {
+        optional.push(REGULATED);
+    }
+    if plan.phases.len() > 1 {
+        optional.push(PHASE);
+    }
     let asked = &plan.config.logging.report_to;
     // What an earlier session wrote and this one does not goes no further than the run either.
     if !asked.contains(&Report::Jsonl) && file("metrics.jsonl").exists() {
         JsonlMetrics::open(&file("metrics.jsonl"), every, at)?;
     }
     if !asked.contains(&Report::Csv) && file("metrics.csv").exists() {
-        CsvMetrics::open(&file("metrics.csv"), every, at, &specs, has_phases)?;
+        CsvMetrics::open(&file("metrics.csv"), every, at, &specs, &optional)?;
     }
     for report in asked {
         observers.push(match report {
@@ -382,7 +378,7 @@ fn reports(
                 every,
                 at,
                 &specs,
-                has_phases,
+                &optional,
             )?),
             Report::Tensorboard => Box::new(TensorboardEvents::open(
                 &file("tb"),

@@ -54,6 +54,14 @@ const FREE: [&str; 10] = [
     "output_dir",
 ];
 
+/// Whether a resumed run may change a key.
+fn is_free(key: &str) -> bool {
+    let is_length = key.starts_with("phase.") && key.ends_with(".length");
+    // Losses over sequences of another length could not be compared with the best one so far.
+    let decides_losses = key == "eval.sequence_len";
+    (is_length || FREE.iter().any(|free| key.starts_with(free))) && !decides_losses
+}
+
 /// Where a run starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StartingPoint {
@@ -152,7 +160,7 @@ fn same_config(folder: &Path, plan: &Plan) -> Result<(), TrainError> {
     let keys: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
     let lines: Vec<String> = keys
         .into_iter()
-        .filter(|key| !FREE.iter().any(|free| key.starts_with(free)))
+        .filter(|key| !is_free(key))
         .filter_map(|key| {
             let (old, new) = (
                 old.get(key).unwrap_or(&absent),

@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use super::{
-    Evaluation, Event, Session, StepOutcome, StepRecord, StepReport, TrainError, TrainState,
-    train_step,
+    Evaluation, Event, Regulator, Session, StepOutcome, StepRecord, StepReport, TrainError,
+    TrainState, train_step,
 };
 use crate::checkpoint::{Cost, Progress};
 use crate::collective::SingleProcess;
@@ -215,7 +215,12 @@ impl Session {
     fn step(&mut self, state: &mut TrainState) -> Result<(), TrainError> {
         let begun = Instant::now();
         let (first_sequence, step) = (state.progress.sequences, state.progress.step);
-        let settings = self.active.settings(step, self.plan.config.seed);
+        let mut settings = self.active.settings(step, self.plan.config.seed);
+        if let Some(regulator) = &state.regulator {
+            settings.limits = regulator.limits();
+            settings.learning_rate *= regulator.learning_rate_factor();
+        }
+        self.last_learning_rate = settings.learning_rate;
         let batches = self.active.micro_batches(first_sequence);
         let report = train_step(
             state,
@@ -230,7 +235,13 @@ impl Session {
             report.time.backward + report.time.gradient + report.time.update,
             report.tokens,
         );
+        if let (StepOutcome::Updated, Some(regulator)) = (report.outcome, &mut state.regulator) {
+            regulator.took(report.loss, report.grad_norm);
+        }
         match report.outcome {
+            StepOutcome::Irregular(cause) => {
+                self.regulate(state, cause, (&report, settings.limits), first_sequence)
+            }
             StepOutcome::Updated => self.emit(&Event::Step(StepRecord {
                 step: state.progress.step,
                 phase: self.phase_name(),
@@ -240,6 +251,7 @@ impl Session {
                 grad_norm: report.grad_norm,
                 tokens_per_second: self.clock.tokens_per_second(),
                 memory_bytes: resident_memory_bytes(),
+                regulated: state.regulator.as_ref().map(Regulator::decisions),
                 cost: state.progress.cost,
                 metrics: report.metrics,
             })),

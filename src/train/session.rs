@@ -9,6 +9,7 @@ use tracing::dispatcher::DefaultGuard;
 use super::clock::Clock;
 use super::inputs::PhaseData;
 use super::model_init::{ModelInit, float_dtype, loss_scale, optimizer};
+use super::regulator::StepLimits;
 use super::saving::Saver;
 use super::{Event, Interrupt, Observer, RunFolder, StepSettings, TrainError, TrainState};
 use crate::adapter::Adapter;
@@ -34,6 +35,8 @@ pub(super) struct Session {
     pub(super) flops_per_token: Vec<f64>,
     /// The initial adapter; None if it starts at zero, or if this session began without it.
     pub(super) initial_adapter: Option<Adapter>,
+    /// The learning rate of the last step.
+    pub(super) last_learning_rate: f64,
     pub(super) clock: Clock,
     pub(super) store: CheckpointStore,
     pub(super) saver: Saver,
@@ -81,6 +84,7 @@ impl ActivePhase {
             ternary_blend: self.phase.ternary_blend(step),
             max_grad_norm: plan.max_grad_norm,
             learning_rate: self.phase.learning_rate(step),
+            limits: StepLimits::default(),
             seed,
         }
     }
@@ -162,7 +166,7 @@ impl Session {
         let progress = &mut state.progress;
         progress.loss_scale = loss_scale(&phase.plan, progress.loss_scale);
         progress.phase = phase.number as u64;
-        progress.sequences = 0;
+        progress.sequences = progress.skip_to(phase.number);
         if !is_comparable {
             // Losses of two objectives, or of two validation splits, cannot be compared.
             progress.best = None;

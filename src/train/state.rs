@@ -2,7 +2,10 @@
 
 use burn::tensor::Device;
 
+use super::TrainError;
+use super::regulator::{self, Regulator};
 use crate::checkpoint::Progress;
+use crate::extra::Extras;
 use crate::gradient::Pipeline;
 use crate::model::Decoder;
 use crate::optimizer::{Optimizer, OptimizerError};
@@ -17,6 +20,8 @@ pub struct TrainState {
     pub optimizer: Optimizer,
     /// The stages between backward pass and update.
     pub pipeline: Pipeline,
+    /// Decides about steps whose loss or gradient norm leaps; None takes every finite step.
+    pub regulator: Option<Regulator>,
     /// The completed steps and other counters.
     pub progress: Progress,
 }
@@ -28,6 +33,7 @@ impl TrainState {
             model: Some(model),
             optimizer,
             pipeline: Pipeline::default(),
+            regulator: None,
             progress: Progress::default(),
         }
     }
@@ -64,7 +70,41 @@ impl TrainState {
         before.forget(is_new);
         let fresh = self.optimizer.take_over(&before, &model, device)?;
         self.model = Some(model);
+        if let Some(regulator) = &mut self.regulator {
+            regulator.begin_window();
+        }
         Ok(fresh)
+    }
+
+    /// The state that is saved besides model and optimizer, by owner.
+    pub(super) fn extras(&self) -> Extras {
+        let mut extras = self.pipeline.state();
+        if let Some(regulator) = &self.regulator {
+            extras.insert(regulator::OWNER.to_string(), regulator.state());
+        }
+        extras
+    }
+
+    /// Restores what [`extras`](Self::extras) returned. Returns the owners that have no saved state.
+    /// State without an owner is refused, because the next save would lose it.
+    pub(super) fn restore_extras(&mut self, mut extras: Extras) -> Result<Vec<String>, TrainError> {
+        let mut new = Vec::new();
+        if let Some(regulator) = &mut self.regulator {
+            match extras.remove(regulator::OWNER) {
+                Some(saved) => regulator.load(&saved)?,
+                None => new.push("the regulator".to_string()),
+            }
+        }
+        let stages = self.pipeline.load(&mut extras)?;
+        new.extend(
+            stages
+                .into_iter()
+                .map(|owner| format!("gradient stage `{owner}`")),
+        );
+        match extras.into_keys().next() {
+            Some(owner) => Err(TrainError::UnknownOwner { owner }),
+            None => Ok(new),
+        }
     }
 
     /// Replaces the model by the result of `change`.

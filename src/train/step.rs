@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use burn::tensor::FloatDType;
 
 use super::TrainState;
+use super::regulator::{Irregular, StepLimits};
 use crate::collective::{Collective, CollectiveError};
 use crate::data::Batch;
 use crate::gradient::{PipelineError, StepContext};
@@ -28,6 +29,8 @@ pub struct StepSettings {
     pub max_grad_norm: f64,
     /// Learning rate of the step.
     pub learning_rate: f64,
+    /// The largest loss and gradient norm that a step may have to be taken.
+    pub limits: StepLimits,
     /// The seed for the random numbers of dropout and the gradient pipeline, together with the
     /// step.
     pub seed: u64,
@@ -43,6 +46,7 @@ impl Default for StepSettings {
             ternary_blend: 1.0,
             max_grad_norm: 1.0,
             learning_rate: 1e-3,
+            limits: StepLimits::default(),
             seed: 0,
         }
     }
@@ -77,6 +81,8 @@ pub enum StepOutcome {
     },
     /// Loss or gradient was not finite: the weights are unchanged.
     NotFinite,
+    /// Loss or gradient norm was above its limit: the weights are unchanged.
+    Irregular(Irregular),
 }
 
 /// The time that the parts of a step took. A GPU only queues its work, so these times mean little
@@ -205,7 +211,12 @@ pub fn train_step(
             update: Duration::ZERO,
         },
     };
-    if is_finite {
+    // All ranks have the same loss and the same norm, so they all decide alike.
+    let irregular = settings
+        .limits
+        .exceeded(loss, grad_norm)
+        .filter(|_| is_finite);
+    if is_finite && irregular.is_none() {
         let gradient = gradient.clip(grad_norm, settings.max_grad_norm);
         report.time.gradient = begun.elapsed() - backward;
         let facts = StepFacts {
@@ -217,14 +228,19 @@ pub fn train_step(
     } else {
         report.time.gradient = begun.elapsed() - backward;
     }
-    report.outcome = state.count_step(is_finite, &report);
+    report.outcome = state.count_step(is_finite, irregular, &report);
     report.time.update = begun.elapsed() - backward - report.time.gradient;
     Ok(report)
 }
 
 impl TrainState {
     /// Counts a step, and adapts the loss scale to its outcome.
-    fn count_step(&mut self, is_finite: bool, report: &StepReport) -> StepOutcome {
+    fn count_step(
+        &mut self,
+        is_finite: bool,
+        irregular: Option<Irregular>,
+        report: &StepReport,
+    ) -> StepOutcome {
         let progress = &mut self.progress;
         progress.step += 1;
         progress.val_loss = None;
@@ -233,6 +249,9 @@ impl TrainState {
                 scale.held();
             }
             progress.nonfinite_in_a_row = 0;
+            if let Some(irregular) = irregular {
+                return StepOutcome::Irregular(irregular);
+            }
             progress.tokens += report.tokens as u64;
             return StepOutcome::Updated;
         }

@@ -15,6 +15,7 @@ mod dpo;
 mod model;
 mod phase;
 mod quantization;
+mod regulator;
 mod run;
 mod train;
 
@@ -29,6 +30,7 @@ pub use dpo::*;
 pub use model::*;
 pub use phase::*;
 pub use quantization::*;
+pub use regulator::*;
 pub use run::*;
 pub use train::*;
 
@@ -78,6 +80,10 @@ pub struct Config {
     /// The learning rate over the run.
     #[schemars(extend("x-aliases" = ["scheduler", "lr_schedule"]))]
     pub lr_scheduler: LrSchedulerConfig,
+    /// What to do with a step whose loss or gradient norm leaps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-aliases" = ["watchdog", "loss_watchdog"]))]
+    pub regulator: Option<RegulatorConfig>,
     /// Validation and sample completions.
     #[schemars(extend("x-aliases" = ["evaluation", "validation"]))]
     pub eval: EvalConfig,
@@ -110,6 +116,7 @@ impl Default for Config {
             train: TrainConfig::default(),
             optimizer: OptimizerConfig::default(),
             lr_scheduler: LrSchedulerConfig::default(),
+            regulator: None,
             eval: EvalConfig::default(),
             checkpoint: CheckpointConfig::default(),
             logging: LoggingConfig::default(),

@@ -40,6 +40,7 @@ pub(super) fn resolve(
     checks.evaluation(&config);
     checks.eval_sequences(&config);
     checks.saving(&config);
+    checks.regulator(&config);
     let mut shape = checks.model(&mut config);
     if let Some((shape, base)) = &mut shape {
         checks.quantization(&mut config, shape, base.is_some());
@@ -392,6 +393,24 @@ impl Checks<'_> {
                 &[key, "checkpoint.lossy"],
                 format!("{} takes effect only with `lossy`", self.describe(key)),
                 "remove it, or set lossy = \"int8\"",
+            );
+        }
+    }
+
+    fn regulator(&mut self, config: &Config) {
+        let Some(regulator) = config.regulator else {
+            return;
+        };
+        if regulator.spike_sigma == 0.0 && regulator.norm_factor == 0.0 {
+            self.refuse(
+                &[
+                    "regulator.spike_sigma",
+                    "regulator.norm_factor",
+                    "regulator",
+                ],
+                "[regulator] has nothing to watch: spike_sigma and norm_factor are both 0"
+                    .to_string(),
+                "raise one of them, or remove the section",
             );
         }
     }

@@ -47,6 +47,10 @@ impl Entries {
         }
     }
 
+    pub(in crate::train) fn every(&self) -> u64 {
+        self.every
+    }
+
     /// The entries that an event makes.
     pub(in crate::train) fn take(&mut self, event: &Event) -> Vec<Entry> {
         self.at = event.completed_steps().unwrap_or(self.at);
@@ -133,6 +137,9 @@ impl Journal {
 
 impl Observer for Journal {
     fn observe(&mut self, event: &Event) -> Result<(), TrainError> {
+        if let Some(step) = event.back_to() {
+            *self = Self::open(&self.path, self.entries.every, Some(step))?;
+        }
         for entry in self.entries.take(event) {
             let line = serde_json::to_string(&entry).map_err(std::io::Error::from);
             line.and_then(|line| {
@@ -156,6 +163,7 @@ mod tests {
     fn step(step: u64) -> Event {
         Event::Step(StepRecord {
             step,
+            regulated: None,
             phase: None,
             tokens: step * 8,
             loss: 1.5,

@@ -44,6 +44,7 @@ impl Row {
         }
         if let Some(record) = &self.record {
             cells.push(("memory_bytes", json!(record.memory_bytes)));
+            cells.push((REGULATED, json!(record.regulated)));
             cells.extend(numbers(&record.metrics));
         }
         cells.extend([
@@ -77,7 +78,10 @@ impl Row {
 }
 
 /// The column of the phase's name.
-const PHASE: &str = "phase";
+pub(in crate::train) const PHASE: &str = "phase";
+
+/// The column of the regulator's decisions.
+pub(in crate::train) const REGULATED: &str = "regulated";
 
 /// A value as a cell of a CSV file (RFC 4180): texts are quoted.
 fn csv_cell(value: &Value) -> String {
@@ -91,9 +95,9 @@ fn numbers(metrics: &Metrics) -> impl Iterator<Item = (&str, Value)> {
     metrics.iter().map(|(name, value)| (name, json!(value)))
 }
 
-/// The columns of metrics.csv: those of every run, the phase if there are several, then the metrics
-/// of its objectives.
-fn csv_columns(objectives: &[ObjectiveSpec], has_phases: bool) -> Vec<String> {
+/// The columns of metrics.csv: those of every run, then the metrics of its objectives, then those
+/// that only some runs have.
+fn csv_columns(objectives: &[ObjectiveSpec], optional: &[&str]) -> Vec<String> {
     let of_evaluations = objectives.iter().flat_map(|spec| spec.evaluation.iter());
     let of_steps = objectives.iter().flat_map(|spec| spec.step.iter());
     let always = [
@@ -110,9 +114,7 @@ fn csv_columns(objectives: &[ObjectiveSpec], has_phases: bool) -> Vec<String> {
     columns.push("memory_bytes".to_string());
     columns.extend(of_steps.map(|spec| spec.name.to_string()));
     columns.extend(["backward_passes", "flops", "train_seconds"].map(str::to_string));
-    if has_phases {
-        columns.push(PHASE.to_string());
-    }
+    columns.extend(optional.iter().map(|column| column.to_string()));
     columns.dedup();
     columns
 }
@@ -120,7 +122,7 @@ fn csv_columns(objectives: &[ObjectiveSpec], has_phases: bool) -> Vec<String> {
 /// Pairs each logged step with its evaluation.
 #[derive(Debug)]
 pub(super) struct Rows {
-    every: u64,
+    pub(super) every: u64,
     pending: Option<Row>,
 }
 
@@ -167,6 +169,7 @@ impl Rows {
             Event::Saving { .. }
             | Event::Skipped { .. }
             | Event::Overflowed { .. }
+            | Event::Regulated { .. }
             | Event::Stopped { .. }
             | Event::Finished { .. } => self.finished(),
             _ => None,
@@ -210,6 +213,10 @@ impl JsonlMetrics {
 
 impl Observer for JsonlMetrics {
     fn observe(&mut self, event: &Event) -> Result<(), TrainError> {
+        if let Some(step) = event.back_to() {
+            *self = Self::open(&self.path, self.rows.every, step)?;
+            return Ok(());
+        }
         let line = self.rows.take(event).map(|row| row.json_line());
         write_line(&mut self.file, &self.path, line, event)
     }
@@ -235,7 +242,7 @@ impl CsvMetrics {
         every: u64,
         resumed_at: u64,
         objectives: &[ObjectiveSpec],
-        has_phases: bool,
+        optional: &[&str],
     ) -> Result<Self, TrainError> {
         let kept = whole_lines(path, |line| {
             let first = line.split(',').next();
@@ -248,7 +255,7 @@ impl CsvMetrics {
             .map(|line| line.split(',').map(str::to_string).collect())
             .unwrap_or_default();
         let before = columns.len();
-        for column in csv_columns(objectives, has_phases) {
+        for column in csv_columns(objectives, optional) {
             if !columns.contains(&column) {
                 columns.push(column);
             }
@@ -272,6 +279,11 @@ impl CsvMetrics {
 
 impl Observer for CsvMetrics {
     fn observe(&mut self, event: &Event) -> Result<(), TrainError> {
+        if let Some(step) = event.back_to() {
+            // The file has its columns already.
+            *self = Self::open(&self.path, self.rows.every, step, &[], &[])?;
+            return Ok(());
+        }
         let row = self.rows.take(event);
         let line = row.map(|row| row.csv_line(&self.columns));
         write_line(&mut self.file, &self.path, line, event)
@@ -340,6 +352,7 @@ mod tests {
     fn step(step: u64) -> Event {
         Event::Step(StepRecord {
             step,
+            regulated: None,
             phase: None,
             tokens: step * 8,
             loss: 1.5,
@@ -422,7 +435,7 @@ mod tests {
         let events = [step(1), evaluated(2), finished(2)];
         watch(&mut JsonlMetrics::open(&jsonl, 5, 0).unwrap(), &events);
         watch(
-            &mut CsvMetrics::open(&csv, 5, 0, &SPECS, false).unwrap(),
+            &mut CsvMetrics::open(&csv, 5, 0, &SPECS, &[]).unwrap(),
             &events,
         );
         let jsonl = fs::read_to_string(&jsonl).unwrap();
@@ -446,7 +459,7 @@ mod tests {
         for resumed_at in [0, 2] {
             let mut observers: [Box<dyn Observer>; 2] = [
                 Box::new(JsonlMetrics::open(&jsonl, 1, resumed_at).unwrap()),
-                Box::new(CsvMetrics::open(&csv, 1, resumed_at, &SPECS, false).unwrap()),
+                Box::new(CsvMetrics::open(&csv, 1, resumed_at, &SPECS, &[]).unwrap()),
             ];
             for observer in &mut observers {
                 for event in [
@@ -476,7 +489,7 @@ mod tests {
                    1,8,1.5,0.1,2.0,3.0,,,,7\n2,16,1.5,0.1,2.0,3.0,1.0,0.5,,\n3,24,";
         fs::write(&path, old).unwrap();
         let specs = [CrossEntropy::SPEC, Preference::SPEC];
-        let mut csv = CsvMetrics::open(&path, 1, 1, &specs, true).unwrap();
+        let mut csv = CsvMetrics::open(&path, 1, 1, &specs, &[PHASE]).unwrap();
         let metrics = Metrics::of(&Preference::SPEC.step, [0.75, 0.25]);
         let Event::Step(record) = step(2) else {
             unreachable!()

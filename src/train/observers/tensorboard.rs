@@ -80,6 +80,16 @@ impl TensorboardEvents {
         Ok(events)
     }
 
+    /// Begins a file that voids what was recorded after `step`.
+    fn go_back(&mut self, step: u64) -> Result<(), TrainError> {
+        let folder = self.path.parent().unwrap_or(Path::new("."));
+        let next = Self::open(folder, self.rows.every, Some(step), "")?;
+        let before = std::mem::replace(self, next);
+        self.objectives = before.objectives;
+        self.config = before.config;
+        Ok(())
+    }
+
     fn row(&mut self, row: &Row) -> Result<(), TrainError> {
         let mut summary = Message::default();
         for (name, value) in row.cells() {
@@ -123,6 +133,9 @@ impl TensorboardEvents {
 
 impl Observer for TensorboardEvents {
     fn observe(&mut self, event: &Event) -> Result<(), TrainError> {
+        if let Some(step) = event.back_to() {
+            return self.go_back(step);
+        }
         if let Some(row) = self.rows.take(event) {
             self.row(&row)?;
         }
@@ -371,6 +384,7 @@ mod tests {
         let mut events = TensorboardEvents::open(folder.path(), 1, None, "seed = 1").unwrap();
         let record = StepRecord {
             step: 1,
+            regulated: None,
             phase: None,
             tokens: 8,
             loss: 1.5,

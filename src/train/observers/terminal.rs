@@ -150,6 +150,13 @@ impl Observer for Terminal {
             } => self.always(&format!(
                 "warning: step {step} skipped: loss {loss}, gradient norm {grad_norm}; its batch is in logs/"
             )),
+            Event::Regulated { back_to, .. } => {
+                if let Some(step) = back_to {
+                    self.bar.set_position(*step);
+                }
+                let text = event.decision().unwrap_or_default();
+                self.always(&format!("warning: {text}"));
+            }
             Event::Overflowed { step, loss_scale } => self.line(&format!(
                 "step {step} skipped: a gradient overflowed f16; loss scale lowered to {loss_scale}"
             )),
@@ -260,6 +267,7 @@ impl Observer for LogEvents {
                     first_sequence, sequences, loss, grad_norm, "skipped: not finite"
                 );
             }
+            Event::Regulated { .. } => warn!("{}", event.decision().unwrap_or_default()),
             Event::Overflowed { step, loss_scale } => info!(step, loss_scale, "overflow"),
             Event::StoppedEarly {
                 step,

@@ -147,7 +147,9 @@ impl History {
                 completion,
             } => self.sample(*step, prompt, completion),
             Event::Saved { seconds, .. } => self.seconds = Some(*seconds),
-            Event::Skipped { step, .. } | Event::Overflowed { step, .. } => self.skips.push(*step),
+            Event::Skipped { step, .. }
+            | Event::Overflowed { step, .. }
+            | Event::Regulated { step, .. } => self.skips.push(*step),
             Event::Saving { .. } | Event::StoppedEarly { .. } => {}
             // Losses of two phases may not be comparable.
             Event::PhaseStarted { .. } => {}
@@ -277,6 +279,7 @@ fn line(event: &Event) -> Option<String> {
             let (loss, norm) = (short(loss), short(grad_norm));
             format!("step skipped: loss {loss}, gradient norm {norm}")
         }
+        Event::Regulated { .. } => event.decision()?,
         Event::Overflowed { loss_scale, .. } => {
             format!("step skipped: a gradient overflowed f16; loss scale {loss_scale}")
         }

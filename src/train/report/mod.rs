@@ -73,6 +73,11 @@ impl HtmlReport {
 
 impl Observer for HtmlReport {
     fn observe(&mut self, event: &Event) -> Result<(), TrainError> {
+        if let Some(step) = event.back_to() {
+            // The journal has dropped what is void, and has this event already.
+            *self = Self::open(&self.folder, self.entries.every(), step)?;
+            return self.write();
+        }
         for entry in self.entries.take(event) {
             self.history.take(&entry);
         }

@@ -21,6 +21,7 @@ fn history(events: impl IntoIterator<Item = Event>) -> History {
 fn step(step: u64, loss: f64) -> Event {
     Event::Step(StepRecord {
         step,
+        regulated: None,
         phase: None,
         tokens: step * 64,
         loss,

@@ -104,7 +104,7 @@ impl Session {
                 0 => 0,
                 _ => state.optimizer.state_bytes(model),
             };
-            let extra = state.pipeline.state();
+            let extra = state.extras();
             let extra_tensors = extra.values().flat_map(|owner| owner.tensors.values());
             let extra_bytes: u64 = extra_tensors.map(size_in_bytes).sum();
             let what = format!("the checkpoint of step {step}");
@@ -179,13 +179,11 @@ impl Session {
         moments: &OptimizerState,
     ) -> BTreeMap<String, AppliedStep> {
         let before = state.progress.step.checked_sub(1);
-        let phase = before.and_then(|step| Some((step, self.timeline.at(step)?)));
-        match (phase, self.store.latest()) {
-            (Some((step, phase)), Ok(Some(last))) if last == step => {
-                let learning_rate = phase.learning_rate(step);
+        match (before, self.store.latest()) {
+            (Some(step), Ok(Some(last))) if last == step => {
                 state
                     .optimizer
-                    .applied(state.model(), moments, learning_rate)
+                    .applied(state.model(), moments, self.last_learning_rate)
             }
             _ => BTreeMap::new(),
         }

@@ -1,0 +1,92 @@
+//! What the loop does about a step whose loss or gradient norm leapt.
+
+use super::regulator::{Irregular, Regulator, StepLimits};
+use super::session::ActivePhase;
+use super::{Event, Session, StepReport, TrainError, TrainState};
+use crate::checkpoint::SkipTo;
+use crate::config::SpikeAction;
+
+impl Session {
+    /// Asks the regulator about a step that was not taken, and does what it decides.
+    pub(super) fn regulate(
+        &mut self,
+        state: &mut TrainState,
+        cause: Irregular,
+        (report, limits): (&StepReport, StepLimits),
+        first_sequence: u64,
+    ) -> Result<(), TrainError> {
+        let Some(regulator) = &mut state.regulator else {
+            unreachable!("only a regulator sets limits");
+        };
+        let (action, is_new_level) = regulator.decide();
+        let step = state.progress.step;
+        let back_to = match action {
+            SpikeAction::Rollback => Some(self.roll_back(state)?),
+            SpikeAction::Skip | SpikeAction::CutLr => None,
+        };
+        let (value, limit) = match cause {
+            Irregular::Loss => (report.loss, limits.loss),
+            Irregular::GradNorm => (report.grad_norm, limits.grad_norm),
+        };
+        self.emit(&Event::Regulated {
+            step,
+            cause,
+            value,
+            limit,
+            action,
+            first_sequence,
+            sequences: self.active.phase.sequences_per_step(),
+            back_to,
+        })?;
+        if is_new_level {
+            let text = "three irregular steps in a row count as the new level: the regulator's window \
+                        begins anew";
+            let text = text.to_string();
+            self.emit(&Event::Note { text })?;
+        }
+        Ok(())
+    }
+
+    /// Goes back to the last checkpoint. The sequences since then are left out from there on.
+    /// Returns the checkpoint's step.
+    fn roll_back(&mut self, state: &mut TrainState) -> Result<u64, TrainError> {
+        self.wait_for_save()?;
+        let step = self.store.latest()?.unwrap_or(0);
+        let record = self.folder.read_record()?;
+        let phase = self.timeline.of_completed(step).clone();
+        let init = self.model_init();
+        let mut initial = init.resumed(&self.folder, (step, &phase), record.as_ref())?;
+        let restored = &mut initial.state;
+        restored.pipeline = std::mem::take(&mut state.pipeline);
+        let config = self.plan.config.regulator;
+        restored.regulator = config.map(Regulator::new);
+        restored.restore_extras(initial.extras)?;
+        let before = &state.progress;
+        let progress = &mut restored.progress;
+        if progress.phase == before.phase {
+            progress.sequences = before.sequences;
+        } else {
+            progress.skip_to = Some(SkipTo {
+                phase: before.phase,
+                sequences: before.sequences,
+            });
+        }
+        // Time was spent and passes were computed, whatever became of them.
+        progress.cost = before.cost;
+        let may_go_on = match (&mut restored.regulator, &state.regulator) {
+            (Some(now), Some(before)) => now.rolled_back(before, step),
+            _ => true,
+        };
+        let from = before.step;
+        self.active = ActivePhase::new(&phase, &self.data, initial.reference);
+        *state = initial.state;
+        match may_go_on {
+            true => Ok(step),
+            false => Err(TrainError::Unstable {
+                step: from,
+                checkpoint: step,
+                rollbacks: super::regulator::MOST_ROLLBACKS,
+            }),
+        }
+    }
+}
