@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 OUT = ROOT / "tests/data/reference/optimizers"
 STEPS = 12
-SHAPES = {"wide": (3, 5), "tall": (7, 2), "row": (1, 6), "long": (4, 9), "square": (6, 6)}
+SHAPES = {"wide": (3, 5), "tall": (7, 2), "row": (1, 3), "long": (4, 9), "square": (6, 6)}
 BETAS, EPS, DECAY, RATE = (0.9, 0.95), 1e-8, 0.1, 0.02
 JORDAN = [(3.4445, -4.775, 2.0315)] * 5
 

@@ -2,7 +2,7 @@
 //!
 //! Each optimizer is one file here (`adamw.rs`, `lion.rs`, ...), which says which rule updates each
 //! parameter group, and one entry in the table of `rules.rs`. Its part of the configuration is in
-//! `config/optimizer.rs`. A rule in tensor operations implements `TensorRule`; some wrap burn's per-tensor
+//! `config/optimizer/`. A rule in tensor operations implements `TensorRule`; some wrap burn's per-tensor
 //! optimizers (`BurnRule`), and one that works on the host implements `UpdateRule` itself.
 //!
 //! burn's own `ModuleOptimizer` keys its state by random parameter ids and saves it in its own

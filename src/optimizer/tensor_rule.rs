@@ -146,9 +146,9 @@ impl<R: TensorRule> UpdateRule for Own<R> {
     fn load(&self, dims: &[usize], mut saved: SavedState, device: &Device) -> Option<RuleState> {
         let layout = self.0.layout(dims);
         let updates = match layout.scalars.first() {
-            Some(&name) => match saved.scalars.get(name)? {
-                &StateScalar::Uint(updates) => updates,
-                &StateScalar::Int(updates) => u64::try_from(updates).ok()?,
+            Some(&name) => match *saved.scalars.get(name)? {
+                StateScalar::Uint(updates) => updates,
+                StateScalar::Int(updates) => u64::try_from(updates).ok()?,
                 _ => return None,
             },
             None => 0,
