@@ -276,7 +276,7 @@ fn o5_everything_wrong_with_a_sweep_is_said_at_once() {
         .unwrap();
         let (_, stderr) = bench.expect(2, &["sweep", "grid.toml", "--out", "out"]);
         let path = golden.join(format!("{name}.txt"));
-        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        if std::env::var_os("FIREBRICK_BLESS").is_some() {
             fs::write(&path, &stderr).unwrap();
         }
         assert_eq!(stderr, fs::read_to_string(path).unwrap());
