@@ -90,7 +90,7 @@ fn p3_runs_take_turns_and_end_as_they_would_alone() {
         .collect();
     assert_eq!(turns(&notices), expected);
     assert!(!others.took_turns);
-    let said = |notice: &Notice| matches!(notice, Notice::Note(text) if text.contains("they run one after another"));
+    let said = |notice: &Notice| matches!(notice, Notice::Note { text } if text.contains("they run one after another"));
     assert!(notices.iter().any(said), "{notices:?}");
     assert_eq!(losses(&results), losses(&others));
     // Each run is the run that `runner train` would have been.

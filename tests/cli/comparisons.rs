@@ -293,6 +293,11 @@ fn p3_bad_arguments_and_files_that_cannot_be_compared_are_exit_2() {
         text.replace("sequence_len = 16", "sequence_len = 8"),
     )
     .unwrap();
+    fs::write(
+        bench.path("long.toml"),
+        text.replace("max_steps = 6", "max_steps = 60"),
+    )
+    .unwrap();
     for (arguments, part) in [
         (&["compare", "x.toml"][..], "at least two files"),
         (
@@ -300,6 +305,10 @@ fn p3_bad_arguments_and_files_that_cannot_be_compared_are_exit_2() {
             "data.sequence_len is 16 and 8",
         ),
         (&["compare", "x.toml", "x.toml"], "the same configuration"),
+        (
+            &["compare", "x.toml", "long.toml", "--budget", "steps:4"],
+            "the same configuration",
+        ),
         (
             &["compare", "x.toml", "y.toml", "--budget", "hours:3"],
             "is not a budget such as",
