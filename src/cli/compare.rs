@@ -143,7 +143,7 @@ fn say(settings: &Settings, args: &SharedArgs, notice: &Notice) {
         names.join(", ")
     };
     let text = match notice {
-        Notice::Note(text) => text.clone(),
+        Notice::Note { text } => text.clone(),
         Notice::Turn {
             candidate,
             seed,

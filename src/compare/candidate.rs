@@ -109,10 +109,14 @@ fn unquoted(value: &str) -> String {
 }
 
 /// Checks that every candidate is another one, and that all can share a process and a ranking.
-pub(super) fn check(candidates: &[Candidate], lengths: &[Lengths]) -> Result<(), CompareError> {
+pub(super) fn check(
+    candidates: &[Candidate],
+    lengths: &[Lengths],
+    has_budget: bool,
+) -> Result<(), CompareError> {
     for (number, candidate) in candidates.iter().enumerate() {
         for earlier in &candidates[..number] {
-            same(earlier, candidate)?;
+            same(earlier, candidate, has_budget)?;
         }
         if !lengths[number].has_validation() {
             let name = candidate.name.clone();
@@ -129,8 +133,13 @@ pub(super) fn check(candidates: &[Candidate], lengths: &[Lengths]) -> Result<(),
     Ok(())
 }
 
-fn same(first: &Candidate, second: &Candidate) -> Result<(), CompareError> {
-    if first.own_hash() != second.own_hash() {
+/// A budget gives both the same length.
+fn same(first: &Candidate, second: &Candidate, has_budget: bool) -> Result<(), CompareError> {
+    let hash = |candidate: &Candidate| match has_budget {
+        true => candidate.hash(),
+        false => candidate.own_hash(),
+    };
+    if hash(first) != hash(second) {
         return Ok(());
     }
     Err(CompareError::Same {

@@ -21,7 +21,7 @@ pub enum CompareError {
         /// The file or combination, and the seed.
         name: String,
         /// Why.
-        source: TrainError,
+        source: Box<TrainError>,
     },
     /// There is only one thing to compare.
     #[error("a comparison takes at least two files")]
@@ -113,7 +113,10 @@ impl CompareError {
 
     pub(super) fn train(name: &str) -> impl FnOnce(TrainError) -> Self + use<> {
         let name = name.to_string();
-        move |source| Self::Train { name, source }
+        move |source| Self::Train {
+            name,
+            source: Box::new(source),
+        }
     }
 
     pub(super) fn length(name: &str, steps: u64) -> impl FnOnce(TrainError) -> Self + use<> {

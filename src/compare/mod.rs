@@ -60,12 +60,12 @@ pub use target::{Costs, Reach, reach};
 use allot::{Allotment, allot};
 use candidate::{check, hash_of, varied_keys};
 use serde::Serialize;
-use turns::{Entry, Turns};
+use turns::{Entry, MOST_AT_ONCE, Turns};
 
 use crate::config::{Budget, EarlyStop, Plan};
 use crate::durable;
 use crate::readable::bytes;
-use crate::train::{Course, Interrupt, Lengths, RunFolder};
+use crate::train::{Course, CourseState, Interrupt, Lengths, RunFolder};
 
 /// What to compare, and how.
 #[derive(Debug, Clone)]
@@ -110,7 +110,10 @@ impl Settings {
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Notice {
     /// Something a person should know.
-    Note(String),
+    Note {
+        /// One line of text.
+        text: String,
+    },
     /// A run has had its turn.
     Turn {
         /// The number of its candidate.
@@ -219,7 +222,7 @@ impl<'a> Prepared<'a> {
             Lengths::load(&candidate.plan).map_err(CompareError::train(&candidate.name))
         });
         let lengths = loaded.collect::<Result<Vec<_>, _>>()?;
-        check(candidates, &lengths)?;
+        check(candidates, &lengths, settings.budget.is_some())?;
         let no_evaluations = |candidate: &&Candidate| candidate.plan.config.eval.eval_steps == 0;
         if let (Some(_), Some(candidate)) =
             (&settings.early_stop, candidates.iter().find(no_evaluations))
@@ -230,9 +233,18 @@ impl<'a> Prepared<'a> {
         let folder = &settings.folder;
         durable::create_folder(folder).map_err(CompareError::io(folder))?;
         let lock = RunFolder::open(folder).map_err(CompareError::train("the comparison"))?;
-        let mut note = |text: &str| notice(&Notice::Note(text.to_string()));
+        let mut note = |text: &str| {
+            notice(&Notice::Note {
+                text: text.to_string(),
+            })
+        };
         let memory = memory.or_else(|| lengths.first().and_then(Lengths::available_bytes));
         let is_together = fit_together(&lengths, memory, &mut note);
+        if is_together && candidates.len() > MOST_AT_ONCE {
+            note(&format!(
+                "at most {MOST_AT_ONCE} runs of a seed take turns at a time"
+            ));
+        }
         let budget = (settings.budget, is_together);
         let allotment = allot(candidates, &lengths, budget, folder, &mut note)?;
         let entries = entries(settings, &allotment)?;
@@ -304,13 +316,14 @@ impl<'a> Prepared<'a> {
                 .filter(|entry| entry.candidate == candidate)
             {
                 let course = self.course(entry)?;
-                // The loss of a run that diverged, or that was cut, before is not one of this step.
-                let at = course.iter().flat_map(|course| &course.evaluations);
-                let last = at.filter(|point| point.step <= step).next_back();
-                losses.push(
-                    last.and_then(|point| point.val_loss)
-                        .unwrap_or(f64::INFINITY),
-                );
+                let diverged = |course: &&Course| course.state == CourseState::Diverged;
+                let mut at = course
+                    .iter()
+                    .filter(|course| !diverged(course))
+                    .flat_map(|course| &course.evaluations);
+                let last = at.rfind(|point| point.step <= step);
+                let loss = last.and_then(|point| point.val_loss);
+                losses.push(loss.unwrap_or(f64::INFINITY));
             }
             let mean = losses.iter().sum::<f64>() / losses.len() as f64;
             ranked.push((mean, candidate));

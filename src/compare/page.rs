@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
 
-use super::{CandidateResult, Costs, Results, RunResult};
+use super::table::Table;
+use super::{CandidateResult, Costs, Results, RunResult, RunState};
 use crate::page::{Chart, Floor, Horizontal, Line, Unit, document, escaped, section, table};
 
 /// Candidates with a colour of their own; the others share one.
@@ -77,10 +78,19 @@ fn class(rank: usize) -> String {
     }
 }
 
-fn results_table(results: &Results) -> String {
-    let shown = results.table();
+/// A table of texts, with the colours of the candidates in front.
+fn coloured(results: &Results, shown: &Table) -> String {
+    let ranks: Vec<usize> = match shown.rows.len() {
+        all if all == results.candidates.len() => (0..all).collect(),
+        // The first candidate is not compared with itself.
+        _ => {
+            let all = results.candidates.iter().enumerate();
+            let others = all.filter(|(_, candidate)| candidate.versus_first.is_some());
+            others.map(|(rank, _)| rank).collect()
+        }
+    };
     let mut rows = String::new();
-    for (rank, row) in shown.rows.iter().enumerate() {
+    for (row, rank) in shown.rows.iter().zip(ranks) {
         rows.push_str("<tr>");
         for (column, cell) in row.iter().enumerate() {
             let text = escaped(cell);
@@ -97,37 +107,57 @@ fn results_table(results: &Results) -> String {
     }
     let header: Vec<String> = shown.header.iter().map(|name| escaped(name)).collect();
     let header: Vec<&str> = header.iter().map(String::as_str).collect();
-    let remarks: String = results
-        .remarks()
-        .iter()
-        .map(|line| format!("<p class=quiet>{}</p>\n", escaped(line)))
-        .collect();
-    table(&header, &rows) + &remarks
+    table(&header, &rows)
+}
+
+fn results_table(results: &Results) -> String {
+    let mut html = coloured(results, &results.table());
+    if let Some(versus) = results.versus_table() {
+        html += &coloured(results, &versus);
+    }
+    for line in results.remarks() {
+        let _ = writeln!(html, "<p class=quiet>{}</p>", escaped(&line));
+    }
+    html
 }
 
 fn runs_table(results: &Results) -> String {
     let mut rows = String::new();
     for candidate in &results.candidates {
         for run in &candidate.runs {
-            let state = serde_json::json!(run.state);
-            let state = state.as_str().unwrap_or_default().replace('_', " ");
             let loss = run
                 .val_loss
                 .map_or("-".to_string(), |loss| format!("{loss:.4}"));
             let folder = run.folder.file_name().unwrap_or_default().to_string_lossy();
+            let report = match run.folder.join("report.html").exists() {
+                true => format!("<a href=\"runs/{}/report.html\">report</a>", link(&folder)),
+                false => String::new(),
+            };
             let _ = writeln!(
                 rows,
-                "<tr><td class=n>{}<td class=n>{}<td class=n>{loss}<td class=n>{:.1}<td>{}<td>\
-                 <a href=\"runs/{}/report.html\">report</a>",
+                "<tr><td class=n>{}<td class=n>{}<td class=n>{loss}<td class=n>{:.1}<td>{}<td>{report}",
                 escaped(&candidate.name),
                 run.seed,
                 run.costs.seconds,
-                escaped(run.reason.as_deref().unwrap_or(&state)),
-                link(&folder),
+                escaped(&state(candidate, run)),
             );
         }
     }
     table(&["name", "seed", "val loss", "seconds", "state", ""], &rows)
+}
+
+/// How a run ended.
+fn state(candidate: &CandidateResult, run: &RunResult) -> String {
+    if let Some(reason) = &run.reason {
+        return reason.clone();
+    }
+    match (run.state, candidate.given_up_at) {
+        (RunState::Unfinished, Some(share)) => format!("given up at {:.0} %", 100.0 * share),
+        (state, _) => {
+            let word = serde_json::json!(state);
+            word.as_str().unwrap_or_default().replace('_', " ")
+        }
+    }
 }
 
 /// A folder's name in an address.
@@ -158,9 +188,8 @@ fn chart(
         Horizontal::Steps => "steps",
     };
     let mut lines = Vec::new();
-    // The best is drawn last, over the others.
     let drawn = results.candidates.iter().enumerate().take(MOST_DRAWN);
-    for (rank, candidate) in drawn.rev() {
+    for (rank, candidate) in drawn {
         let class = class(rank);
         if candidate.runs.len() > 1 {
             for run in &candidate.runs {
@@ -184,6 +213,7 @@ fn chart(
         unit: Unit::Plain,
         floor: Floor::Lowest,
         may_log: true,
+        has_legend: id == "loss",
         explains_marks: false,
         last: last.fold(0.0, f64::max),
         horizontal,

@@ -1,6 +1,6 @@
 //! The results as a table, for the terminal and for the page.
 
-use super::{CandidateResult, Mean, Ratio, Reach, Results, RunResult, mean};
+use super::{CandidateResult, Mean, Ratio, Reach, Results, RunResult, Versus, mean};
 use crate::readable::{grouped, scaled};
 
 /// A table of texts.
@@ -10,19 +10,17 @@ pub(super) struct Table {
     pub(super) rows: Vec<Vec<String>>,
 }
 
-impl Results {
-    /// The results for a terminal: a table, the best first, and what it does not say.
-    pub fn describe(&self) -> String {
-        let table = self.table();
-        let columns = table.header.len();
+impl Table {
+    /// The table as lines of text. The first columns are texts; the others, but for the last, are
+    /// numbers and stand to the right.
+    fn lines(&self, texts: usize) -> Vec<String> {
+        let columns = self.header.len();
         let width = |column: usize| {
-            let cells = table.rows.iter().map(|row| &row[column]);
-            let all = cells.chain([&table.header[column]]);
+            let cells = self.rows.iter().map(|row| &row[column]);
+            let all = cells.chain([&self.header[column]]);
             all.map(|cell| cell.chars().count()).max().unwrap_or(0)
         };
         let widths: Vec<usize> = (0..columns).map(width).collect();
-        // Names and values of keys are texts; the rest are numbers.
-        let texts = usize::from(self.has_baseline()) + self.keys.len();
         let line = |row: &Vec<String>| {
             let cells = row.iter().zip(&widths).enumerate();
             let cells = cells.map(|(column, (cell, width))| match column {
@@ -32,8 +30,25 @@ impl Results {
             let text = cells.collect::<Vec<_>>().join("  ");
             text.trim_end().to_string()
         };
-        let mut lines = vec![line(&table.header)];
-        lines.extend(table.rows.iter().map(line));
+        std::iter::once(&self.header)
+            .chain(&self.rows)
+            .map(line)
+            .collect()
+    }
+}
+
+impl Results {
+    /// The results for a terminal: the candidates, the best first; their ratios to the first; and
+    /// what the tables do not say.
+    pub fn describe(&self) -> String {
+        // Names and values of keys are texts; the rest are numbers.
+        let texts = usize::from(self.has_baseline()) + self.keys.len();
+        let mut lines = self.table().lines(texts);
+        if let Some(versus) = self.versus_table() {
+            lines.push(String::new());
+            lines.extend(versus.lines(1));
+        }
+        lines.push(String::new());
         lines.extend(self.remarks());
         lines.join("\n")
     }
@@ -57,9 +72,6 @@ impl Results {
         if has_target {
             header.push("to target".to_string());
         }
-        if has_baseline {
-            header.extend(["loss ratio", "p", "speed-up", "p"].map(str::to_string));
-        }
         header.push(String::new());
         let rows = self.candidates.iter().map(|candidate| {
             let mut row = Vec::new();
@@ -76,9 +88,6 @@ impl Results {
             if has_target {
                 row.push(to_target(candidate));
             }
-            if has_baseline {
-                row.extend(versus(candidate));
-            }
             row.push(candidate.remark());
             row
         });
@@ -86,6 +95,31 @@ impl Results {
             rows: rows.collect(),
             header,
         }
+    }
+
+    /// The ratios to the first candidate; none in a sweep.
+    pub(super) fn versus_table(&self) -> Option<Table> {
+        let first = self.first()?;
+        let title = format!("against {}", first.name);
+        let header = ["loss", "p", "seconds", "p", "steps", "tokens"];
+        let header = std::iter::once(title).chain(header.map(str::to_string));
+        let rows = self.candidates.iter().filter_map(|candidate| {
+            let versus = candidate.versus_first.as_ref()?;
+            let mut row = vec![candidate.name.clone()];
+            row.extend(versus_cells(versus));
+            row.push(String::new());
+            Some(row)
+        });
+        Some(Table {
+            header: header.chain([String::new()]).collect(),
+            rows: rows.collect(),
+        })
+    }
+
+    /// The candidate that the others are held against.
+    fn first(&self) -> Option<&CandidateResult> {
+        let mut candidates = self.candidates.iter();
+        candidates.find(|candidate| candidate.number == 0 && self.has_baseline())
     }
 
     fn has_target(&self) -> bool {
@@ -122,10 +156,7 @@ impl Results {
             "val loss in {}: mean of the final losses ± half its 95 % interval; seconds of training steps",
             self.loss_unit
         )];
-        let first = self
-            .candidates
-            .iter()
-            .find(|candidate| candidate.number == 0);
+        let first = self.first();
         if self.has_target() {
             let target = match (self.target_loss, first) {
                 (Some(target), _) => format!("target: val loss {target}"),
@@ -139,10 +170,11 @@ impl Results {
             };
             lines.push(target);
         }
-        if let Some(first) = first.filter(|_| self.has_baseline()) {
+        if let Some(first) = first {
             lines.push(format!(
-                "loss ratio and speed-up: {} over the other, geometric means of pairs with the same seed, \
-                 [95 % interval]; above 1 the other is better; p: two-sided t test of their logarithms",
+                "against {}: its final val loss, and its seconds, steps and tokens to the target, over those \
+                 of the other; geometric means of pairs with the same seed, [95 % interval]; above 1 the \
+                 other is better; p: two-sided t test of the logarithms",
                 first.name
             ));
         }
@@ -155,8 +187,8 @@ impl Results {
                 .map_or(0, |versus| versus.without_time);
             if without > 0 && self.has_target() {
                 lines.push(format!(
-                    "{}: {without} of {} seeds are not in the speed-up: the target was not reached, or \
-                     before the first evaluation",
+                    "{}: {without} of {} seeds are not in the ratios of seconds, steps and tokens: \
+                     the target was not reached, or before the first evaluation",
                     candidate.name,
                     candidate.runs.len()
                 ));
@@ -233,26 +265,25 @@ fn to_target(candidate: &CandidateResult) -> String {
     }
 }
 
-fn versus(candidate: &CandidateResult) -> [String; 4] {
-    let dash = || "-".to_string();
-    let Some(versus) = &candidate.versus_first else {
-        return [dash(), dash(), dash(), dash()];
-    };
-    let ratio = |ratio: &Option<Ratio>, digits: usize| match ratio {
-        None => [dash(), dash()],
+fn versus_cells(versus: &Versus) -> [String; 6] {
+    let text = |ratio: &Option<Ratio>, digits: usize| match ratio {
+        None => "-".to_string(),
         Some(found) => {
             let interval = found.interval.map_or(String::new(), |[low, high]| {
                 format!(" [{low:.digits$}, {high:.digits$}]")
             });
-            [
-                format!("{:.digits$}{interval}", found.ratio),
-                p_value(found),
-            ]
+            format!("{:.digits$}{interval}", found.ratio)
         }
     };
-    let [loss, loss_p] = ratio(&versus.val_loss, 4);
-    let [seconds, seconds_p] = ratio(&versus.seconds, 2);
-    [loss, loss_p, seconds, seconds_p]
+    let p = |ratio: &Option<Ratio>| ratio.as_ref().map_or("-".to_string(), p_value);
+    [
+        text(&versus.val_loss, 4),
+        p(&versus.val_loss),
+        text(&versus.seconds, 2),
+        p(&versus.seconds),
+        text(&versus.steps, 2),
+        text(&versus.tokens, 2),
+    ]
 }
 
 fn p_value(ratio: &Ratio) -> String {

@@ -10,6 +10,9 @@ use super::{Candidate, CompareError, Notice};
 use crate::config::Plan;
 use crate::train::{Advance, Course, CourseState, Interrupt, Options, Resume, Run, TrainError};
 
+/// Runs in memory at the same time, at most: each has some files open.
+pub(super) const MOST_AT_ONCE: usize = 32;
+
 /// A run of the comparison.
 #[derive(Debug, Clone)]
 pub(super) struct Entry {
@@ -52,8 +55,8 @@ impl Turns<'_> {
                 open.push((entry, until));
             }
         }
-        let group = if self.is_together { open.len() } else { 1 };
-        for group in open.chunks(group.max(1)) {
+        let size = if self.is_together { MOST_AT_ONCE } else { 1 };
+        for group in open.chunks(size) {
             let mut live = VecDeque::new();
             let advanced = self.group(group, &mut live);
             if let Err(error) = advanced {
@@ -166,7 +169,7 @@ impl Turns<'_> {
             if let Err(error) = run.suspend("the comparison was stopped") {
                 let name = self.name(entry);
                 let text = format!("warning: {name} could not be saved at step {step}: {error}");
-                (self.notice)(&Notice::Note(text));
+                (self.notice)(&Notice::Note { text });
             }
         }
     }

@@ -27,6 +27,8 @@ pub(crate) struct Chart<'a> {
     pub(crate) floor: Floor,
     /// Whether the axis may be logarithmic, where values are far apart.
     pub(crate) may_log: bool,
+    /// Whether there is a legend; another chart may have the same.
+    pub(crate) has_legend: bool,
     /// Whether the legend explains the marks for resumes and skipped steps.
     pub(crate) explains_marks: bool,
     pub(crate) lines: Vec<Line>,
@@ -277,6 +279,9 @@ impl Chart<'_> {
 
     fn legend(&self) -> String {
         let mut html = String::new();
+        if !self.has_legend {
+            return html;
+        }
         let several = self.lines.len() > 1 || self.baseline.is_some();
         let key = |class: &str, name: &str| format!("<li class={class}><i></i>{name}</li>");
         if several {

@@ -276,7 +276,7 @@ fn o5_everything_wrong_with_a_sweep_is_said_at_once() {
         .unwrap();
         let (_, stderr) = bench.expect(2, &["sweep", "grid.toml", "--out", "out"]);
         let path = golden.join(format!("{name}.txt"));
-        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        if std::env::var_os("FIREBRICK_BLESS").is_some() {
             fs::write(&path, &stderr).unwrap();
         }
         assert_eq!(stderr, fs::read_to_string(path).unwrap());
@@ -293,6 +293,11 @@ fn p3_bad_arguments_and_files_that_cannot_be_compared_are_exit_2() {
         text.replace("sequence_len = 16", "sequence_len = 8"),
     )
     .unwrap();
+    fs::write(
+        bench.path("long.toml"),
+        text.replace("max_steps = 6", "max_steps = 60"),
+    )
+    .unwrap();
     for (arguments, part) in [
         (&["compare", "x.toml"][..], "at least two files"),
         (
@@ -300,6 +305,10 @@ fn p3_bad_arguments_and_files_that_cannot_be_compared_are_exit_2() {
             "data.sequence_len is 16 and 8",
         ),
         (&["compare", "x.toml", "x.toml"], "the same configuration"),
+        (
+            &["compare", "x.toml", "long.toml", "--budget", "steps:4"],
+            "the same configuration",
+        ),
         (
             &["compare", "x.toml", "y.toml", "--budget", "hours:3"],
             "is not a budget such as",

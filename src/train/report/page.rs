@@ -181,6 +181,7 @@ impl Page<'_> {
             floor,
             // Of these two, orders of magnitude are what matters.
             may_log: matches!(id, "loss" | "grad_norm"),
+            has_legend: true,
             explains_marks: id == "loss",
             lines,
             baseline: None,

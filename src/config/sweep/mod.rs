@@ -4,20 +4,23 @@
 //! checks. Every combination is resolved before anything runs, and an issue points at the value in
 //! the sweep's file that caused it.
 
+mod axes;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
+use axes::{Axis, Setting, combination};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::budget::Budget;
-use super::check::check_section;
-use super::document::{Document, Node, Table, Value};
-use super::error::{ConfigError, Issue};
-use super::plan::{Plan, read};
-use super::schema::{self, Section};
-use super::source::{Origin, Sources};
+use crate::config::budget::Budget;
+use crate::config::check::check_section;
+use crate::config::document::Document;
+use crate::config::error::{ConfigError, Issue};
+use crate::config::plan::{Plan, read};
+use crate::config::schema::{self, Section};
+use crate::config::source::{Origin, Sources};
 
 /// A sweep whose every combination can be run.
 #[derive(Debug, Clone)]
@@ -116,23 +119,6 @@ fn lines(errors: &[ConfigError]) -> String {
 /// Most combinations of a sweep.
 const MOST_COMBINATIONS: usize = 4096;
 
-/// Keys that a sweep sets by itself.
-const OWN_KEYS: [&str; 2] = ["seed", "output_dir"];
-
-/// Keys that a budget takes the place of.
-const LENGTH_KEYS: [&str; 3] = ["train.max_steps", "train.num_epochs", "train.max_tokens"];
-
-/// A key of the experiment and a value for it.
-#[derive(Debug, Clone)]
-struct Setting {
-    key: String,
-    value: String,
-    origin: Origin,
-}
-
-/// Settings of which one alternative is in each combination.
-type Axis = Vec<Vec<Setting>>;
-
 /// Reads a sweep's file and resolves every combination. `sets` are `--set` arguments for the
 /// experiment; the values of the grid come after them.
 ///
@@ -167,12 +153,19 @@ pub fn load_sweep(path: &Path, sets: &[String]) -> Result<Sweep, SweepError> {
     }
 }
 
+/// Where keys that are checked by hand are written.
+struct Places {
+    budget: Option<Origin>,
+    seeds: Option<Origin>,
+    early_stop: Option<Origin>,
+}
+
 #[derive(Default)]
 struct Reader {
     issues: Vec<Issue>,
     /// What is wrong with the experiment by itself.
     base_error: Option<ConfigError>,
-    /// Where `base` and the length of the runs are written.
+    /// Where `base` is written.
     base_origin: Option<Origin>,
 }
 
@@ -194,34 +187,19 @@ impl Reader {
         mut document: Document,
         is_partial: bool,
     ) -> (Option<(SweepFile, Option<Budget>)>, Vec<Axis>) {
-        let mut axes = Vec::new();
-        let mut alternatives = Vec::new();
         let varied = |key: &str| key == "grid" || key == "pairs";
         let (values, rest) = std::mem::take(&mut document.root.entries)
             .into_iter()
             .partition(|entry| varied(&entry.key));
         document.root.entries = rest;
-        for entry in &values {
-            match (entry.key.as_str(), &entry.node.value) {
-                ("grid", Value::Table(table)) => self.grid(table, "", &mut axes),
-                ("grid", _) => {
-                    let message = "`grid` must be a section".to_string();
-                    self.report(&entry.node.origin, message, Some("write [grid]"));
-                }
-                (_, Value::Array(items)) => self.pairs(items, &mut axes, &mut alternatives),
-                _ => {
-                    let message = "`pairs` must be a list of sections".to_string();
-                    self.report(&entry.node.origin, message, Some("write [[pairs]]"));
-                }
-            }
-        }
-        if !alternatives.is_empty() {
-            axes.push(alternatives);
-        }
+        let axes = self.axes(&values);
         let origin = |path: &str| document.origin(path);
         self.base_origin = origin("base");
-        let (budget_at, seeds_at, at_at) =
-            (origin("budget"), origin("seeds"), origin("early_stop.at"));
+        let places = Places {
+            budget: origin("budget"),
+            seeds: origin("seeds"),
+            early_stop: origin("early_stop.at"),
+        };
         let checked = check_section(document, root());
         self.issues.extend(checked.issues);
         if is_partial {
@@ -231,15 +209,20 @@ impl Reader {
             // What is missing or wrong has been reported.
             return (None, axes);
         };
-        let nothing = axes.is_empty()
-            && values.iter().all(|entry| entry.key != "grid")
-            && self.issues.is_empty();
-        if nothing {
+        if values.is_empty() {
             let message = "a sweep without [grid] and [[pairs]]: nothing is varied".to_string();
             let help = "[grid] with optimizer.learning_rate = [1e-3, 3e-3], for instance";
             self.report(&Origin::File(0..0), message, Some(help));
         }
-        let budget = match (&file.budget, budget_at) {
+        let budget = self.budget(&file, places.budget);
+        self.lists(&file, places.seeds, places.early_stop);
+        self.keys(&axes, budget.is_some());
+        (Some((file, budget)), axes)
+    }
+
+    /// The budget of the file.
+    fn budget(&mut self, file: &SweepFile, at: Option<Origin>) -> Option<Budget> {
+        match (&file.budget, at) {
             (Some(text), Some(at)) => match text.parse::<Budget>() {
                 Ok(budget) => Some(budget),
                 Err(message) => {
@@ -248,143 +231,21 @@ impl Reader {
                 }
             },
             _ => None,
-        };
+        }
+    }
+
+    /// Checks lists whose elements depend on each other.
+    fn lists(&mut self, file: &SweepFile, seeds_at: Option<Origin>, early_stop_at: Option<Origin>) {
         if let (Some(seeds), Some(at)) = (&file.seeds, seeds_at) {
             let different: BTreeSet<&i64> = seeds.iter().collect();
             if different.len() < seeds.len() {
                 self.report(&at, "a seed is in `seeds` twice".to_string(), None);
             }
         }
-        if let (Some(early), Some(at)) = (&file.early_stop, at_at)
+        if let (Some(early), Some(at)) = (&file.early_stop, early_stop_at)
             && !early.at.is_sorted_by(|a, b| a < b)
         {
             self.report(&at, "`at` in [early_stop] must ascend".to_string(), None);
-        }
-        self.keys(&axes, budget.is_some());
-        (Some((file, budget)), axes)
-    }
-
-    /// `[grid]`: an axis for every list.
-    fn grid(&mut self, table: &Table, path: &str, axes: &mut Vec<Axis>) {
-        for entry in &table.entries {
-            let key = join(path, &entry.key);
-            match &entry.node.value {
-                Value::Table(inner) => self.grid(inner, &key, axes),
-                Value::Array(values) if values.is_empty() => {
-                    self.report(
-                        &entry.node.origin,
-                        format!("`{key}` in [grid] has no values"),
-                        None,
-                    );
-                }
-                Value::Array(values) => {
-                    let axis = values.iter().map(|value| vec![setting(&key, value)]);
-                    axes.push(axis.collect());
-                    self.repeated(&key, values);
-                }
-                _ => {
-                    let message = format!("`{key}` in [grid] must be a list of values");
-                    self.report(
-                        &entry.node.origin,
-                        message,
-                        Some("a value that does not vary belongs in the base"),
-                    );
-                }
-            }
-        }
-    }
-
-    fn repeated(&mut self, key: &str, values: &[Node]) {
-        let mut seen = BTreeSet::new();
-        for value in values {
-            let setting = setting(key, value);
-            if !seen.insert(setting.value.clone()) {
-                let message = format!("`{key}` has the value {} twice", setting.value);
-                self.report(&setting.origin, message, None);
-            }
-        }
-    }
-
-    /// `[[pairs]]`: sections of single values are alternatives of one axis; a section of lists is
-    /// an axis by itself, with one alternative per position.
-    fn pairs(&mut self, items: &[Node], axes: &mut Vec<Axis>, alternatives: &mut Axis) {
-        for item in items {
-            let Value::Table(table) = &item.value else {
-                let message = "`pairs` must be a list of sections".to_string();
-                self.report(&item.origin, message, Some("write [[pairs]]"));
-                continue;
-            };
-            let mut leaves = Vec::new();
-            leaves_of(table, "", &mut leaves);
-            let lists: Vec<usize> = leaves
-                .iter()
-                .filter_map(|(_, node)| match &node.value {
-                    Value::Array(values) => Some(values.len()),
-                    _ => None,
-                })
-                .collect();
-            if leaves.is_empty() {
-                self.report(&item.origin, "an empty [[pairs]]".to_string(), None);
-            } else if lists.len() < leaves.len() {
-                let settings = leaves.iter().map(|(key, node)| setting(key, node));
-                alternatives.push(settings.collect());
-            } else if lists
-                .iter()
-                .any(|&length| length != lists[0] || length == 0)
-            {
-                let message =
-                    "the lists of this [[pairs]] have different lengths, or none".to_string();
-                self.report(
-                    &item.origin,
-                    message,
-                    Some("the first values go together, then the second ones, …"),
-                );
-            } else {
-                let at = |position: usize| {
-                    let settings = leaves.iter().filter_map(|(key, node)| match &node.value {
-                        Value::Array(values) => Some(setting(key, &values[position])),
-                        _ => None,
-                    });
-                    settings.collect()
-                };
-                axes.push((0..lists[0]).map(at).collect());
-            }
-        }
-    }
-
-    /// Refuses keys that are in two axes, and keys that the sweep sets.
-    fn keys(&mut self, axes: &[Axis], has_budget: bool) {
-        let mut seen = BTreeSet::new();
-        for axis in axes {
-            let settings = axis.iter().flatten();
-            let keys: BTreeMap<&str, &Origin> = settings
-                .map(|setting| (setting.key.as_str(), &setting.origin))
-                .collect();
-            for (key, origin) in keys {
-                if !seen.insert(key.to_string()) {
-                    self.report(origin, format!("`{key}` is varied in two places"), None);
-                }
-                if OWN_KEYS.contains(&key) {
-                    let message = format!("a sweep sets `{key}` by itself");
-                    self.report(
-                        origin,
-                        message,
-                        Some("seeds = [1, 2, 3] at the top, or output_dir"),
-                    );
-                }
-                if has_budget && LENGTH_KEYS.contains(&key) {
-                    let message =
-                        format!("`{key}` together with `budget`: both are the length of a run");
-                    self.report(origin, message, Some("keep one of them"));
-                }
-            }
-        }
-        let count = axes
-            .iter()
-            .try_fold(1usize, |count, axis| count.checked_mul(axis.len()));
-        if count.is_none_or(|count| count > MOST_COMBINATIONS) {
-            let message = format!("more than {MOST_COMBINATIONS} combinations");
-            self.report(&Origin::File(0..0), message, None);
         }
     }
 
@@ -499,42 +360,5 @@ impl Reader {
                 self.report(&first.origin, message, issue.help.as_deref());
             }
         }
-    }
-}
-
-/// The combination with this number. The last axis varies fastest.
-fn combination(axes: &[Axis], number: usize) -> Vec<Setting> {
-    let mut left = number;
-    let mut chosen: Vec<&[Setting]> = Vec::new();
-    for axis in axes.iter().rev() {
-        chosen.push(&axis[left % axis.len()]);
-        left /= axis.len();
-    }
-    chosen.into_iter().rev().flatten().cloned().collect()
-}
-
-fn setting(key: &str, node: &Node) -> Setting {
-    Setting {
-        key: key.to_string(),
-        value: node.to_toml().to_string(),
-        origin: node.origin.clone(),
-    }
-}
-
-/// The values below a table, with their dotted paths.
-fn leaves_of<'t>(table: &'t Table, path: &str, leaves: &mut Vec<(String, &'t Node)>) {
-    for entry in &table.entries {
-        let key = join(path, &entry.key);
-        match &entry.node.value {
-            Value::Table(inner) => leaves_of(inner, &key, leaves),
-            _ => leaves.push((key, &entry.node)),
-        }
-    }
-}
-
-fn join(path: &str, key: &str) -> String {
-    match path {
-        "" => key.to_string(),
-        path => format!("{path}.{key}"),
     }
 }
