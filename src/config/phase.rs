@@ -5,7 +5,7 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::keys::{Config, DataConfig, DpoConfig, Dtype, Sampling, Task};
+use super::keys::{Config, DataConfig, DpoConfig, Dtype, PredictConfig, Sampling, Task};
 use super::optimizer::OptimizerPlan;
 use super::schedule::SchedulePlan;
 
@@ -51,6 +51,9 @@ pub struct PhasePlan {
     pub schedule: SchedulePlan,
     /// The steps that the schedule runs over.
     pub schedule_span: ScheduleSpan,
+    /// How steps are predicted; None computes every step. A record leaves the default out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub predict: Option<PredictConfig>,
     /// Parameters to freeze, in addition to those that the adapter freezes.
     pub freeze: Vec<PathSelector>,
     /// What happens to the plan's adapter. A record leaves the default out, so that it equals the
@@ -187,6 +190,7 @@ impl PhasePlan {
             learning_rate: config.optimizer.learning_rate,
             schedule,
             schedule_span: ScheduleSpan::Run,
+            predict: None,
             freeze: Vec::new(),
             adapter: PhaseAdapter::On,
         }

@@ -15,7 +15,7 @@ use crate::model::{Decoder, VisitParameters};
 /// forward pass of the reference and a second one of the output head besides. Attention counts every
 /// key, seen or masked, as others count it; the CPU computes those that are seen, and their scores
 /// twice.
-pub(super) fn per_token(of: OfPhase, spec: &DecoderSpec, model: &Decoder) -> f64 {
+pub(super) fn per_token(of: OfPhase, spec: &DecoderSpec, model: &Decoder) -> Flops {
     let count = Count {
         of,
         trained: trained_paths(model),
@@ -90,7 +90,19 @@ pub(super) fn per_token(of: OfPhase, spec: &DecoderSpec, model: &Decoder) -> f64
         Some(_) => forward + 2.0 * head,
         None => 0.0,
     };
-    forward + backward + again + of_head + reference
+    Flops {
+        step: forward + backward + again + of_head + reference,
+        forward: forward + head,
+    }
+}
+
+/// The arithmetic for one token.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Flops {
+    /// Multiplications and additions of a training step, forward and backward.
+    pub step: f64,
+    /// Those of a forward pass alone.
+    pub forward: f64,
 }
 
 /// A linear layer: its path and `[in, out]`.

@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::activations::kept_by_block;
 use super::{Conditions, OfPhase, element_bytes};
 use crate::config::{
-    AdapterInit, AdapterPlan, CheckpointFormat, DecoderSpec, ModelShape, PhasePlan,
+    AdapterInit, AdapterPlan, CheckpointFormat, DecoderSpec, ModelShape, PhasePlan, PredictMethod,
 };
 use crate::model::logit_chunk;
 use crate::readable::grouped;
@@ -131,6 +131,8 @@ struct Sizes {
     trains_head: bool,
     optimizer_state: u64,
     optimizer: String,
+    /// Bytes that predictions are made of.
+    prediction: u64,
     /// Bytes of the weights that are rounded once a step, to the compute dtype or to trits.
     rounded: Term,
     /// Bytes of an element of the compute dtype.
@@ -193,6 +195,13 @@ impl Sizes {
             }),
             optimizer_state: counts.optimizer_state,
             optimizer: phase.optimizer.name(),
+            prediction: match phase.predict.map(|predict| predict.method) {
+                None => 0,
+                Some(PredictMethod::Momentum | PredictMethod::Weights) => {
+                    product([4, counts.trainable])
+                }
+                Some(PredictMethod::LeastSquares) => product([8, counts.trainable]),
+            },
             rounded: rounded(of, shape, counts, element),
             element,
             lanes,
@@ -240,6 +249,11 @@ impl Sizes {
                 ),
             ),
             term(
+                "prediction",
+                self.prediction,
+                "earlier gradients or weights, 4 bytes x trained weights each".to_string(),
+            ),
+            term(
                 "summed gradient",
                 if self.accumulates { product([4, p]) } else { 0 },
                 format!("4 bytes x {}, of the micro-batches before", grouped(p)),
@@ -247,7 +261,9 @@ impl Sizes {
             term(
                 "copy being saved",
                 match self.saves {
-                    Saves::Behind => product([4, self.copied]).saturating_add(self.optimizer_state),
+                    Saves::Behind => product([4, self.copied])
+                        .saturating_add(self.optimizer_state)
+                        .saturating_add(self.prediction),
                     Saves::Whole | Saves::AtOnce => 0,
                 },
                 "weights and optimizer, while training goes on".to_string(),

@@ -13,6 +13,7 @@ mod memory;
 use burn::tensor::Device;
 
 pub use fit::{Shortage, available_bytes, fit};
+pub use flops::Flops;
 pub use memory::{Memory, Moment, Term};
 
 use crate::config::{AdapterPlan, Config, DecoderSpec, Dtype, Held, PhaseModel, PhasePlan, Plan};
@@ -134,22 +135,21 @@ impl Forecast {
             phase: has_phases.then(|| phase.name.clone()),
             parameters,
             trainable,
-            flops_per_token: flops::per_token(of, spec, &outline),
+            flops_per_token: flops::per_token(of, spec, &outline).step,
             peak_bytes: memory.peak_bytes(),
             memory,
         })
     }
 }
 
-/// Multiplications and additions for one token of a phase, forward and backward, as
-/// [`Forecast::flops_per_token`] has them.
+/// The arithmetic for one token of a phase; that of a step is [`Forecast::flops_per_token`].
 ///
 /// # Errors
 /// [`ModelError::Spec`] for a shape no decoder can have.
 pub fn flops_of_phase(
     (plan, phase, model): (&Plan, &PhasePlan, PhaseModel),
     spec: &DecoderSpec,
-) -> Result<f64, ModelError> {
+) -> Result<Flops, ModelError> {
     let outline = outline(plan, model, spec)?.with_frozen(&phase.freeze)?;
     let of = OfPhase {
         config: &plan.config,

@@ -18,7 +18,7 @@ pub use loss_scale::LossScale;
 pub use order::{NamedParameter, ParameterOrder};
 pub use pipeline::{Pipeline, PipelineError, Stage, StepContext};
 
-use crate::model::{Tensors, VisitParameters, visit_parameters};
+use crate::model::{MapParameters, Tensors, VisitParameters, map_parameters, visit_parameters};
 
 /// One gradient tensor for each parameter that the loss depends on.
 #[derive(Debug, Default, Clone)]
@@ -95,6 +95,15 @@ impl GradientTensor {
         match self {
             Self::Vector(tensor) => Self::Vector(tensor.cast(dtype)),
             Self::Matrix(tensor) => Self::Matrix(tensor.cast(dtype)),
+        }
+    }
+
+    /// Σ x·y `[1]`.
+    fn dot(&self, other: &Self) -> Tensor<1> {
+        match (self, other) {
+            (Self::Vector(a), Self::Vector(b)) => (a.clone() * b.clone()).sum(),
+            (Self::Matrix(a), Self::Matrix(b)) => (a.clone() * b.clone()).sum(),
+            _ => unreachable!("gradients of one parameter have its rank"),
         }
     }
 
@@ -266,6 +275,97 @@ impl Gradient {
         // One read for all tensors: on a GPU each read waits for the queue to drain.
         let sums = Tensor::cat(sums, 0).into_data();
         sums.iter::<f32>().map(f64::from).sum::<f64>().sqrt()
+    }
+
+    /// Σ x·y over all parameters that both gradients have. The sum is in f64 over the tensors, in
+    /// f32 within one.
+    pub fn dot(&self, other: &Self) -> f64 {
+        let pairs = self.tensors.iter().zip(&other.tensors);
+        let products: Vec<Tensor<1>> = pairs
+            .filter_map(|(a, b)| Some(a.as_ref()?.dot(b.as_ref()?)))
+            .collect();
+        if products.is_empty() {
+            return 0.0;
+        }
+        let products = Tensor::cat(products, 0).into_data();
+        products.iter::<f32>().map(f64::from).sum()
+    }
+
+    /// The cosine of the angle between two gradients; 0 if one of them is zero.
+    pub fn cosine(&self, other: &Self) -> f64 {
+        let norms = self.norm() * other.norm();
+        if norms > 0.0 {
+            self.dot(other) / norms
+        } else {
+            0.0
+        }
+    }
+
+    /// The values of the trained parameters of a model, in the form of a gradient.
+    pub(crate) fn of_weights(model: &impl Module, order: &Arc<ParameterOrder>) -> Self {
+        struct Collect(Gradient);
+        impl VisitParameters for Collect {
+            fn visit<const D: usize>(&mut self, _path: &str, param: &Param<Tensor<D>>) {
+                if param.is_require_grad()
+                    && let Some(place) = self.0.order.place_of_id(param.id)
+                {
+                    let value = param.val();
+                    let plain = if value.is_autodiff() {
+                        value.inner()
+                    } else {
+                        value
+                    };
+                    self.0.tensors[place] = Some(GradientTensor::new(plain));
+                }
+            }
+        }
+        let mut collect = Collect(Self::empty(order));
+        visit_parameters(model, &mut collect);
+        collect.0
+    }
+
+    /// Adds the tensors to the parameters of a model.
+    pub(crate) fn added_to<M: Module>(self, model: M) -> M {
+        struct Add(Gradient);
+        impl MapParameters for Add {
+            fn map<const D: usize>(
+                &mut self,
+                path: &str,
+                param: Param<Tensor<D>>,
+            ) -> Param<Tensor<D>> {
+                let Some(change) = self.0.take::<D>(path) else {
+                    return param;
+                };
+                let (id, is_trained) = (param.id, param.is_require_grad());
+                let value = param.val();
+                let moved = match value.is_autodiff() {
+                    true => Tensor::from_inner(value.inner() + change),
+                    false => value + change,
+                };
+                let moved = if is_trained {
+                    moved.require_grad()
+                } else {
+                    moved
+                };
+                Param::initialized(id, moved)
+            }
+        }
+        map_parameters(model, &mut Add(self))
+    }
+
+    /// A gradient from what [`to_tensors`](Self::to_tensors) returned. None if a tensor belongs to no
+    /// parameter.
+    pub(crate) fn from_tensors(
+        tensors: Tensors,
+        order: &Arc<ParameterOrder>,
+        device: &Device,
+    ) -> Option<Self> {
+        let mut gradient = Self::empty(order);
+        for (path, data) in tensors {
+            let place = order.place_of(&path)?;
+            gradient.tensors[place] = Some(GradientTensor::from_data(data, device));
+        }
+        Some(gradient)
     }
 
     /// Multiplies every element by `factor`.

@@ -71,6 +71,12 @@ pub struct Optimizer {
     states: BTreeMap<String, RuleState>,
 }
 
+/// The state of an optimizer at some step.
+pub(crate) struct Snapshot {
+    states: BTreeMap<String, RuleState>,
+    velvet: Option<Velvet>,
+}
+
 impl std::fmt::Debug for Optimizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Optimizer")
@@ -97,6 +103,20 @@ impl Optimizer {
             lora_plus_ratio: ratio,
             ..self
         }
+    }
+
+    /// The state of all parameters, to go back to with [`restore`](Self::restore). Tensors are shared
+    /// until the next step changes them.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            states: self.states.clone(),
+            velvet: self.velvet.clone(),
+        }
+    }
+
+    /// Goes back to a snapshot of this optimizer.
+    pub(crate) fn restore(&mut self, snapshot: Snapshot) {
+        (self.states, self.velvet) = (snapshot.states, snapshot.velvet);
     }
 
     fn learning_rate(&self, path: &str, learning_rate: f64) -> f64 {

@@ -65,14 +65,42 @@ pub(super) trait UpdateRule: Send + Sync {
 }
 
 /// The state of one parameter. Only the rule that made it reads its content.
+#[derive(Clone)]
 pub(super) struct RuleState {
     family: &'static str,
-    kept: Box<dyn Any + Send + Sync>,
+    kept: Box<dyn Kept>,
+}
+
+/// A state of any type that can be copied. Tensors are shared until one of the copies is changed.
+trait Kept: Any + Send + Sync {
+    fn copied(&self) -> Box<dyn Kept>;
+    fn as_any(&self) -> &dyn Any;
+    fn into_any(self: Box<Self>) -> Box<dyn Any>;
+}
+
+impl<T: Any + Clone + Send + Sync> Kept for T {
+    fn copied(&self) -> Box<dyn Kept> {
+        Box::new(self.clone())
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any> {
+        self
+    }
+}
+
+impl Clone for Box<dyn Kept> {
+    fn clone(&self) -> Self {
+        (**self).copied()
+    }
 }
 
 impl RuleState {
     /// Wraps the state `kept` of `rule`.
-    pub(super) fn new<T: Any + Send + Sync>(rule: &impl UpdateRule, kept: T) -> Self {
+    pub(super) fn new<T: Any + Clone + Send + Sync>(rule: &impl UpdateRule, kept: T) -> Self {
         Self {
             family: rule.state_family(),
             kept: Box::new(kept),
@@ -85,13 +113,13 @@ impl RuleState {
 
     /// Unwraps the state.
     pub(super) fn into_inner<T: Any>(self) -> T {
-        let kept = self.kept.downcast();
+        let kept = self.kept.into_any().downcast();
         *kept.unwrap_or_else(|_| foreign(self.family))
     }
 
     /// Borrows the state.
     pub(super) fn inner<T: Any>(&self) -> &T {
-        let kept = self.kept.downcast_ref();
+        let kept = (*self.kept).as_any().downcast_ref();
         kept.unwrap_or_else(|| foreign(self.family))
     }
 }

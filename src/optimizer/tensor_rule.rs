@@ -44,7 +44,7 @@ pub(super) trait TensorRule: Send + Sync {
 }
 
 /// The state of one parameter.
-#[derive(Default)]
+#[derive(Default, Clone)]
 pub(super) struct TensorState {
     /// Updates so far, this one included.
     pub(super) updates: u64,

@@ -235,9 +235,11 @@ pub enum TrainError {
         /// Rollbacks to it.
         rollbacks: u64,
     },
-    /// The saved state of the regulator cannot be used.
-    #[error("the checkpoint's state of the regulator has no usable `{what}`")]
-    RegulatorState {
+    /// The saved state of a part of the loop cannot be used.
+    #[error("the checkpoint's state of the {owner} has no usable `{what}`")]
+    OwnerState {
+        /// The part.
+        owner: String,
         /// The tensor or number.
         what: String,
     },
@@ -316,7 +318,7 @@ impl TrainError {
             Self::Model(_) => "model",
             Self::Adapter(_) => "adapter",
             Self::Checkpoint(_) | Self::Optimizer(_) | Self::UnknownOwner { .. } => "checkpoint",
-            Self::CheckpointsGone { .. } | Self::RegulatorState { .. } => "checkpoint",
+            Self::CheckpointsGone { .. } | Self::OwnerState { .. } => "checkpoint",
             Self::InsufficientDisk(_) => "disk",
             Self::Diverged { .. } | Self::Unstable { .. } => "diverged",
             Self::Interrupted { .. } => "interrupted",

@@ -128,6 +128,17 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         back_to: Option<u64>,
     },
+    /// A step was predicted and tried.
+    Predicted {
+        /// The step.
+        step: u64,
+        /// Whether the update was kept. If not, the step is computed after all.
+        is_kept: bool,
+        /// The loss of the last computed step.
+        loss_before: f64,
+        /// The loss of the same batch after the predicted update, as text: JSON has no NaN.
+        loss_after: String,
+    },
     /// The validation loss has stopped improving, and so does the run.
     StoppedEarly {
         /// Completed steps.
@@ -215,6 +226,7 @@ impl Event {
             | Self::Saving { step }
             | Self::Saved { step, .. }
             | Self::Skipped { step, .. }
+            | Self::Predicted { step, .. }
             | Self::Overflowed { step, .. }
             | Self::StoppedEarly { step, .. }
             | Self::Stopped { step, .. }
@@ -246,12 +258,29 @@ pub struct StepRecord {
     /// Decisions of the regulator so far; None without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub regulated: Option<u64>,
+    /// What is recorded about prediction; None in a phase that computes every step. The loss of a
+    /// predicted step is that of the batch before, after the update; it has no gradient norm.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prediction: Option<Prediction>,
     /// The cost of all steps so far, this one included.
     #[serde(default)]
     pub cost: Cost,
     /// The other metrics of the objective.
     #[serde(flatten)]
     pub metrics: Metrics,
+}
+
+/// What is recorded about prediction at a step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Prediction {
+    /// What the step was: "full", "correct" (compared with a prediction) or "predict".
+    pub mode: String,
+    /// Predictions of the phase that were kept, up to here.
+    pub predicted: u64,
+    /// Predictions of the phase that were rejected, up to here.
+    pub rejected: u64,
+    /// The cosine of the last comparison of a prediction with the truth.
+    pub cosine: Option<f64>,
 }
 
 /// Watches a run. An error ends the run: a metrics file that cannot be written is a failure, not a

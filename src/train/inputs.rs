@@ -18,7 +18,7 @@ use crate::data::{
 use crate::device::{ComputeDevice, is_cpu, lanes};
 use crate::environment::{Environment, resident_memory_bytes};
 use crate::forecast::{
-    Conditions, Forecast, Shortage, available_bytes, fit, flops_of_phase, outline,
+    Conditions, Flops, Forecast, Shortage, available_bytes, fit, flops_of_phase, outline,
 };
 use crate::generate::{GenerateError, check_prompt};
 use crate::model::{check_vocabulary, folder as model_folder};
@@ -35,7 +35,7 @@ pub(super) struct RunInputs {
     /// Number of parameters that the first phase trains.
     pub(super) trainable: u64,
     /// Multiplications and additions for one token of each phase, forward and backward.
-    pub(super) flops_per_token: Vec<f64>,
+    pub(super) flops_per_token: Vec<Flops>,
     /// The base model's files; empty without a base model.
     pub(super) base: Vec<FileRecord>,
     /// Bytes of the process before the data was loaded.
@@ -96,7 +96,7 @@ impl RunInputs {
             cost.backward_passes += steps * phase.plan.gradient_accumulation_steps as u64;
             let view = &self.data[phase.number].view;
             let tokens = steps * phase.sequences_per_step() * view.rows_per_sequence() as u64;
-            cost.flops += tokens as f64 * view.widest() as f64 * flops;
+            cost.flops += tokens as f64 * view.widest() as f64 * flops.step;
         }
         cost
     }
@@ -259,13 +259,13 @@ impl RunInputs {
     }
 }
 
-/// Multiplications and additions for one token of each phase. Rows may be wider than `sequence_len`.
+/// The arithmetic for one token of each phase. Rows may be wider than `sequence_len`.
 fn flops_per_token(
     plan: &Plan,
     timeline: &Timeline,
     data: &[PhaseData],
     spec: &DecoderSpec,
-) -> Result<Vec<f64>, TrainError> {
+) -> Result<Vec<Flops>, TrainError> {
     let phases = timeline.phases().iter().zip(data);
     let flops = phases.map(|(phase, data)| {
         let mut of = phase.plan.clone();

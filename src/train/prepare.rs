@@ -6,7 +6,8 @@ use super::clock::Clock;
 use super::folder::{RunRecord, data_record, device_record};
 use super::inputs::RunInputs;
 use super::model_init::ModelInit;
-use super::observers::{Journal, LogEvents, PHASE, REGULATED};
+use super::observers::{Journal, LogEvents, PHASE, PREDICTION, REGULATED};
+use super::predictor::Predictor;
 use super::regulator::Regulator;
 use super::report::HtmlReport;
 use super::resume::{StartingPoint, starting_point};
@@ -109,7 +110,8 @@ impl Run {
         notes.extend(count_older_cost(&mut state.progress, &inputs));
         state.pipeline = Pipeline::new(options.stages)?;
         state.regulator = plan.config.regulator.map(Regulator::new);
-        let new_owners = state.restore_extras(initial.extras)?;
+        state.predictor = phase.plan.predict.map(Predictor::new);
+        let new_owners = state.restore_extras(initial.extras, &device.device)?;
         if checkpoint.is_some() {
             let new = |owner| format!("{owner} is new to this run: it begins anew");
             notes.extend(new_owners.into_iter().map(new));
@@ -361,6 +363,9 @@ fn reports(
     }
     if plan.phases.len() > 1 {
         optional.push(PHASE);
+    }
+    if plan.phases.iter().any(|phase| phase.predict.is_some()) {
+        optional.extend(PREDICTION);
     }
     let asked = &plan.config.logging.report_to;
     // What an earlier session wrote and this one does not goes no further than the run either.

@@ -1,5 +1,6 @@
 //! What the loop does about a step whose loss or gradient norm leapt.
 
+use super::predictor::Predictor;
 use super::regulator::{Irregular, Regulator, StepLimits};
 use super::session::ActivePhase;
 use super::{Event, Session, StepReport, TrainError, TrainState};
@@ -60,7 +61,8 @@ impl Session {
         restored.pipeline = std::mem::take(&mut state.pipeline);
         let config = self.plan.config.regulator;
         restored.regulator = config.map(Regulator::new);
-        restored.restore_extras(initial.extras)?;
+        restored.predictor = phase.plan.predict.map(Predictor::new);
+        restored.restore_extras(initial.extras, &self.device.device)?;
         let before = &state.progress;
         let progress = &mut restored.progress;
         if progress.phase == before.phase {

@@ -232,7 +232,8 @@ impl Regulator {
     /// Restores what [`state`](Self::state) returned. A shorter window than before keeps the last
     /// steps.
     pub(super) fn load(&mut self, state: &ExtraState) -> Result<(), TrainError> {
-        let damaged = |what: &str| TrainError::RegulatorState {
+        let damaged = |what: &str| TrainError::OwnerState {
+            owner: OWNER.to_string(),
             what: what.to_string(),
         };
         let window = self.config.window;

@@ -2,9 +2,10 @@
 
 use std::time::Instant;
 
+use super::predictor::Role;
 use super::{
-    Evaluation, Event, Regulator, Session, StepOutcome, StepRecord, StepReport, TrainError,
-    TrainState, train_step,
+    Evaluation, Event, Session, StepOutcome, StepRecord, StepReport, TrainError, TrainState,
+    train_step,
 };
 use crate::checkpoint::{Cost, Progress};
 use crate::collective::SingleProcess;
@@ -221,7 +222,12 @@ impl Session {
             settings.learning_rate *= regulator.learning_rate_factor();
         }
         self.last_learning_rate = settings.learning_rate;
+        let role = self.role(state);
+        if role == Some(Role::Predict) && self.predict(state, &settings)? {
+            return Ok(());
+        }
         let batches = self.active.micro_batches(first_sequence);
+        let before = state.begin_step(role);
         let report = train_step(
             state,
             &batches,
@@ -238,6 +244,10 @@ impl Session {
         if let (StepOutcome::Updated, Some(regulator)) = (report.outcome, &mut state.regulator) {
             regulator.took(report.loss, report.grad_norm);
         }
+        if report.outcome == StepOutcome::Updated {
+            state.learn_to_predict(report.loss, before);
+            self.note_turned_off(state)?;
+        }
         match report.outcome {
             StepOutcome::Irregular(cause) => {
                 self.regulate(state, cause, (&report, settings.limits), first_sequence)
@@ -251,7 +261,8 @@ impl Session {
                 grad_norm: report.grad_norm,
                 tokens_per_second: self.clock.tokens_per_second(),
                 memory_bytes: resident_memory_bytes(),
-                regulated: state.regulator.as_ref().map(Regulator::decisions),
+                regulated: state.decisions(),
+                prediction: state.prediction(role),
                 cost: state.progress.cost,
                 metrics: report.metrics,
             })),
@@ -268,7 +279,7 @@ impl Session {
         let tokens: usize = batches.iter().map(|batch| batch.rows * batch.cols).sum();
         Cost {
             backward_passes: batches.len() as u64,
-            flops: tokens as f64 * self.flops_per_token[self.active.phase.number],
+            flops: tokens as f64 * self.flops_per_token[self.active.phase.number].step,
             train_seconds: begun.elapsed().as_secs_f64(),
         }
     }

@@ -9,6 +9,7 @@ use tracing::dispatcher::DefaultGuard;
 use super::clock::Clock;
 use super::inputs::PhaseData;
 use super::model_init::{ModelInit, float_dtype, loss_scale, optimizer};
+use super::predictor::Predictor;
 use super::regulator::StepLimits;
 use super::saving::Saver;
 use super::{Event, Interrupt, Observer, RunFolder, StepSettings, TrainError, TrainState};
@@ -17,6 +18,7 @@ use crate::checkpoint::CheckpointStore;
 use crate::config::{DecoderSpec, PhaseModel, PhasePlan, Plan};
 use crate::data::{Batch, TrainingData};
 use crate::device::ComputeDevice;
+use crate::forecast::Flops;
 use crate::model::{Decoder, is_of_adapter};
 use crate::objective::{CrossEntropy, Objective, ObjectiveSpec, Preference};
 use crate::phase::{Phase, Timeline};
@@ -32,7 +34,7 @@ pub(super) struct Session {
     pub(super) data: Vec<PhaseData>,
     pub(super) active: ActivePhase,
     /// Multiplications and additions for one token of each phase.
-    pub(super) flops_per_token: Vec<f64>,
+    pub(super) flops_per_token: Vec<Flops>,
     /// The initial adapter; None if it starts at zero, or if this session began without it.
     pub(super) initial_adapter: Option<Adapter>,
     /// The learning rate of the last step.
@@ -167,6 +169,8 @@ impl Session {
         progress.loss_scale = loss_scale(&phase.plan, progress.loss_scale);
         progress.phase = phase.number as u64;
         progress.sequences = progress.skip_to(phase.number);
+        state.predictor = phase.plan.predict.map(Predictor::new);
+        let progress = &mut state.progress;
         if !is_comparable {
             // Losses of two objectives, or of two validation splits, cannot be compared.
             progress.best = None;

@@ -2,8 +2,9 @@
 
 use burn::tensor::Device;
 
-use super::TrainError;
+use super::predictor::{self, Predictor, Role};
 use super::regulator::{self, Regulator};
+use super::{Prediction, TrainError};
 use crate::checkpoint::Progress;
 use crate::extra::Extras;
 use crate::gradient::Pipeline;
@@ -22,6 +23,8 @@ pub struct TrainState {
     pub pipeline: Pipeline,
     /// Decides about steps whose loss or gradient norm leaps; None takes every finite step.
     pub regulator: Option<Regulator>,
+    /// Predicts steps; None computes every step.
+    pub predictor: Option<Predictor>,
     /// The completed steps and other counters.
     pub progress: Progress,
 }
@@ -34,6 +37,7 @@ impl TrainState {
             optimizer,
             pipeline: Pipeline::default(),
             regulator: None,
+            predictor: None,
             progress: Progress::default(),
         }
     }
@@ -82,13 +86,27 @@ impl TrainState {
         if let Some(regulator) = &self.regulator {
             extras.insert(regulator::OWNER.to_string(), regulator.state());
         }
+        if let Some(predictor) = &self.predictor {
+            extras.insert(predictor::OWNER.to_string(), predictor.state());
+        }
         extras
     }
 
     /// Restores what [`extras`](Self::extras) returned. Returns the owners that have no saved state.
     /// State without an owner is refused, because the next save would lose it.
-    pub(super) fn restore_extras(&mut self, mut extras: Extras) -> Result<Vec<String>, TrainError> {
+    pub(super) fn restore_extras(
+        &mut self,
+        mut extras: Extras,
+        device: &Device,
+    ) -> Result<Vec<String>, TrainError> {
         let mut new = Vec::new();
+        if let Some(mut predictor) = self.predictor.take() {
+            match extras.remove(predictor::OWNER) {
+                Some(saved) => predictor.load(&saved, self.model(), device)?,
+                None => new.push("the predictor".to_string()),
+            }
+            self.predictor = Some(predictor);
+        }
         if let Some(regulator) = &mut self.regulator {
             match extras.remove(regulator::OWNER) {
                 Some(saved) => regulator.load(&saved)?,
@@ -105,6 +123,23 @@ impl TrainState {
             Some(owner) => Err(TrainError::UnknownOwner { owner }),
             None => Ok(new),
         }
+    }
+
+    /// Decisions of the regulator so far; None without one.
+    pub(super) fn decisions(&self) -> Option<u64> {
+        self.regulator.as_ref().map(Regulator::decisions)
+    }
+
+    /// What is recorded about prediction at a step of this role.
+    pub(super) fn prediction(&self, role: Option<Role>) -> Option<Prediction> {
+        let (predictor, role) = (self.predictor.as_ref()?, role?);
+        let [predicted, rejected] = predictor.counts();
+        Some(Prediction {
+            mode: role.name().to_string(),
+            predicted,
+            rejected,
+            cosine: predictor.cosine(),
+        })
     }
 
     /// Replaces the model by the result of `change`.

@@ -217,6 +217,9 @@ pub fn train_step(
         .exceeded(loss, grad_norm)
         .filter(|_| is_finite);
     if is_finite && irregular.is_none() {
+        if let Some(predictor) = &mut state.predictor {
+            predictor.take_gradient(&gradient);
+        }
         let gradient = gradient.clip(grad_norm, settings.max_grad_norm);
         report.time.gradient = begun.elapsed() - backward;
         let facts = StepFacts {

@@ -4,7 +4,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{DataConfig, DpoConfig, Dtype, Task};
+use super::{DataConfig, DpoConfig, Dtype, PhaseMode, PredictConfig, Task};
 use crate::config::optimizer::OptimizerConfig;
 use crate::config::phase::PhaseAdapter;
 use crate::config::schedule::LrSchedulerConfig;
@@ -84,6 +84,12 @@ pub struct PhaseConfig {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("examples" = [["embed_tokens", "layers.0-3"]], "x-aliases" = ["axolotl: unfrozen_parameters", "LLaMA-Factory: freeze_trainable_layers", "frozen_layers"]))]
     pub freeze: Vec<String>,
+    /// How the steps of the phase get their gradient. Default: full.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<PhaseMode>,
+    /// How steps are predicted, with mode = "predict".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub predict: Option<PredictConfig>,
     /// What happens to the `[adapter]` when this phase begins. Default: on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adapter: Option<PhaseAdapter>,
@@ -118,6 +124,8 @@ impl PhaseConfig {
             data: None,
             dpo: None,
             freeze: Vec::new(),
+            mode: None,
+            predict: None,
             adapter: None,
         }
     }

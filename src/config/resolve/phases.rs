@@ -7,7 +7,7 @@
 use toml::{Table, Value};
 
 use crate::config::checks::Checks;
-use crate::config::keys::{Config, PhaseConfig, PhaseLengthKey, Task};
+use crate::config::keys::{Config, PhaseConfig, PhaseLengthKey, PhaseMode, Task};
 use crate::config::length::Length;
 use crate::config::optimizer::OptimizerConfig;
 use crate::config::phase::{PathSelector, PhaseLength, PhasePlan, ScheduleSpan};
@@ -138,6 +138,11 @@ impl Checks<'_> {
                 let (optimizer, schedule) = checks.phase_settings(&mut settings, span);
                 (optimizer, schedule, checks.selectors(&keys.freeze))
             });
+            let predicts = keys.mode == Some(PhaseMode::Predict);
+            let given = keys.predict.is_some() && !predicts;
+            self.in_phase(number, |checks| {
+                checks.only_with(given, "predict", "mode", "\"predict\"");
+            });
             let is_text = settings.task == Task::Pretrain;
             let eval_sequence_len = config.eval.sequence_len.unwrap_or(config.data.sequence_len);
             config.phase[number] = resolved(&keys, &name, &settings, config);
@@ -151,6 +156,7 @@ impl Checks<'_> {
                 freeze,
                 eval_sequence_len: is_text.then_some(eval_sequence_len),
                 adapter: keys.adapter.unwrap_or_default(),
+                predict: predicts.then(|| keys.predict.unwrap_or_default()),
                 ternary_blend: keys.ternary_blend.unwrap_or([1.0, 1.0]),
                 ..PhasePlan::whole_run(&settings, optimizer, schedule)
             });
@@ -352,6 +358,8 @@ fn resolved(keys: &PhaseConfig, name: &str, settings: &Config, run: &Config) -> 
         dpo: settings.dpo.clone().filter(|_| settings.task == Task::Dpo),
         ternary_blend: keys.ternary_blend,
         freeze: keys.freeze.clone(),
+        mode: keys.mode,
+        predict: keys.predict,
         adapter: keys.adapter,
     }
 }

@@ -164,6 +164,7 @@ mod tests {
         Event::Step(StepRecord {
             step,
             regulated: None,
+            prediction: None,
             phase: None,
             tokens: step * 8,
             loss: 1.5,

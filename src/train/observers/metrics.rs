@@ -45,6 +45,15 @@ impl Row {
         if let Some(record) = &self.record {
             cells.push(("memory_bytes", json!(record.memory_bytes)));
             cells.push((REGULATED, json!(record.regulated)));
+            if let Some(prediction) = &record.prediction {
+                let [mode, predicted, rejected, cosine] = PREDICTION;
+                cells.extend([
+                    (mode, json!(prediction.mode)),
+                    (predicted, json!(prediction.predicted)),
+                    (rejected, json!(prediction.rejected)),
+                    (cosine, json!(prediction.cosine)),
+                ]);
+            }
             cells.extend(numbers(&record.metrics));
         }
         cells.extend([
@@ -82,6 +91,9 @@ pub(in crate::train) const PHASE: &str = "phase";
 
 /// The column of the regulator's decisions.
 pub(in crate::train) const REGULATED: &str = "regulated";
+
+/// The columns of prediction.
+pub(in crate::train) const PREDICTION: [&str; 4] = ["mode", "predicted", "rejected", "cosine"];
 
 /// A value as a cell of a CSV file (RFC 4180): texts are quoted.
 fn csv_cell(value: &Value) -> String {
@@ -353,6 +365,7 @@ mod tests {
         Event::Step(StepRecord {
             step,
             regulated: None,
+            prediction: None,
             phase: None,
             tokens: step * 8,
             loss: 1.5,

@@ -7,7 +7,7 @@ mod terminal;
 
 pub(super) use journal::{Entries, Entry, Journal, now};
 pub use metrics::{CsvMetrics, JsonlMetrics};
-pub(super) use metrics::{PHASE, REGULATED};
+pub(super) use metrics::{PHASE, PREDICTION, REGULATED};
 pub use tensorboard::TensorboardEvents;
 pub use terminal::{EventLines, Terminal};
 pub(super) use terminal::{LogEvents, stopped_early};

@@ -385,6 +385,7 @@ mod tests {
         let record = StepRecord {
             step: 1,
             regulated: None,
+            prediction: None,
             phase: None,
             tokens: 8,
             loss: 1.5,

@@ -150,6 +150,8 @@ impl Observer for Terminal {
             } => self.always(&format!(
                 "warning: step {step} skipped: loss {loss}, gradient norm {grad_norm}; its batch is in logs/"
             )),
+            // The metrics count them.
+            Event::Predicted { .. } => {}
             Event::Regulated { back_to, .. } => {
                 if let Some(step) = back_to {
                     self.bar.set_position(*step);
@@ -267,6 +269,7 @@ impl Observer for LogEvents {
                     first_sequence, sequences, loss, grad_norm, "skipped: not finite"
                 );
             }
+            Event::Predicted { step, is_kept, .. } => info!(step, is_kept, "predicted"),
             Event::Regulated { .. } => warn!("{}", event.decision().unwrap_or_default()),
             Event::Overflowed { step, loss_scale } => info!(step, loss_scale, "overflow"),
             Event::StoppedEarly {

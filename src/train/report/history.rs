@@ -151,6 +151,7 @@ impl History {
             | Event::Overflowed { step, .. }
             | Event::Regulated { step, .. } => self.skips.push(*step),
             Event::Saving { .. } | Event::StoppedEarly { .. } => {}
+            Event::Predicted { .. } => {}
             // Losses of two phases may not be comparable.
             Event::PhaseStarted { .. } => {}
             Event::Stopped { kind, message, .. } => {

@@ -22,6 +22,7 @@ fn step(step: u64, loss: f64) -> Event {
     Event::Step(StepRecord {
         step,
         regulated: None,
+        prediction: None,
         phase: None,
         tokens: step * 64,
         loss,
