@@ -29,13 +29,17 @@ pub(super) struct Allotment {
 /// when it was timed, and a run that is cut does not come to the end of its schedule.
 const MARGIN: f64 = 0.05;
 
-/// Turns in which the candidates are timed.
-const TURNS: usize = 5;
-
-/// Seconds of such a turn: a hundredth of the budget, within bounds.
-fn turn_seconds(budget: Budget) -> f64 {
-    (budget.amount.unwrap_or(0.0) / 100.0).clamp(0.5, 3.0)
+/// Seconds for which each candidate is timed: a twentieth of the budget, within bounds.
+fn timed_seconds(budget: Budget) -> f64 {
+    (budget.amount.unwrap_or(0.0) / 20.0).clamp(2.5, 15.0)
 }
+
+/// Seconds of a turn in this. It is short, so that whatever slows the machine for a moment reaches
+/// all candidates.
+const TURN_SECONDS: f64 = 0.02;
+
+/// Turns at least.
+const LEAST_TURNS: usize = 5;
 
 /// What is kept of the timing of a candidate.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -65,8 +69,8 @@ pub(super) fn allot(
     };
     let timings = match budget.kind {
         BudgetKind::Wall => {
-            let turn = (turn_seconds(budget), is_together);
-            timings(candidates, lengths, turn, folder, note)?
+            let timed = (timed_seconds(budget), is_together);
+            timings(candidates, lengths, timed, folder, note)?
         }
         _ => Timings::new(),
     };
@@ -125,7 +129,7 @@ pub(super) fn allot(
 fn timings(
     candidates: &[Candidate],
     lengths: &[Lengths],
-    (turn, is_together): (f64, bool),
+    (timed, is_together): (f64, bool),
     folder: &Path,
     note: &mut dyn FnMut(&str),
 ) -> Result<Timings, CompareError> {
@@ -145,14 +149,14 @@ fn timings(
     }
     note("timing the steps of each candidate, in turns; what they compute is thrown away");
     let measured = if is_together {
-        in_turns(candidates, lengths, turn)?
+        in_turns(candidates, lengths, timed)?
     } else {
         let each = candidates.iter().zip(lengths);
         let alone = each.map(|(candidate, own)| {
             in_turns(
                 std::slice::from_ref(candidate),
                 std::slice::from_ref(own),
-                turn,
+                timed,
             )
         });
         alone.collect::<Result<Vec<_>, _>>()?.concat()
@@ -177,13 +181,13 @@ fn timings(
 fn in_turns(
     candidates: &[Candidate],
     lengths: &[Lengths],
-    turn: f64,
+    timed: f64,
 ) -> Result<Vec<Vec<f64>>, CompareError> {
     let phases = lengths.iter().map(|own| own.own().phase_steps.len());
     let most = phases.max().unwrap_or(0);
     let mut seconds = vec![Vec::new(); candidates.len()];
     for phase in 0..most {
-        let mut timers: Vec<(usize, StepTimer, Vec<f64>)> = Vec::new();
+        let mut timers: Vec<(usize, StepTimer)> = Vec::new();
         for (number, (candidate, own)) in candidates.iter().zip(lengths).enumerate() {
             if phase >= own.own().phase_steps.len() {
                 continue;
@@ -192,23 +196,73 @@ fn in_turns(
             let mut timer = own.timer(phase).map_err(train)?;
             // The first step allocates its memory.
             timer.step().map_err(train)?;
-            timers.push((number, timer, Vec::new()));
+            timers.push((number, timer));
         }
-        for _ in 0..TURNS {
-            for (number, timer, found) in &mut timers {
+        let (mut rounds, mut sum) = (Vec::new(), 0.0);
+        while rounds.len() < LEAST_TURNS || sum < timed * timers.len() as f64 {
+            let mut round = Vec::new();
+            for (number, timer) in &mut timers {
                 let (mut spent, mut steps) = (0.0, 0.0);
-                while spent < turn || steps == 0.0 {
+                while spent < TURN_SECONDS || steps == 0.0 {
                     let step = timer.step();
                     spent += step.map_err(CompareError::train(&candidates[*number].name))?;
                     steps += 1.0;
                 }
-                found.push(spent / steps);
+                sum += spent;
+                round.push(spent / steps);
             }
+            rounds.push(round);
         }
-        for (number, _, found) in timers {
-            // The mean and not the median: the runs will meet what slows some turns, too.
-            seconds[number].push(found.iter().sum::<f64>() / found.len() as f64);
+        for ((number, _), found) in timers.iter().zip(paired(&rounds)) {
+            seconds[*number].push(found);
         }
     }
     Ok(seconds)
+}
+
+/// Seconds of a step of each candidate, from rounds in which each was timed once. The share of a
+/// candidate in its round is the median over the rounds, so that a disturbance that hits one turn
+/// gives no candidate more steps than another. The level is the mean of the rounds: the runs will
+/// meet disturbances, too.
+fn paired(rounds: &[Vec<f64>]) -> Vec<f64> {
+    let sums: Vec<f64> = rounds.iter().map(|round| round.iter().sum()).collect();
+    let level = sums.iter().sum::<f64>() / sums.len() as f64;
+    let candidates = rounds.first().map_or(0, Vec::len);
+    let share = |candidate: usize| {
+        let each = rounds
+            .iter()
+            .zip(&sums)
+            .map(|(round, sum)| round[candidate] / sum);
+        let mut shares: Vec<f64> = each.collect();
+        shares.sort_by(f64::total_cmp);
+        shares[shares.len() / 2]
+    };
+    let shares: Vec<f64> = (0..candidates).map(share).collect();
+    // Medians of shares need not add up to one.
+    let all: f64 = shares.iter().sum();
+    shares.iter().map(|share| level * share / all).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::paired;
+
+    #[test]
+    fn p3_a_disturbance_of_one_turn_reaches_all_candidates_alike() {
+        let quiet = vec![vec![0.01, 0.03]; 9];
+        let near = |found: Vec<f64>, expected: [f64; 2]| {
+            assert_eq!(found.len(), 2);
+            let mut pairs = found.iter().zip(expected);
+            assert!(pairs.all(|(a, b)| (a / b - 1.0).abs() < 1e-9), "{found:?}");
+        };
+        near(paired(&quiet), [0.01, 0.03]);
+        // One turn of the first takes ten times as long.
+        let mut disturbed = quiet.clone();
+        disturbed.push(vec![0.1, 0.03]);
+        let mean = (9.0 * 0.04 + 0.13) / 10.0;
+        near(paired(&disturbed), [mean / 4.0, 3.0 * mean / 4.0]);
+        // The machine is twice as slow half of the time, for both.
+        let slow = vec![vec![0.02, 0.06]; 9];
+        near(paired(&[quiet, slow].concat()), [0.015, 0.045]);
+    }
 }
