@@ -220,6 +220,7 @@ fn chart(
         lines,
         baseline: results.target_loss.map(|target| ("target", target)),
         skips: &[],
+        phases: &[],
         resumes: &[],
     }
 }

@@ -39,6 +39,8 @@ pub(crate) struct Chart<'a> {
     /// The value at its right edge.
     pub(crate) last: f64,
     pub(crate) skips: &'a [u64],
+    /// The steps after which phases begin, and their names; empty for a run with one phase.
+    pub(crate) phases: &'a [(u64, String)],
     pub(crate) resumes: &'a [u64],
 }
 
@@ -232,7 +234,7 @@ impl Chart<'_> {
         let note = if axis.log { ", logarithmic" } else { "" };
         format!(
             "<figure><figcaption><h3>{title}{note}</h3>{legend}</figcaption>\n\
-             <div class=plot id=\"{id}\" tabindex=0 aria-label=\"{title}{note}, by {by}\">{y_labels}{x_labels}\n\
+             <div class=plot id=\"{id}\" tabindex=0 aria-label=\"{title}{note}, by {by}\">{y_labels}{x_labels}{phases}\n\
              <svg viewBox=\"0 0 {SIDE} {SIDE}\" preserveAspectRatio=none aria-hidden=true>{grid}{marks}{lines}</svg></div>\n\
              </figure>\n",
             id = self.id,
@@ -240,6 +242,7 @@ impl Chart<'_> {
             legend = self.legend(),
             y_labels = self.y_labels(&axis),
             x_labels = self.x_labels(),
+            phases = self.phase_labels(),
             grid = self.grid(&axis),
             marks = self.marks(),
             lines = self.lines(&axis),
@@ -361,7 +364,23 @@ impl Chart<'_> {
                 let _ = write!(html, "<path class={class} d=\"{path}\"/>");
             }
         }
+        for (step, _) in self.phases.iter().filter(|(step, _)| *step > 0) {
+            let x = SIDE * self.x(*step as f64);
+            let _ = write!(html, "<path class=phase d=\"M{x:.1} {SIDE}v-{SIDE}\"/>");
+        }
         html
+    }
+
+    /// The names of the phases above the plot, each where it begins.
+    fn phase_labels(&self) -> String {
+        let label = |(step, name): &(u64, String)| {
+            let left = 100.0 * self.x(*step as f64);
+            format!(
+                "<b class=phase style=\"left:{left:.2}%\">{}</b>",
+                escaped(name)
+            )
+        };
+        self.phases.iter().map(label).collect()
     }
 
     fn lines(&self, axis: &Axis) -> String {

@@ -49,8 +49,12 @@ pub(super) struct History {
     /// Lines that had no place in the list.
     pub(super) lines_left_out: usize,
     pub(super) skips: Vec<u64>,
+    /// The steps after which the phases begin, and their names; empty for a run with one phase.
+    pub(super) phases: Vec<(u64, String)>,
     pub(super) resumes: Vec<u64>,
     speeds: f64,
+    /// The step after which the phase begins that has no row yet.
+    boundary: Option<u64>,
 }
 
 /// How a run stands.
@@ -108,8 +112,10 @@ impl Default for History {
             lines: VecDeque::new(),
             lines_left_out: 0,
             skips: Vec::new(),
+            phases: Vec::new(),
             resumes: Vec::new(),
             speeds: 0.0,
+            boundary: None,
         }
     }
 }
@@ -153,7 +159,7 @@ impl History {
             Event::Saving { .. } | Event::StoppedEarly { .. } => {}
             Event::Predicted { .. } => {}
             // Losses of two phases may not be comparable.
-            Event::PhaseStarted { .. } => {}
+            Event::PhaseStarted { step, .. } => self.boundary = Some(*step),
             Event::Stopped { kind, message, .. } => {
                 let (kind, message) = (kind.clone(), message.clone());
                 self.status = Status::Stopped { kind, message };
@@ -182,6 +188,13 @@ impl History {
 
     fn row(&mut self, record: &StepRecord) {
         let step = record.step;
+        if let Some(phase) = &record.phase
+            && self.phases.last().is_none_or(|(_, name)| name != phase)
+        {
+            // Only phases after the first have an event of their own.
+            let begins = self.boundary.take().unwrap_or(step.saturating_sub(1));
+            self.phases.push((begins, phase.clone()));
+        }
         self.tokens = record.tokens;
         self.cost = record.cost;
         self.rows += 1;

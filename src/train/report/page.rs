@@ -188,6 +188,7 @@ impl Page<'_> {
             horizontal: Horizontal::Steps,
             last: history.step as f64,
             skips: &history.skips,
+            phases: &history.phases,
             resumes: &history.resumes,
         };
         let noisy = |series: &Series, names: [&str; 2]| {
