@@ -216,6 +216,9 @@ impl Predictor {
         {
             self.compare(predicted.cosine(gradient));
         }
+        if self.is_off() {
+            return;
+        }
         match &mut self.memory {
             Memory::Momentum(mean) => {
                 let new = gradient.clone().scale(1.0 - MOMENTUM);
@@ -294,8 +297,7 @@ impl Predictor {
 
     fn compare(&mut self, cosine: f64) {
         self.cosine = Some(cosine);
-        // NaN is no agreement either.
-        if !(cosine >= self.config.min_cosine) {
+        if cosine.is_nan() || cosine < self.config.min_cosine {
             self.turn_off(TurnedOff::Cosine(cosine));
         }
     }
