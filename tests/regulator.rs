@@ -23,13 +23,15 @@ struct Bench {
 }
 
 impl Bench {
-    /// Text with a stretch of noise in it.
+    /// Text with stretches of noise in it.
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut bytes = text().repeat(2).into_bytes();
-        let middle = bytes.len() / 2;
-        for place in 0..120 {
-            bytes[middle + place] = b'!' + (place * place * 7 % 90) as u8;
+        for third in 1..3 {
+            let first = third * bytes.len() / 3;
+            for place in 0..40 {
+                bytes[first + place] = b'!' + (place * place * 7 % 90) as u8;
+            }
         }
         fs::write(folder.path().join("text.txt"), bytes).unwrap();
         Self { folder }
@@ -61,7 +63,7 @@ impl Bench {
         config.train.micro_batch_size = 2;
         config.optimizer.learning_rate = 1e-2;
         config.eval.eval_steps = 10;
-        config.checkpoint.save_steps = 7;
+        config.checkpoint.save_steps = 3;
         config.checkpoint.keyframe_every = 3;
         config.logging.logging_steps = 1;
         config.regulator = Some(RegulatorConfig {
