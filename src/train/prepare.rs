@@ -66,6 +66,9 @@ impl Run {
         if !matches!(start, StartingPoint::New | StartingPoint::Again) {
             same_phases(&folder, old.as_ref(), &plan)?;
         }
+        if let StartingPoint::Checkpoint(step) | StartingPoint::FinishedAt(step) = start {
+            same_starts(old.as_ref(), &inputs.timeline, step)?;
+        }
         if options.resume == Resume::Auto && inputs.is_complete(&plan, start, old.as_ref()) {
             return Ok(None);
         }
@@ -88,7 +91,6 @@ impl Run {
         notes.extend(forecast.describe(&inputs.summary(), &plan));
         if let Some(step) = checkpoint {
             same_inputs(&folder, old.as_ref(), &inputs)?;
-            same_starts(old.as_ref(), &inputs.timeline, step)?;
             notes.extend(rounding_warning(old.as_ref(), &environment, &device));
             notes.extend(lossy_warning(&folder, step)?);
         }

@@ -198,3 +198,26 @@ fn p1_the_estimate_and_the_terminal_name_the_phase() {
     );
     assert!(said.contains("% of its tokens are seen again"), "{said}");
 }
+
+#[test]
+fn p1_a_finished_run_whose_phases_have_moved_is_refused_and_not_called_complete() {
+    let bench = Bench::new();
+    let config = fs::read_to_string(bench.path("x.toml")).unwrap();
+    let phases = "[[phase]]\nlength = 2\nsequence_len = 8\n[[phase]]\nlength = \"rest\"\n";
+    fs::write(bench.path("x.toml"), format!("{config}{phases}")).unwrap();
+    bench.train(&[]);
+    let (_, said) = bench.expect(0, &["train", "x.toml"]);
+    assert!(
+        said.contains("already complete") || !said.contains("error"),
+        "{said}"
+    );
+    let moved = ["train", "x.toml", "--set", "phase.0.length=3"];
+    let (_, said) = bench.expect(2, &moved);
+    assert!(said.contains("phase `phase-2` began at step 2"), "{said}");
+    let other = ["train", "x.toml", "--set", "phase.0.micro_batch_size=2"];
+    let (_, said) = bench.expect(2, &other);
+    assert!(said.contains("phase.0.micro_batch_size"), "{said}");
+    let evaluated = ["train", "x.toml", "--set", "eval.sequence_len=4"];
+    let (_, said) = bench.expect(2, &evaluated);
+    assert!(said.contains("eval.sequence_len"), "{said}");
+}
