@@ -29,3 +29,33 @@ fn a11_custom_adapter_learns_mixes_and_merges() {
     );
     assert!(river.1 < mixed.1 && mixed.1 < clock.1, "{losses:?}");
 }
+
+#[allow(dead_code)]
+#[path = "../examples/custom_optimizer.rs"]
+mod custom_optimizer;
+
+#[test]
+fn o1_custom_optimizer_learns_and_goes_on_to_the_same_bits() {
+    let (losses, whole, resumed) = custom_optimizer::run(40).unwrap();
+    assert!(losses[1] < losses[0] - 1.0, "{losses:?}");
+    assert_eq!(whole.len(), resumed.len());
+    for (path, values) in &whole {
+        assert_eq!(values.as_bytes(), resumed[path].as_bytes(), "{path}");
+    }
+}
+
+#[allow(dead_code)]
+#[path = "../examples/custom_phase.rs"]
+mod custom_phase;
+
+#[test]
+fn p1_custom_phase_trains_a_block_more_in_each_phase() {
+    let folder = tempfile::tempdir().unwrap();
+    let (plan, outcome) = custom_phase::run(folder.path(), 80).unwrap();
+    assert_eq!(plan.phases.len(), 4);
+    assert_eq!(plan.phases[3].name, "from-block-0");
+    assert!(plan.phases[3].freeze.is_empty());
+    assert_eq!(outcome.progress.phase, 3);
+    // Bytes at random have ln 257 = 5.5 nats.
+    assert!(outcome.evaluation.unwrap().val_loss < 3.0);
+}

@@ -19,6 +19,7 @@ mod adamw;
 mod adamw8bit;
 mod applied;
 mod burn_rule;
+mod custom;
 mod decay;
 mod eigenbasis;
 mod error;
@@ -52,12 +53,14 @@ use crate::config::OptimizerPlan;
 pub use crate::extra::StateScalar;
 use crate::model::{Decoder, Tensors, VisitParameters, copied_from, visit_parameters};
 pub use applied::AppliedStep;
+pub use custom::CustomRule;
 pub use error::OptimizerError;
 pub use facts::StepFacts;
 use rule::RuleState;
 use rules::Rules;
 pub use schedule::Schedule;
 pub use state::OptimizerState;
+pub use tensor_rule::TensorState;
 use velvet::Velvet;
 
 /// Updates a module's parameters from their gradients.
@@ -91,6 +94,16 @@ impl Optimizer {
         Self {
             rules: Rules::new(plan),
             velvet: Velvet::of(plan),
+            lora_plus_ratio: 1.0,
+            states: BTreeMap::new(),
+        }
+    }
+
+    /// An optimizer of your own rules, one for matrices and one for vectors (norms and biases).
+    pub fn custom(matrices: impl CustomRule, vectors: impl CustomRule) -> Self {
+        Self {
+            rules: custom::rules(matrices, vectors),
+            velvet: None,
             lora_plus_ratio: 1.0,
             states: BTreeMap::new(),
         }

@@ -43,26 +43,27 @@ pub(super) trait TensorRule: Send + Sync {
     }
 }
 
-/// The state of one parameter.
+/// The state that a rule keeps of one parameter: f32 tensors by name.
 #[derive(Default, Clone)]
-pub(super) struct TensorState {
+pub struct TensorState {
     /// Updates so far, this one included.
     pub(super) updates: u64,
     tensors: BTreeMap<&'static str, BridgeTensor>,
 }
 
 impl TensorState {
+    /// Updates of the parameter so far, the present one included.
+    pub fn updates(&self) -> u64 {
+        self.updates
+    }
+
     /// Takes a tensor out; None before the first update.
-    pub(super) fn take<const D: usize>(&mut self, name: &'static str) -> Option<Tensor<D>> {
+    pub fn take<const D: usize>(&mut self, name: &'static str) -> Option<Tensor<D>> {
         self.tensors.remove(name).map(Tensor::from_bridge)
     }
 
     /// Puts a tensor in, and returns it.
-    pub(super) fn put<const D: usize>(
-        &mut self,
-        name: &'static str,
-        tensor: Tensor<D>,
-    ) -> Tensor<D> {
+    pub fn put<const D: usize>(&mut self, name: &'static str, tensor: Tensor<D>) -> Tensor<D> {
         self.tensors.insert(name, tensor.clone().into_bridge());
         tensor
     }
