@@ -128,7 +128,7 @@ mod tests {
     ];
 
     /// The expected values are by scipy 1.17: `2 * stats.t.sf(t, n - 1)`, `stats.t.ppf(0.975, n - 1)`
-    /// and, below, `stats.ttest_1samp` of the logarithms.
+    /// and, below, its t test of one sample, of the logarithms.
     #[test]
     fn p3_p_values_and_quantiles_are_students() {
         for (t, n, p) in T_TESTS {
