@@ -16,7 +16,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let folder = std::env::temp_dir().join("firebrick-custom-phase");
     let _ = std::fs::remove_dir_all(&folder);
     std::fs::create_dir_all(&folder)?;
-    let (plan, outcome) = run(&folder, 80)?;
+    let (plan, outcome) = run(&folder, 320)?;
     for phase in &plan.phases {
         let frozen: Vec<String> = phase.freeze.iter().map(ToString::to_string).collect();
         println!("phase {}: frozen [{}]", phase.name, frozen.join(", "));

@@ -51,7 +51,7 @@ mod custom_phase;
 #[test]
 fn p1_custom_phase_trains_a_block_more_in_each_phase() {
     let folder = tempfile::tempdir().unwrap();
-    let (plan, outcome) = custom_phase::run(folder.path(), 80).unwrap();
+    let (plan, outcome) = custom_phase::run(folder.path(), 320).unwrap();
     assert_eq!(plan.phases.len(), 4);
     assert_eq!(plan.phases[3].name, "from-block-0");
     assert!(plan.phases[3].freeze.is_empty());

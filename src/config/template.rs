@@ -86,8 +86,10 @@ impl Writer {
                 // Written inline by `keys`.
                 continue;
             }
-            let name = format!("{pointer}/{}", key.name).replace('/', ".");
-            let name = name.trim_start_matches('.');
+            // A header names no positions: [phase.predict] is inside the last [[phase]].
+            let names = pointer.split('/').chain([key.name.as_str()]);
+            let names = names.filter(|name| !name.is_empty() && *name != "0");
+            let name = names.collect::<Vec<_>>().join(".");
             comment(text, &key.doc);
             let pointer = match key.kind {
                 Kind::List { .. } => {
