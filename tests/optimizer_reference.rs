@@ -119,8 +119,8 @@ fn rules() -> Vec<(&'static str, OptimizerPlan)> {
     ]
 }
 
-/// Puts the reference's first bases in the place of our own. Where the first gradient has less than full
-/// rank, some of their directions are arbitrary.
+/// Replaces our first bases by those of the reference. If the first gradient does not have full rank,
+/// some directions of the bases are arbitrary, so the two may differ.
 fn with_bases(optimizer: &mut Optimizer, net: &Net, expected: &File) {
     let mut state = optimizer.state(net);
     for (i, shape) in SHAPES.iter().enumerate() {

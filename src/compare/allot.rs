@@ -124,8 +124,9 @@ pub(super) fn allot(
     Ok(Allotment { steps, seconds })
 }
 
-/// The timings of all candidates: those of an earlier start of this comparison, and new ones. With a
-/// new candidate all are timed again, because only timings in turns can be compared.
+/// Returns the timings of all candidates. Timings from an earlier start of this comparison are used
+/// again if they cover every candidate. Otherwise all candidates are timed anew, because only
+/// timings that were taken in turns can be compared.
 fn timings(
     candidates: &[Candidate],
     lengths: &[Lengths],

@@ -77,21 +77,20 @@ pub(super) fn per_token(of: OfPhase, spec: &DecoderSpec, model: &Decoder) -> Flo
             again += block_forward;
         }
     }
-    let head = 2.0 * (shape.hidden_size * spec.vocab_size) as f64;
-    let of_head = if shape.tie_word_embeddings {
+    let head = if shape.tie_word_embeddings {
         "embed_tokens"
     } else {
         "lm_head"
     };
-    let trains_head = of.adapter.is_none() && count.trains(of_head);
-    // The gradient of what goes into the head is computed whether it is needed or not.
-    let of_head = if trains_head { 3.0 * head } else { 2.0 * head };
+    // The gradient of the head's input is computed whether it is needed or not.
+    let dims = [shape.hidden_size, spec.vocab_size];
+    let (head, of_head) = count.layer(&(head.to_string(), dims), true);
     let reference = match &phase.dpo {
         Some(_) => forward + 2.0 * head,
         None => 0.0,
     };
     Flops {
-        step: forward + backward + again + of_head + reference,
+        step: forward + backward + again + head + of_head + reference,
         forward: forward + head,
     }
 }

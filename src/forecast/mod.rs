@@ -87,6 +87,7 @@ impl Forecast {
             "weights",
             "reference",
             "optimizer",
+            "prediction",
             "copy being saved",
             "process",
         ];

@@ -1,4 +1,4 @@
-//! A number of a rule that rises in a straight line over the first updates of a parameter.
+//! Warm-up of a rule's number, such as beta2: it rises linearly over the first updates of a parameter.
 
 use crate::config::Ramp;
 
@@ -29,7 +29,7 @@ impl Ramped {
         ramped
     }
 
-    /// Whether all updates have the same value.
+    /// Whether there is no warm-up, so that every update has the same value.
     pub(super) fn is_constant(&self) -> bool {
         self.ramp.is_none()
     }

@@ -71,7 +71,8 @@ pub(super) struct RuleState {
     kept: Box<dyn Kept>,
 }
 
-/// A state of any type that can be copied. Tensors are shared until one of the copies is changed.
+/// The state of a rule, of any type that implements `Clone`. Copies share their tensors until one of
+/// them changes.
 trait Kept: Any + Send + Sync {
     fn copied(&self) -> Box<dyn Kept>;
     fn as_any(&self) -> &dyn Any;

@@ -407,7 +407,7 @@ impl Chart<'_> {
     }
 }
 
-/// A number for the script, without a fraction where it has none.
+/// Returns the number as JSON; a whole number is written without a fraction.
 fn number(value: f64) -> Value {
     match value.fract() == 0.0 && value.abs() < 9e15 {
         true => json!(value as i64),

@@ -270,6 +270,15 @@ pub struct StepRecord {
     pub metrics: Metrics,
 }
 
+impl StepRecord {
+    /// The gradient norm; None for a predicted step, which computes no gradient.
+    pub fn measured_grad_norm(&self) -> Option<f64> {
+        let prediction = self.prediction.as_ref();
+        let is_predicted = prediction.is_some_and(|prediction| prediction.mode == "predict");
+        (!is_predicted).then_some(self.grad_norm)
+    }
+}
+
 /// What is recorded about prediction at a step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Prediction {

@@ -174,6 +174,10 @@ impl RunInputs {
             notes.extend(phases.map(|phase| {
                 let again = match self.share_seen_before(phase.number) {
                     0.0 => String::new(),
+                    share if share < 0.005 => {
+                        "; less than 1 % of its tokens are seen again, after an earlier phase"
+                            .to_string()
+                    }
                     share => format!(
                         "; about {:.0} % of its tokens are seen again, after an earlier phase",
                         100.0 * share

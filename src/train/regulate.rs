@@ -21,6 +21,7 @@ impl Session {
         };
         let (action, is_new_level) = regulator.decide();
         let step = state.progress.step;
+        let sequences = self.active.phase.sequences_per_step();
         let back_to = match action {
             SpikeAction::Rollback => Some(self.roll_back(state)?),
             SpikeAction::Skip | SpikeAction::CutLr => None,
@@ -36,9 +37,17 @@ impl Session {
             limit,
             action,
             first_sequence,
-            sequences: self.active.phase.sequences_per_step(),
+            sequences,
             back_to,
         })?;
+        let lossy = back_to.map(|step| self.store.lossy(step)).transpose()?;
+        if let (Some(step), Some(Some(_))) = (back_to, lossy) {
+            let text = format!(
+                "warning: the checkpoint of step {step} is lossy: the run goes on from near where it \
+                 was, not bit for bit"
+            );
+            self.emit(&Event::Note { text })?;
+        }
         if is_new_level {
             let text = "three irregular steps in a row count as the new level: the regulator's window \
                         begins anew";

@@ -137,8 +137,14 @@ impl Run {
         let Self { state, session, .. } = self;
         while let Some(phase) = session.next_phase(&state.progress) {
             session.enter_phase(state, &phase)?;
+            let before = state.progress.step;
             session.step(state)?;
             session.poll_save()?;
+            if state.progress.step <= before {
+                // The run has gone back to a checkpoint, which was evaluated and saved in its time.
+                session.stop_if_asked(state)?;
+                continue;
+            }
             self.evaluation = session.evaluate_if_due(state)?;
             session.save_if_due(state, self.evaluation.is_some())?;
             session.stop_if_asked(state)?;

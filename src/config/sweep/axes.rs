@@ -24,7 +24,7 @@ pub(super) struct Setting {
 pub(super) type Axis = Vec<Vec<Setting>>;
 
 impl Reader {
-    /// The axes of the entries `grid` and `pairs`.
+    /// Reads the axes of the sweep from the tables `[grid]` and `[[pairs]]`.
     pub(super) fn axes(&mut self, entries: &[Entry]) -> Vec<Axis> {
         let mut axes = Vec::new();
         let mut alternatives = Vec::new();

@@ -34,7 +34,7 @@ impl Row {
                 ("tokens", json!(record.tokens)),
                 ("loss", json!(record.loss)),
                 ("lr", json!(record.lr)),
-                ("grad_norm", json!(record.grad_norm)),
+                ("grad_norm", json!(record.measured_grad_norm())),
                 ("tokens_per_second", json!(record.tokens_per_second)),
             ]);
         }

@@ -204,7 +204,9 @@ impl History {
             self.recent_losses.pop_front();
         }
         self.lr.push(step, record.lr);
-        self.grad_norm.push(step, record.grad_norm);
+        if let Some(norm) = record.measured_grad_norm() {
+            self.grad_norm.push(step, norm);
+        }
         self.speed.push(step, record.tokens_per_second);
         self.speeds += record.tokens_per_second;
         if let Some(bytes) = record.memory_bytes {
