@@ -156,3 +156,120 @@ fn trained_paths(model: &Decoder) -> BTreeSet<String> {
     model.visit_trained(&mut paths);
     paths.0
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::super::flops_of_phase;
+    use crate::config::{
+        AdapterInit, AdapterPlan, Architecture, Config, DatasetConfig, DecoderSpec, LoraShape,
+        PhaseModel, Plan,
+    };
+
+    const VOCAB: usize = 100;
+    /// Hidden and feed-forward width, and sequence length.
+    const WIDTH: f64 = 16.0;
+    const WIDE: f64 = 24.0;
+    const LENGTH: f64 = 8.0;
+
+    fn plan(is_tied: bool) -> Plan {
+        let mut config = Config::default();
+        config.model.architecture = Some(Architecture::Llama);
+        config.model.hidden_size = Some(WIDTH as usize);
+        config.model.intermediate_size = Some(WIDE as usize);
+        config.model.num_hidden_layers = Some(2);
+        config.model.num_attention_heads = Some(2);
+        config.model.tie_word_embeddings = Some(is_tied);
+        config.data.sequence_len = LENGTH as usize;
+        config.data.datasets.push(DatasetConfig::new("data/*.txt"));
+        config.train.max_steps = Some(1);
+        Plan::from_config(config).unwrap()
+    }
+
+    fn flops(plan: &Plan) -> f64 {
+        let spec = DecoderSpec {
+            shape: plan.shape.clone(),
+            vocab_size: VOCAB,
+            eos_token_id: None,
+            bos_token_id: None,
+        };
+        let model = PhaseModel::beginning(plan);
+        flops_of_phase((plan, &plan.phases[0], model), &spec)
+            .unwrap()
+            .step
+    }
+
+    /// The forward pass of a projection of the attention, of one of the mlp, of the scores of a
+    /// block, and of the head.
+    fn parts() -> [f64; 4] {
+        [
+            2.0 * WIDTH * WIDTH,
+            2.0 * WIDTH * WIDE,
+            4.0 * WIDTH * LENGTH,
+            2.0 * WIDTH * VOCAB as f64,
+        ]
+    }
+
+    #[test]
+    fn p1_frozen_layers_are_passed_through_forward_only() {
+        let [attention, mlp, scores, head] = parts();
+        let block = 4.0 * attention + 3.0 * mlp + scores;
+        let frozen = |selectors: &[&str]| {
+            let mut plan = plan(true);
+            let selectors = selectors.iter().map(|text| text.parse().unwrap());
+            plan.phases[0].freeze = selectors.collect();
+            flops(&plan)
+        };
+        assert_eq!(frozen(&[]), 3.0 * (2.0 * block + head));
+        // The embedding is the head: its gradient is not computed, that of the head's input is.
+        assert_eq!(
+            frozen(&["embed_tokens", "layers.0"]),
+            4.0 * block + 2.0 * head
+        );
+        // Nothing before the mlp of the last block is trained: gate and up need the gradients of
+        // their weights alone.
+        let but_mlp = [
+            "embed_tokens",
+            "layers.0",
+            "layers.1.self_attn",
+            "layers.1.input_layernorm",
+            "layers.1.post_attention_layernorm",
+        ];
+        let expected = 2.0 * block + 2.0 * mlp + 2.0 * mlp + 2.0 * head;
+        assert_eq!(frozen(&but_mlp), expected);
+    }
+
+    #[test]
+    fn a_head_with_an_adapter_or_trained_beside_one_is_counted() {
+        let [attention, mlp, scores, head] = parts();
+        let block = 4.0 * attention + 3.0 * mlp + scores;
+        let adapter = |layers: &[&str], saved: &[&str]| {
+            let mut plan = plan(false);
+            let shape = LoraShape {
+                rank: 4,
+                scale: 1.0,
+                dropout: 0.0,
+                magnitude: false,
+            };
+            let layers = layers.iter().map(|path| (path.to_string(), shape));
+            plan.adapter = Some(AdapterPlan {
+                layers: layers.collect::<BTreeMap<_, _>>(),
+                saved: saved.iter().map(|path| path.to_string()).collect(),
+                init: AdapterInit::Default,
+                loftq_iterations: 1,
+                lora_plus_ratio: 1.0,
+            });
+            flops(&plan)
+        };
+        let low = 2.0 * 4.0 * (WIDTH + VOCAB as f64);
+        // Nothing below the head is trained.
+        let below = 2.0 * block;
+        assert_eq!(adapter(&["lm_head"], &[]), below + 2.0 * head + 3.0 * low);
+        let low = 2.0 * 4.0 * (WIDTH + WIDE);
+        let last = "layers.1.mlp.down_proj";
+        // The first matrix needs no gradient of its input.
+        let of_last = 3.0 * low - 2.0 * 4.0 * WIDE;
+        assert_eq!(adapter(&[last], &["lm_head"]), below + of_last + 3.0 * head);
+    }
+}
