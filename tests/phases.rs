@@ -11,9 +11,8 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Device, FloatDType};
 use firebrick::collective::SingleProcess;
 use firebrick::config::{
-    Architecture, Config, DatasetConfig, Decay, DpoConfig, Length, LionPlan, OptimizerPlan,
-    PathSelector, PhaseLength, PhasePlan, Plan, SchedulePlan, ScheduleSpan, Task, TokenizerKind,
-    TrainOn, Warmup,
+    Config, Decay, DpoConfig, Length, LionPlan, OptimizerPlan, PathSelector, PhaseLength,
+    PhasePlan, Plan, SchedulePlan, ScheduleSpan, Task, TrainOn, Warmup,
 };
 use firebrick::data::{TokenCache, ViewSpec, load_training_data};
 use firebrick::model::{Decoder, DecoderSpec, parameters};
@@ -44,30 +43,12 @@ impl Bench {
     }
 
     fn config(&self, run: &str) -> Config {
-        let mut config = Config {
-            seed: 5,
-            output_dir: self.path(run),
-            ..Config::default()
-        };
-        let model = &mut config.model;
-        model.architecture = Some(Architecture::Llama);
-        model.hidden_size = Some(16);
-        model.intermediate_size = Some(24);
-        model.num_hidden_layers = Some(2);
-        model.num_attention_heads = Some(2);
-        model.max_position_embeddings = Some(32);
-        config.tokenizer.kind = TokenizerKind::Byte;
+        let mut config = runs::config(self.folder.path(), run);
+        config.model.max_position_embeddings = Some(32);
         config.data.sequence_len = 8;
-        config.data.val_fraction = 0.1;
-        let text = self.path("text.txt").display().to_string();
-        config.data.datasets.push(DatasetConfig::new(text));
         config.train.max_steps = Some(STEPS.iter().sum());
-        config.train.micro_batch_size = 2;
-        config.optimizer.learning_rate = 1e-2;
         config.eval.eval_steps = 2;
         config.checkpoint.save_steps = 1;
-        config.checkpoint.keyframe_every = 3;
-        config.logging.logging_steps = 1;
         config
     }
 

@@ -7,9 +7,7 @@ mod runs;
 use std::fs;
 use std::path::PathBuf;
 
-use firebrick::config::{
-    Architecture, Config, DatasetConfig, Plan, PredictConfig, PredictMethod, TokenizerKind,
-};
+use firebrick::config::{Plan, PredictConfig, PredictMethod};
 use firebrick::train::{Event, TrainError};
 use runs::{Watch, metrics, run, steps, text};
 use serde_json::Value;
@@ -32,30 +30,13 @@ impl Bench {
     }
 
     fn plan(&self, run: &str, predict: Option<PredictConfig>) -> Plan {
-        let mut config = Config {
-            seed: 5,
-            output_dir: self.path(run),
-            ..Config::default()
-        };
-        let model = &mut config.model;
-        model.architecture = Some(Architecture::Llama);
-        model.hidden_size = Some(16);
-        model.intermediate_size = Some(24);
-        model.num_hidden_layers = Some(2);
-        model.num_attention_heads = Some(2);
-        config.tokenizer.kind = TokenizerKind::Byte;
-        config.data.sequence_len = 16;
-        config.data.val_fraction = 0.1;
-        let text = self.path("text.txt").display().to_string();
-        config.data.datasets.push(DatasetConfig::new(text));
+        let mut config = runs::config(self.folder.path(), run);
         config.train.max_steps = Some(STEPS);
         config.train.micro_batch_size = 3;
         config.train.gradient_accumulation_steps = 2;
         config.optimizer.learning_rate = 3e-3;
         config.eval.eval_steps = 10;
         config.checkpoint.save_steps = 5;
-        config.checkpoint.keyframe_every = 3;
-        config.logging.logging_steps = 1;
         let mut plan = Plan::from_config(config).unwrap();
         plan.phases[0].predict = predict;
         plan

@@ -7,10 +7,7 @@ mod runs;
 use std::fs;
 use std::path::PathBuf;
 
-use firebrick::config::{
-    Architecture, Config, DatasetConfig, Plan, RegulatorConfig, Sampling, SpikeAction,
-    TokenizerKind,
-};
+use firebrick::config::{Plan, RegulatorConfig, Sampling, SpikeAction};
 use firebrick::gradient::{Gradient, PipelineError, Stage, StepContext};
 use firebrick::train::{Event, Irregular, Options, Outcome, Resume, Run, StepRecord, TrainError};
 use runs::{Watch, metrics, run, steps, text};
@@ -42,31 +39,13 @@ impl Bench {
     }
 
     fn plan(&self, run: &str, action: SpikeAction) -> Plan {
-        let mut config = Config {
-            seed: 5,
-            output_dir: self.path(run),
-            ..Config::default()
-        };
-        let model = &mut config.model;
-        model.architecture = Some(Architecture::Llama);
-        model.hidden_size = Some(16);
-        model.intermediate_size = Some(24);
-        model.num_hidden_layers = Some(2);
-        model.num_attention_heads = Some(2);
-        config.tokenizer.kind = TokenizerKind::Byte;
+        let mut config = runs::config(self.folder.path(), run);
         config.data.sequence_len = 32;
-        config.data.val_fraction = 0.1;
         config.data.sampling = Sampling::Epoch;
-        let text = self.path("text.txt").display().to_string();
-        config.data.datasets.push(DatasetConfig::new(text));
         config.train.max_steps = Some(STEPS);
-        config.train.micro_batch_size = 2;
-        config.optimizer.learning_rate = 1e-2;
         // A run that goes back always comes to a step that was evaluated.
         config.eval.eval_steps = 3;
         config.checkpoint.save_steps = 3;
-        config.checkpoint.keyframe_every = 3;
-        config.logging.logging_steps = 1;
         config.regulator = Some(RegulatorConfig {
             window: 8,
             spike_sigma: 4.0,

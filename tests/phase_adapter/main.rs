@@ -15,7 +15,7 @@ use burn::tensor::{Device, FloatDType};
 use firebrick::checkpoint::{CheckpointStore, Stored};
 use firebrick::collective::SingleProcess;
 use firebrick::config::{
-    AdapterConfig, Architecture, Config, DatasetConfig, PhaseAdapter, PhaseLength, Plan, Task,
+    AdapterConfig, Config, DatasetConfig, ModelConfig, PhaseAdapter, PhaseLength, Plan, Task,
     TokenizerConfig, TokenizerKind,
 };
 use firebrick::data::{TokenCache, ViewSpec, load_training_data};
@@ -46,13 +46,7 @@ impl Bench {
         let bench = Self { folder };
         bench.write_tokenizer();
         let mut config = bench.config("base");
-        let model = &mut config.model;
-        model.architecture = Some(Architecture::Llama);
-        model.hidden_size = Some(16);
-        model.intermediate_size = Some(24);
-        model.num_hidden_layers = Some(2);
-        model.num_attention_heads = Some(2);
-        model.max_position_embeddings = Some(256);
+        config.model.max_position_embeddings = Some(256);
         config.tokenizer = TokenizerConfig {
             kind: TokenizerKind::File,
             path: Some(bench.path("tokenizer.json")),
@@ -82,28 +76,21 @@ impl Bench {
     }
 
     fn config(&self, run: &str) -> Config {
-        let mut config = Config {
-            seed: 5,
-            output_dir: self.path(run),
-            ..Config::default()
-        };
+        let mut config = runs::config(self.folder.path(), run);
         config.data.sequence_len = 8;
-        config.data.val_fraction = 0.1;
-        let text = self.path("text.txt").display().to_string();
-        config.data.datasets.push(DatasetConfig::new(text));
-        config.train.micro_batch_size = 2;
-        config.optimizer.learning_rate = 1e-2;
         config.eval.eval_steps = 2;
         config.checkpoint.save_steps = 1;
-        config.checkpoint.keyframe_every = 3;
-        config.logging.logging_steps = 1;
         config
     }
 
     /// A config that trains an adapter of the base model.
     fn adapted(&self, run: &str) -> Config {
         let mut config = self.config(run);
-        config.model.base_model = Some(self.path("base"));
+        config.model = ModelConfig {
+            base_model: Some(self.path("base")),
+            ..ModelConfig::default()
+        };
+        config.tokenizer = TokenizerConfig::default();
         config.train.max_steps = Some(STEPS);
         config.adapter = Some(AdapterConfig {
             r: 2,

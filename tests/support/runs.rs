@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use firebrick::config::Plan;
+use firebrick::config::{Architecture, Config, DatasetConfig, Plan, TokenizerKind};
 use firebrick::train::{
     Event, Interrupt, Observer, Options, Outcome, Resume, Run, Signal, StepRecord, TrainError,
 };
@@ -60,6 +60,31 @@ pub fn metrics(run: &Path) -> Vec<Value> {
         row
     });
     rows.collect()
+}
+
+/// A small model on `text.txt` in `folder`, whose run is in the folder `run` beside it.
+pub fn config(folder: &Path, run: &str) -> Config {
+    let mut config = Config {
+        seed: 5,
+        output_dir: folder.join(run),
+        ..Config::default()
+    };
+    let model = &mut config.model;
+    model.architecture = Some(Architecture::Llama);
+    model.hidden_size = Some(16);
+    model.intermediate_size = Some(24);
+    model.num_hidden_layers = Some(2);
+    model.num_attention_heads = Some(2);
+    config.tokenizer.kind = TokenizerKind::Byte;
+    config.data.sequence_len = 16;
+    config.data.val_fraction = 0.1;
+    let text = folder.join("text.txt").display().to_string();
+    config.data.datasets.push(DatasetConfig::new(text));
+    config.train.micro_batch_size = 2;
+    config.optimizer.learning_rate = 1e-2;
+    config.checkpoint.keyframe_every = 3;
+    config.logging.logging_steps = 1;
+    config
 }
 
 /// Words in an order that a model can learn.
