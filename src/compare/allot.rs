@@ -67,6 +67,14 @@ pub(super) fn allot(
             seconds: None,
         });
     };
+    for (candidate, lengths) in candidates.iter().zip(lengths) {
+        if let Some(caveat) = lengths.caveat() {
+            note(&format!(
+                "warning: {} under a budget: {caveat}",
+                candidate.name
+            ));
+        }
+    }
     let timings = match budget.kind {
         BudgetKind::Wall => {
             let timed = (timed_seconds(budget), is_together);

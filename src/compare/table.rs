@@ -42,7 +42,7 @@ impl Results {
     /// what the tables do not say.
     pub fn describe(&self) -> String {
         // Names and values of keys are texts; the rest are numbers.
-        let texts = usize::from(self.has_baseline()) + self.keys.len();
+        let texts = usize::from(self.has_baseline()) + self.columns().len();
         let mut lines = self.table().lines(texts);
         if let Some(versus) = self.versus_table() {
             lines.push(String::new());
@@ -62,7 +62,7 @@ impl Results {
         if has_baseline {
             header.push("name".to_string());
         }
-        header.extend(self.keys.iter().map(|key| self.short(key)));
+        header.extend(self.columns().iter().map(|key| self.short(key)));
         header.extend(
             [
                 "n", "val loss", "best", "steps", "seconds", "tokens", "passes", "FLOPs",
@@ -80,7 +80,7 @@ impl Results {
             }
             let value = |key: &String| candidate.values.get(key).cloned();
             row.extend(
-                self.keys
+                self.columns()
                     .iter()
                     .map(|key| value(key).unwrap_or_else(|| "-".to_string())),
             );
@@ -95,6 +95,15 @@ impl Results {
             rows: rows.collect(),
             header,
         }
+    }
+
+    /// The keys that have a column. The keys of phases would be dozens; the name of a file stands for
+    /// them. A sweep's candidates have no names, so there every key has a column.
+    fn columns(&self) -> Vec<&String> {
+        let has_names = self.has_baseline();
+        let keys = self.keys.iter();
+        keys.filter(|key| !has_names || !key.starts_with("phase."))
+            .collect()
     }
 
     /// The ratios to the first candidate; none in a sweep.
@@ -156,6 +165,10 @@ impl Results {
             "val loss in {}: mean of the final losses ± half its 95 % interval; seconds of training steps",
             self.loss_unit
         )];
+        if self.columns().len() < self.keys.len() {
+            lines
+                .push("the files differ in keys of [[phase]]: comparison.csv has them".to_string());
+        }
         let first = self.first();
         if self.has_target() {
             let target = match (self.target_loss, first) {

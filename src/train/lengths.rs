@@ -10,7 +10,7 @@ use super::session::{ActivePhase, objective_specs};
 use super::{StepSettings, TrainError, TrainState, train_step};
 use crate::checkpoint::Cost;
 use crate::collective::SingleProcess;
-use crate::config::{Length, Plan};
+use crate::config::{Length, PhaseLength, PhasePlan, Plan};
 use crate::data::EpochSize;
 use crate::device::{ComputeDevice, is_cpu};
 use crate::forecast::{Forecast, available_bytes};
@@ -102,6 +102,20 @@ impl Lengths {
         self.totals_of(&self.inputs.timeline)
     }
 
+    /// What a run of another length means differently than the plan's own length; None if nothing.
+    pub fn caveat(&self) -> Option<&'static str> {
+        let shares = |phase: &PhasePlan| matches!(phase.length, PhaseLength::Share(_));
+        let phases = &self.plan.phases;
+        let counts_steps = matches!(self.plan.length, Length::Steps(_));
+        if phases.iter().any(|phase| phase.predict.is_some()) {
+            Some("predicted steps are counted as if they were computed")
+        } else if !counts_steps && phases.iter().any(shares) {
+            Some("shares of phases are of the run's steps, and not of its tokens as in the file")
+        } else {
+            None
+        }
+    }
+
     /// The totals of a run of `steps` steps.
     ///
     /// # Errors
@@ -134,6 +148,9 @@ impl Lengths {
     /// # Errors
     /// Phases that cannot have this length.
     pub fn steps_within(&self, fits: impl Fn(&Totals) -> bool) -> Result<u64, TrainError> {
+        // Phases whose lengths are all fixed have no other length than their own.
+        let own = self.own().steps;
+        self.totals(own + 1)?;
         // A length that is too short for the phases is no reason to look for a shorter one.
         let affords = |steps: u64| self.totals(steps).map_or(true, |totals| fits(&totals));
         if !affords(1) {

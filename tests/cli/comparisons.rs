@@ -347,3 +347,36 @@ fn p3_bad_arguments_and_files_that_cannot_be_compared_are_exit_2() {
     }
     assert!(!bench.path("outputs/x-vs-short").exists());
 }
+
+#[test]
+fn p3_what_a_budget_means_for_phases_is_said_or_refused() {
+    let bench = Bench::new();
+    let config = fs::read_to_string(bench.path("x.toml")).unwrap();
+    let fixed = "[[phase]]\nlength = 2\n[[phase]]\nlength = 4\n";
+    fs::write(bench.path("fixed.toml"), format!("{config}{fixed}")).unwrap();
+    let compare = |file: &str| {
+        let out = format!("out-{file}");
+        let arguments = [
+            "compare", "x.toml", file, "--budget", "steps:4", "--out", &out,
+        ];
+        let output = bench.run(&arguments);
+        let said = String::from_utf8(output.stderr).unwrap();
+        (output.status.code(), said)
+    };
+    let (code, said) = compare("fixed.toml");
+    assert_eq!(code, Some(2), "{said}");
+    assert!(
+        said.contains("ends the phases at 6 of the run's 7 steps"),
+        "{said}"
+    );
+    let shares =
+        "[[phase]]\nlength = \"50%\"\n[[phase]]\nlength = \"rest\"\nmicro_batch_size = 2\n";
+    let tokens = config.replace("max_steps = 6", "max_tokens = 384");
+    fs::write(bench.path("tokens.toml"), format!("{tokens}{shares}")).unwrap();
+    let (code, said) = compare("tokens.toml");
+    assert_eq!(code, Some(0), "{said}");
+    assert!(
+        said.contains("shares of phases are of the run's steps"),
+        "{said}"
+    );
+}
