@@ -102,6 +102,9 @@ fn p1_every_file_with_phases_runs_and_goes_on_from_both_sides_of_every_boundary(
         let mut distinct = names.clone();
         distinct.dedup();
         assert_eq!(distinct.len(), phases, "{name}: {names:?}");
+        if name == "dense-to-ternary" {
+            blended_evaluations_are_never_the_best(&bench, name, starts[2]);
+        }
         for start in &starts[1..] {
             for step in [start - 1, *start, start + 1] {
                 train(&bench, name, &["--resume", &step.to_string()]);
@@ -111,6 +114,26 @@ fn p1_every_file_with_phases_runs_and_goes_on_from_both_sides_of_every_boundary(
             }
         }
     }
+}
+
+/// The exported model is ternary, so the evaluations before the blend has ended do not count.
+fn blended_evaluations_are_never_the_best(bench: &Bench, name: &str, ternary_since: u64) {
+    let journal = fs::read_to_string(bench.path(name).join("logs/events.jsonl")).unwrap();
+    let events = journal
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let evaluated: Vec<(u64, bool)> = events
+        .filter(|event| event["event"] == "evaluated")
+        .map(|event| (event["step"].as_u64().unwrap(), event["best"] == true))
+        .collect();
+    assert!(
+        evaluated.iter().any(|(step, _)| *step < ternary_since),
+        "{evaluated:?}"
+    );
+    for (step, best) in &evaluated {
+        assert!(!best || *step >= ternary_since, "{evaluated:?}");
+    }
+    assert!(evaluated.iter().any(|(_, best)| *best), "{evaluated:?}");
 }
 
 #[test]
