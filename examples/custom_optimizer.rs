@@ -11,7 +11,7 @@ use firebrick::config::Preset;
 use firebrick::data::{Batch, Tokenizer};
 use firebrick::model::{Decoder, DecoderSpec, Tensors, parameters};
 use firebrick::objective::CrossEntropy;
-use firebrick::optimizer::{CustomRule, Optimizer, TensorState};
+use firebrick::optimizer::{CustomRule, Optimizer, OptimizerError, TensorState};
 use firebrick::train::{StepSettings, TrainState, train_step};
 
 /// LAMB with its parameters.
@@ -24,7 +24,7 @@ struct Lamb {
 
 impl CustomRule for Lamb {
     fn family(&self) -> &'static str {
-        "lamb"
+        "examples/lamb"
     }
 
     fn state_tensors(&self, dims: &[usize]) -> Vec<(&'static str, Vec<usize>)> {
@@ -59,7 +59,7 @@ impl CustomRule for Lamb {
     }
 }
 
-fn lamb() -> Optimizer {
+fn lamb() -> Result<Optimizer, OptimizerError> {
     let matrices = Lamb {
         betas: [0.9, 0.99],
         eps: 1e-6,
@@ -108,14 +108,14 @@ pub fn run(steps: u64) -> Result<([f64; 2], Tensors, Tensors), Box<dyn Error>> {
         Ok([losses[0], losses[losses.len() - 1]])
     };
 
-    let mut whole = TrainState::new(new()?, lamb());
+    let mut whole = TrainState::new(new()?, lamb()?);
     let losses = train(&mut whole, steps)?;
 
-    let mut first = TrainState::new(new()?, lamb());
+    let mut first = TrainState::new(new()?, lamb()?);
     train(&mut first, steps / 2)?;
     let saved = first.optimizer.state(first.model());
     let model = first.into_model();
-    let mut optimizer = lamb();
+    let mut optimizer = lamb()?;
     optimizer.load_state(&model, saved, &device)?;
     let mut second = TrainState::new(model, optimizer);
     train(&mut second, steps - steps / 2)?;

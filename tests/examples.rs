@@ -44,6 +44,39 @@ fn o1_custom_optimizer_learns_and_goes_on_to_the_same_bits() {
     }
 }
 
+#[test]
+fn o1_a_custom_rule_cannot_take_the_state_of_a_rule_of_ours() {
+    use burn::tensor::Tensor;
+    use firebrick::optimizer::{CustomRule, Optimizer, OptimizerError, TensorState};
+
+    struct Impostor;
+
+    impl CustomRule for Impostor {
+        fn family(&self) -> &'static str {
+            "lion"
+        }
+
+        fn state_tensors(&self, dims: &[usize]) -> Vec<(&'static str, Vec<usize>)> {
+            vec![("momentum", dims.to_vec())]
+        }
+
+        fn update<const D: usize>(
+            &self,
+            _: f64,
+            value: Tensor<D>,
+            _: Tensor<D>,
+            _: &mut TensorState,
+        ) -> Tensor<D> {
+            value
+        }
+    }
+    let error = Optimizer::custom(Impostor, Impostor).unwrap_err();
+    assert!(
+        matches!(error, OptimizerError::Family { family: "lion" }),
+        "{error}"
+    );
+}
+
 #[allow(dead_code)]
 #[path = "../examples/custom_phase.rs"]
 mod custom_phase;

@@ -2,6 +2,7 @@
 
 use burn::tensor::{DType, Tensor};
 
+use super::OptimizerError;
 use super::rule::{StateLayout, StateTensor};
 use super::rules::Rules;
 use super::tensor_rule::{Own, TensorRule, TensorState};
@@ -9,8 +10,9 @@ use super::tensor_rule::{Own, TensorRule, TensorState};
 /// An update rule of your own, in tensor operations. Its state is saved in checkpoints as that of
 /// any other rule; `examples/custom_optimizer.rs` has one.
 pub trait CustomRule: Send + Sync + 'static {
-    /// A name for the form of the state. Rules with the same name can continue from each other's
-    /// states; a state of another name is refused. Choose one that no rule of this crate has.
+    /// A name for the form of the state, as `owner/rule`: no rule of this crate has a slash in its
+    /// name. Rules with the same name can continue from each other's states; a state of another name
+    /// is refused.
     fn family(&self) -> &'static str;
 
     /// The names and dimensions of the tensors that the rule keeps of a parameter of these
@@ -64,6 +66,14 @@ impl<R: CustomRule> TensorRule for Custom<R> {
 }
 
 /// One rule for matrices, another for vectors.
-pub(super) fn rules(matrices: impl CustomRule, vectors: impl CustomRule) -> Rules {
-    Rules::uniform(Own(Custom(matrices)), Own(Custom(vectors)))
+pub(super) fn rules(
+    matrices: impl CustomRule,
+    vectors: impl CustomRule,
+) -> Result<Rules, OptimizerError> {
+    for family in [matrices.family(), vectors.family()] {
+        if !family.contains('/') {
+            return Err(OptimizerError::Family { family });
+        }
+    }
+    Ok(Rules::uniform(Own(Custom(matrices)), Own(Custom(vectors))))
 }

@@ -1,6 +1,7 @@
-//! Errors when a saved optimizer state is loaded.
+//! Errors of optimizers.
 
-/// The saved state does not belong to this optimizer and model.
+/// A saved state does not belong to this optimizer and model, or a rule of a user's own has a name
+/// that could be one of ours.
 #[derive(Debug, thiserror::Error)]
 pub enum OptimizerError {
     /// The state was saved by a rule of another family.
@@ -12,6 +13,13 @@ pub enum OptimizerError {
         expected: &'static str,
         /// The family that the saved state names.
         found: String,
+    },
+    /// The name of a custom rule's state form could be that of a rule of this crate, whose states it
+    /// would then take for its own.
+    #[error("a custom rule's family is named `owner/rule`, and this one is `{family}`")]
+    Family {
+        /// The name.
+        family: &'static str,
     },
     /// A state without a family has a part that this rule does not keep.
     #[error("optimizer state `{name}` is another rule's: {family} keeps none of that name")]

@@ -100,13 +100,19 @@ impl Optimizer {
     }
 
     /// An optimizer of your own rules, one for matrices and one for vectors (norms and biases).
-    pub fn custom(matrices: impl CustomRule, vectors: impl CustomRule) -> Self {
-        Self {
-            rules: custom::rules(matrices, vectors),
+    ///
+    /// # Errors
+    /// [`OptimizerError::Family`] for a family's name without a slash.
+    pub fn custom(
+        matrices: impl CustomRule,
+        vectors: impl CustomRule,
+    ) -> Result<Self, OptimizerError> {
+        Ok(Self {
+            rules: custom::rules(matrices, vectors)?,
             velvet: None,
             lora_plus_ratio: 1.0,
             states: BTreeMap::new(),
-        }
+        })
     }
 
     /// The same with another learning rate for the second matrix, B, of adapters: `ratio` times that
