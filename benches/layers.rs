@@ -11,12 +11,12 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use burn::tensor::activation::{silu, softmax};
+use burn::tensor::activation::{relu, sigmoid, silu, softmax, softplus};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use firebrick::environment::Environment;
 use firebrick_kernels::attention::{AttentionShape, attention};
 use firebrick_kernels::blockwise::cpu::Path;
-use firebrick_kernels::layers::{add_product, rms_norm, swiglu, token_nats};
+use firebrick_kernels::layers::{Activation, add_product, gated, rms_norm, token_nats};
 use firebrick_kernels::ternary::cpu::probe;
 use serde_json::json;
 
@@ -34,6 +34,12 @@ enum Limit {
 
 /// What computes a layer.
 type Side = Box<dyn Fn(&[Tensor<2>]) -> Tensor<2> + Send + Sync>;
+
+/// ERA-GELU as a graph.
+fn gelu_era(x: Tensor<2>) -> Tensor<2> {
+    let t = (x.clone() + x.clone().powi_scalar(3) * 0.044715) * (2.0 / std::f64::consts::PI).sqrt();
+    x.clone() * sigmoid(t * 2.0) + softplus(x, 1.0) * 0.1
+}
 
 /// One layer on both sides: from its operands to what comes out, each on the autodiff device.
 struct Layer {
@@ -253,8 +259,22 @@ fn layers(sizes: &Sizes) -> Vec<Layer> {
         Layer {
             name: "swiglu",
             operands: vec![x(ffn, 1), x(ffn, 2)],
-            ours: Box::new(|x| swiglu(x[0].clone(), x[1].clone())),
+            ours: Box::new(|x| gated(x[0].clone(), x[1].clone(), Activation::Silu)),
             composed: Box::new(|x| silu(x[0].clone()) * x[1].clone()),
+            limit: Limit::Bytes(8.0 * floats(tokens * ffn)),
+        },
+        Layer {
+            name: "relu2_glu",
+            operands: vec![x(ffn, 1), x(ffn, 2)],
+            ours: Box::new(|x| gated(x[0].clone(), x[1].clone(), Activation::Relu2)),
+            composed: Box::new(|x| relu(x[0].clone()).square() * x[1].clone()),
+            limit: Limit::Bytes(8.0 * floats(tokens * ffn)),
+        },
+        Layer {
+            name: "era_glu",
+            operands: vec![x(ffn, 1), x(ffn, 2)],
+            ours: Box::new(|x| gated(x[0].clone(), x[1].clone(), Activation::GeluEra)),
+            composed: Box::new(|x| gelu_era(x[0].clone()) * x[1].clone()),
             limit: Limit::Bytes(8.0 * floats(tokens * ffn)),
         },
         Layer {

@@ -1,10 +1,10 @@
 //! The operations that the CPU has in one piece, as tensors meet them: gradients whoever of their operands is trained,
 //! other dtypes, views, values that are not numbers, and operands that something else holds.
 
-use burn::tensor::activation::{log_softmax, silu, softmax};
+use burn::tensor::activation::{log_softmax, relu, sigmoid, silu, softmax, softplus};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use firebrick_kernels::attention::{AttentionShape, attention};
-use firebrick_kernels::layers::{add_product, rms_norm, swiglu, token_nats};
+use firebrick_kernels::layers::{Activation, add_product, gated, rms_norm, token_nats};
 
 type Function = Box<dyn Fn(&[Tensor<2>]) -> Tensor<2>>;
 
@@ -41,10 +41,24 @@ fn operations() -> Vec<Operation> {
             is_f32: false,
         },
         Operation {
-            name: "swiglu",
+            name: "gated by SiLU",
             dims: vec![matrix, matrix],
-            ours: Box::new(|x| swiglu(x[0].clone(), x[1].clone())),
+            ours: Box::new(|x| gated(x[0].clone(), x[1].clone(), Activation::Silu)),
             composed: Box::new(|x| silu(x[0].clone()) * x[1].clone()),
+            is_f32: false,
+        },
+        Operation {
+            name: "gated by ReLU²",
+            dims: vec![matrix, matrix],
+            ours: Box::new(|x| gated(x[0].clone(), x[1].clone(), Activation::Relu2)),
+            composed: Box::new(|x| relu(x[0].clone()).square() * x[1].clone()),
+            is_f32: false,
+        },
+        Operation {
+            name: "gated by ERA-GELU",
+            dims: vec![matrix, matrix],
+            ours: Box::new(|x| gated(x[0].clone(), x[1].clone(), Activation::GeluEra)),
+            composed: Box::new(|x| gelu_era(x[0].clone()) * x[1].clone()),
             is_f32: false,
         },
         Operation {
@@ -72,6 +86,11 @@ fn operations() -> Vec<Operation> {
             is_f32: false,
         },
     ]
+}
+
+fn gelu_era(x: Tensor<2>) -> Tensor<2> {
+    let t = (x.clone() + x.clone().powi_scalar(3) * 0.044715) * (2.0 / std::f64::consts::PI).sqrt();
+    x.clone() * sigmoid(t * 2.0) + softplus(x, 1.0) * 0.1
 }
 
 const SHAPE: AttentionShape = AttentionShape {
@@ -297,7 +316,9 @@ fn nothing_is_as_good_as_something() {
         rms_norm(empty(4), Tensor::ones([4], &device), 1e-5).dims(),
         [0, 4]
     );
-    assert_eq!(swiglu(empty(4), empty(4)).dims(), [0, 4]);
+    for activation in Activation::ALL {
+        assert_eq!(gated(empty(4), empty(4), activation).dims(), [0, 4]);
+    }
     assert_eq!(
         token_nats(empty(4), Tensor::zeros([0], &device)).dims(),
         [0]

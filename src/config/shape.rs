@@ -4,7 +4,8 @@ use firebrick_kernels::blockwise::{BlockwiseShape, Format};
 use firebrick_kernels::ternary::Granularity;
 use firebrick_kernels::ternary::layout::Layout;
 
-use super::keys::Architecture;
+use super::era::EraOutput;
+use super::keys::{Architecture, HiddenAct};
 
 /// Everything that fixes a decoder's parameters except the vocabulary, which the tokenizer brings.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,8 +42,14 @@ pub struct ModelShape {
     pub rope_scaling: Option<RopeScaling>,
     /// Tokens that a token attends to, itself included; none = all before it.
     pub sliding_window: Option<usize>,
+    /// What a gated feed-forward layer applies to its gate; none for gpt2, which has no gate.
+    pub hidden_act: Option<HiddenAct>,
+    /// What comes after the logits, if anything.
+    pub output_activation: Option<EraOutput>,
     /// Standard deviation of the initial weights.
     pub initializer_range: f64,
+    /// Whether projections that write to the residual stream begin at zero.
+    pub zero_init_output: bool,
     /// Ternary weights in the linear layers of the blocks.
     pub ternary: Option<Ternary>,
     /// Blockwise codes in their place, which are not trained.
@@ -152,8 +159,7 @@ impl ModelShape {
         self.architecture == Architecture::Gpt2
     }
 
-    /// BitNet b1.58's form: RMSNorms before the projections that write to the residual stream, ReLU²
-    /// in place of SiLU (Ma et al., 2025, "BitNet b1.58 2B4T", section 2).
+    /// BitNet b1.58's form: RMSNorms before the projections that write to the residual stream (Ma et al., 2025, "BitNet b1.58 2B4T", section 2).
     pub fn is_bitnet_form(&self) -> bool {
         self.architecture == Architecture::Bitnet
     }

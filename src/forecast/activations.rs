@@ -2,15 +2,14 @@
 //!
 //! d is the hidden size, q and k the widths of all query and key heads, f that of the feed-forward
 //! layer, h the heads, s the sequence length, e the bytes of an element of the compute dtype. On the
-//! CPU norms, attention and SwiGLU are one operation each, which keep what goes in and no more:
+//! CPU norms, attention and gated products are one operation each, which keep what goes in and no more:
 //!
 //! | kept | bytes |
 //! |---|---|
 //! | per norm: its input, its output | 2 d e |
 //! | queries, keys, values, and what attention gives | (2 q + 2 k) e |
-//! | SwiGLU: gate, up, what goes down | 3 f e |
-//! | BitNet's ReLU²: gate, two of its powers, up, their product, and what goes down | 6 f e |
-//! | norms of heads, and BitNet's of what attention gives: their input | (q + k) e, q e |
+//! | a gated product: gate, up, what goes down | 3 f e |
+//! | norms of heads, and BitNet's two in front of the projections back: their input | (q + k) e, (q + f) e |
 //!
 //! On a GPU, and on both for GPT-2's norms and GELU, by burn's graph:
 //!
@@ -20,14 +19,14 @@
 //! | queries, keys, values, and what attention gives | (2 q + 2 k) e |
 //! | scores before and after the exponential, in f32, and the attention weights | h s (8 + e) |
 //! | SwiGLU: gate, its sigmoid, their product, up, what goes down (GELU: before and after) | 5 f e (2 f e) |
+//! | gated by ReLU²: the same with its root for the sigmoid; by ERA-GELU: with eight for the sigmoid | 5 f e, 12 f e |
 //! | BitNet's norms in front of the two projections back: input in f32, what is scaled | (q + f) (4 + e) |
 //!
 //! With adapters the base model's weights have no gradient, and a norm of burn's keeps no scaled input, d e less. An
 //! adapter keeps x A, r e; DoRA the layer's output before it is stretched. With dropout, layers that read the same x
 //! keep what it is multiplied with and what is left of it, 2 e for each number of x.
 //!
-//! Rounding to ternary weights and 8-bit activations adds nothing: x' takes the place of x. BitNet's ReLU² keeps as
-//! many tensors as SwiGLU does in burn's graph.
+//! Rounding to ternary weights and 8-bit activations adds nothing: x' takes the place of x.
 //!
 //! With gradient checkpointing that is kept for one block at a time, and of the others their input,
 //! d e.
@@ -36,7 +35,7 @@ use std::collections::BTreeMap;
 
 use super::OfPhase;
 use super::memory::product;
-use crate::config::DecoderSpec;
+use crate::config::{DecoderSpec, HiddenAct};
 
 /// Bytes that a block keeps of each token for the backward pass: the tables above.
 pub(super) fn kept_by_block(
@@ -72,10 +71,11 @@ pub(super) fn kept_by_block(
     } else {
         product([heads, sequence_len, 8 + element])
     };
-    let feed_forward = match (is_gpt2, is_cpu && !is_bitnet) {
-        (true, _) => 2,
-        (false, true) => 3,
-        (false, false) => 5,
+    let feed_forward = match (shape.hidden_act, is_cpu) {
+        (None, _) => 2,
+        (Some(_), true) => 3,
+        (Some(HiddenAct::Silu | HiddenAct::Relu2), false) => 5,
+        (Some(HiddenAct::GeluEra), false) => 12,
     } * ffn
         * element;
     let sub_norms = match (is_bitnet, is_cpu) {

@@ -172,6 +172,10 @@ enum Saves {
 /// more than the third-level cache holds.
 const PACKED_DEPTH: u64 = 512;
 
+/// Bytes that ERA's graph holds of a logit: eight numbers, among them its exponential, its share,
+/// two terms of the result, and gradients.
+const ERA_LOGIT: u64 = 32;
+
 impl Sizes {
     fn new(of: OfPhase, spec: &DecoderSpec, counts: Counts, conditions: Conditions) -> Self {
         let (config, phase, shape) = (of.config, of.phase, &spec.shape);
@@ -213,6 +217,9 @@ impl Sizes {
             kept: kept_by_block(of, spec, (element, conditions.is_cpu)),
             logit_tokens: tokens.min(lanes * chunk),
             logit: match (conditions.is_cpu, element) {
+                _ if shape.output_activation.is_some() => {
+                    (ERA_LOGIT, "logits and what their activation keeps: 32")
+                }
                 (true, 4) => (4, "logits, their gradient in their place: 4"),
                 (true, _) => (8, "logits and their gradient: 8"),
                 (false, _) => (12, "logits, softmax, gradient: 12"),

@@ -14,6 +14,7 @@ use super::init::Init;
 use super::layers::{Embedding, Mlp, Norm};
 use super::linear::Linear;
 use super::loss::{TokenLoss, cross_entropy, cross_entropy_nats, cross_entropy_sum};
+use super::output::era;
 use super::parameters::{MapParameters, map_parameters};
 use crate::config::{DecoderSpec, PackedLayout, Ternary};
 use crate::data::Batch;
@@ -372,7 +373,11 @@ impl Decoder {
             Some(head) => head.forward(hidden),
             None => hidden.matmul(self.embed_tokens.weight.val().transpose()),
         };
-        logits.cast(DType::F32)
+        let logits = logits.cast(DType::F32);
+        match self.spec.shape.output_activation {
+            Some(activation) => era(logits, activation),
+            None => logits,
+        }
     }
 
     /// What the blocks share in a forward pass over `batch`.

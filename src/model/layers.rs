@@ -6,15 +6,15 @@
 //! scales is rounded once, at the end; on a GPU before the last factor too, as in transformers.
 
 use burn::module::{Module, Param};
-use burn::tensor::activation::{gelu, relu, silu};
+use burn::tensor::activation::{gelu, log_sigmoid, relu, sigmoid, silu};
 use burn::tensor::module::layer_norm;
 use burn::tensor::{DType, Int, Tensor};
-use firebrick_kernels::layers::{rms_norm, swiglu};
+use firebrick_kernels::layers::{Activation, gated, rms_norm};
 
 use super::init::Init;
 use super::linear::Linear;
 use super::lora::Dropout;
-use crate::config::ModelShape;
+use crate::config::{HiddenAct, ModelShape};
 use crate::device::is_cpu;
 
 /// A table of vectors, one per id.
@@ -84,8 +84,8 @@ impl Norm {
     }
 }
 
-/// The feed-forward layer: SwiGLU (Shazeer, 2020); gated by ReLU² (So et al., 2021) for bitnet; GELU
-/// for gpt2.
+/// The feed-forward layer: gated (Shazeer, 2020) by SiLU, ReLU² or ERA-GELU; GELU without a gate for
+/// gpt2.
 #[derive(Module, Debug)]
 pub struct Mlp {
     /// `[dim, ffn]`, all but gpt2.
@@ -96,6 +96,9 @@ pub struct Mlp {
     pub ffn_sub_norm: Option<Norm>,
     /// `[ffn, dim]`.
     pub down_proj: Linear,
+    /// What is applied to the gate, if there is one.
+    #[module(skip)]
+    activation: Option<Activation>,
 }
 
 impl Mlp {
@@ -105,17 +108,22 @@ impl Mlp {
             shape.intermediate_size,
             shape.initializer_range,
         );
-        let gated = !shape.is_gpt2_form();
+        let activation = shape.hidden_act.map(|act| match act {
+            HiddenAct::Silu => Activation::Silu,
+            HiddenAct::Relu2 => Activation::Relu2,
+            HiddenAct::GeluEra => Activation::GeluEra,
+        });
         let linear = |name: &str, dims, std| {
             let path = format!("{path}.{name}");
             Linear::of_block(init, &path, shape, (dims, shape.bias, std))
         };
         let sub_norm = || Norm::of_width(init, shape, ffn);
         Self {
-            gate_proj: gated.then(|| linear("gate_proj", [dim, ffn], std)),
+            gate_proj: activation.map(|_| linear("gate_proj", [dim, ffn], std)),
             up_proj: linear("up_proj", [dim, ffn], std),
             ffn_sub_norm: shape.is_bitnet_form().then(sub_norm),
             down_proj: linear("down_proj", [ffn, dim], residual_std(shape)),
+            activation,
         }
     }
 
@@ -126,18 +134,39 @@ impl Mlp {
 
     /// `[rows, dim]` -> `[rows, dim]`.
     pub(super) fn forward(&self, x: Tensor<2>, dropout: Option<&Dropout>) -> Tensor<2> {
-        let hidden = match &self.gate_proj {
-            None => exact_gelu(self.up_proj.forward_dropping(x, dropout)),
-            Some(gate) => {
+        let hidden = match (&self.gate_proj, self.activation) {
+            (Some(gate), Some(activation)) => {
                 let [gate, up] = Linear::forward_shared([gate, &self.up_proj], x, dropout);
+                let product = match is_cpu(&gate.device()) {
+                    true => gated(gate, up, activation),
+                    false => activate(gate, activation) * up,
+                };
                 match &self.ffn_sub_norm {
-                    Some(norm) => norm.forward(relu(gate).square() * up),
-                    None if is_cpu(&gate.device()) => swiglu(gate, up),
-                    None => silu(gate) * up,
+                    Some(norm) => norm.forward(product),
+                    None => product,
                 }
             }
+            _ => exact_gelu(self.up_proj.forward_dropping(x, dropout)),
         };
         self.down_proj.forward_dropping(hidden, dropout)
+    }
+}
+
+/// An [`Activation`] as a graph of burn's operations.
+fn activate(x: Tensor<2>, activation: Activation) -> Tensor<2> {
+    match activation {
+        Activation::Silu => silu(x),
+        Activation::Relu2 => relu(x).square(),
+        Activation::GeluEra => {
+            // 2 t of GELU in its tanh form. The sigmoid is 0 or 1 before the bounds, and the square is
+            // finite within them, also in half precision.
+            let within = x.clone().clamp(-20.0, 20.0);
+            let twice = 2.0 * (2.0 / std::f64::consts::PI).sqrt();
+            let argument = (within.clone().square() * 0.044715 + 1.0) * within * twice;
+            // log(1 + e^x), in a form that cannot overflow.
+            let softplus = -log_sigmoid(-x.clone());
+            x * sigmoid(argument) + softplus * 0.1
+        }
     }
 }
 
@@ -153,7 +182,10 @@ fn exact_gelu(x: Tensor<2>) -> Tensor<2> {
 }
 
 /// Projections that write to the residual stream start smaller, so that its variance does not grow
-/// with depth (Radford et al., 2019, section 2.3).
+/// with depth (Radford et al., 2019, section 2.3), or at zero.
 pub(super) fn residual_std(shape: &ModelShape) -> f64 {
+    if shape.zero_init_output {
+        return 0.0;
+    }
     shape.initializer_range / (2.0 * shape.num_hidden_layers as f64).sqrt()
 }

@@ -14,6 +14,7 @@ mod linear;
 mod lora;
 mod loss;
 mod merged;
+mod output;
 mod parameters;
 mod vocabulary;
 mod weight;

@@ -21,7 +21,7 @@ use crate::forecast::{
     Conditions, Flops, Forecast, Shortage, available_bytes, fit, flops_of_phase, outline,
 };
 use crate::generate::{GenerateError, check_prompt};
-use crate::model::{check_vocabulary, folder as model_folder};
+use crate::model::{ModelError, check_vocabulary, folder as model_folder};
 use crate::phase::{self, Timeline};
 
 /// The inputs of a run.
@@ -161,6 +161,12 @@ impl RunInputs {
             device.describe(),
             environment.threads,
         )];
+        let era = self.spec.shape.output_activation;
+        if let Some(least) = era.and_then(|era| era.least_loss(self.spec.vocab_size)) {
+            notes.push(format!(
+                "warning: with this output_activation the loss cannot fall below {least:.3} nats per token"
+            ));
+        }
         let mut said: Vec<&Arc<dyn TrainingData>> = Vec::new();
         for data in &self.data {
             if !said.iter().any(|other| Arc::ptr_eq(other, &data.source)) {
@@ -399,12 +405,14 @@ fn decoder_spec(plan: &Plan, data: &dyn TrainingData) -> Result<DecoderSpec, Tra
     // Generation ends at the token that ends an answer.
     let eos = data.end_token();
     let bos = tokenizer.bos().map(|token| token.id);
-    Ok(DecoderSpec {
+    let spec = DecoderSpec {
         shape: plan.shape.clone(),
         vocab_size: base.map_or(tokenizer.vocab_size(), |base| base.vocab_size),
         eos_token_id: eos.or(base.and_then(|base| base.eos_token_id)),
         bos_token_id: bos.or(base.and_then(|base| base.bos_token_id)),
-    })
+    };
+    spec.check().map_err(ModelError::from)?;
+    Ok(spec)
 }
 
 /// The base model's config.json and weight files, with their hashes.

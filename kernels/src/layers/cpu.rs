@@ -2,8 +2,9 @@
 
 use rayon::prelude::*;
 
+use super::Activation;
 use crate::panel::{self, LANES, Line, Panels, Path};
-use crate::vector::{exp, max, sum2, vectorised};
+use crate::vector::{exp, ln_1p_below_1, max, sum2, vectorised};
 
 /// Elements that one task takes: 64 KiB of f32.
 const PIECE: usize = 1 << 14;
@@ -49,17 +50,33 @@ pub fn rms_norm_backward(
     dw
 }
 
-/// gate sigmoid(gate) up, in place of gate.
-pub fn swiglu(path: Path, gate: &mut [f32], up: &[f32]) {
+/// activation(gate) up, in place of gate.
+pub fn gated(path: Path, activation: Activation, gate: &mut [f32], up: &[f32]) {
+    let piece = match activation {
+        Activation::Silu => multiply::<SILU>,
+        Activation::Relu2 => multiply::<RELU2>,
+        Activation::GeluEra => multiply::<GELU_ERA>,
+    };
     let work = gate.par_chunks_mut(PIECE).zip(up.par_chunks(PIECE));
-    work.for_each(|(gate, up)| gated(path, gate, up));
+    work.for_each(|(gate, up)| piece(path, gate, up));
 }
 
 /// The gradient of gate in place of gate, that of up in place of dy.
-pub fn swiglu_backward(path: Path, gate: &mut [f32], up: &[f32], upstream: &mut [f32]) {
+pub fn gated_backward(
+    path: Path,
+    activation: Activation,
+    gate: &mut [f32],
+    up: &[f32],
+    upstream: &mut [f32],
+) {
+    let piece = match activation {
+        Activation::Silu => multiply_backward::<SILU>,
+        Activation::Relu2 => multiply_backward::<RELU2>,
+        Activation::GeluEra => multiply_backward::<GELU_ERA>,
+    };
     let work = gate.par_chunks_mut(PIECE).zip(up.par_chunks(PIECE));
     let work = work.zip(upstream.par_chunks_mut(PIECE));
-    work.for_each(|((gate, up), dy)| gated_backward(path, gate, up, dy));
+    work.for_each(|((gate, up), dy)| piece(path, gate, up, dy));
 }
 
 /// m and log Σ exp(z - m) of each row of logits z `[rows, vocab]`, m the largest of its row. Their sum would lose the
@@ -182,18 +199,17 @@ vectorised! {
         }
     }
 
-    fn gated(gate: &mut [f32], up: &[f32]) {
+    fn multiply<const ACTIVATION: usize>(gate: &mut [f32], up: &[f32]) {
         for (gate, up) in gate.iter_mut().zip(up) {
-            *gate = *gate / (1.0 + exp(-*gate)) * up;
+            *gate = value::<ACTIVATION>(*gate) * up;
         }
     }
 
-    fn gated_backward(gate: &mut [f32], up: &[f32], dy: &mut [f32]) {
+    fn multiply_backward<const ACTIVATION: usize>(gate: &mut [f32], up: &[f32], dy: &mut [f32]) {
         for ((gate, up), dy) in gate.iter_mut().zip(up).zip(dy) {
-            let sigmoid = 1.0 / (1.0 + exp(-*gate));
-            let silu = *gate * sigmoid;
-            *gate = *dy * up * (sigmoid + silu * (1.0 - sigmoid));
-            *dy *= silu;
+            let [value, slope] = value_and_slope::<ACTIVATION>(*gate);
+            *gate = *dy * up * slope;
+            *dy *= value;
         }
     }
 
@@ -217,4 +233,75 @@ vectorised! {
 fn factor(row: &[f32], eps: f32) -> f32 {
     let squares = sum2(row, row, |x, _| x * x);
     1.0 / (squares / row.len() as f32 + eps).sqrt()
+}
+
+/// [`Activation`]s as numbers, for loops that are compiled once for each.
+const SILU: usize = 0;
+const RELU2: usize = 1;
+const GELU_ERA: usize = 2;
+
+#[inline(always)]
+fn value<const ACTIVATION: usize>(x: f32) -> f32 {
+    match ACTIVATION {
+        SILU => x / (1.0 + exp(-x)),
+        RELU2 => {
+            let positive = positive_part(x);
+            positive * positive
+        }
+        _ => x / (1.0 + exp(-tanh_argument(x)[0])) + ERA_SHARE * softplus(x),
+    }
+}
+
+#[inline(always)]
+fn value_and_slope<const ACTIVATION: usize>(x: f32) -> [f32; 2] {
+    match ACTIVATION {
+        SILU => {
+            let sigmoid = 1.0 / (1.0 + exp(-x));
+            let silu = x * sigmoid;
+            [silu, sigmoid + silu * (1.0 - sigmoid)]
+        }
+        RELU2 => {
+            let positive = positive_part(x);
+            [positive * positive, 2.0 * positive]
+        }
+        _ => {
+            let [argument, slope] = tanh_argument(x);
+            let sigmoid = 1.0 / (1.0 + exp(-argument));
+            let gelu = x * sigmoid;
+            let of_softplus = 1.0 / (1.0 + exp(-x));
+            [
+                gelu + ERA_SHARE * softplus(x),
+                sigmoid + gelu * (1.0 - sigmoid) * slope + ERA_SHARE * of_softplus,
+            ]
+        }
+    }
+}
+
+/// x above 0, else 0. A NaN stays one, which `max` would make 0.
+#[inline(always)]
+fn positive_part(x: f32) -> f32 {
+    if x < 0.0 { 0.0 } else { x }
+}
+
+/// What softplus is multiplied with in ERA-GELU.
+pub(super) const ERA_SHARE: f32 = 0.1;
+
+/// 2 t and its derivative, of GELU_tanh(x) = x (1 + tanh t) / 2 = x sigmoid(2 t). The sigmoid is 0 or 1 in f32 long
+/// before the bounds, and the powers of x stay finite within them.
+#[inline(always)]
+fn tanh_argument(x: f32) -> [f32; 2] {
+    const SCALE: f32 = 2.0 * 0.797_884_6; // 2 sqrt(2 / pi)
+    const CUBIC: f32 = 0.044_715;
+    let x = x.clamp(-20.0, 20.0);
+    let square = x * x;
+    [
+        SCALE * x * (1.0 + CUBIC * square),
+        SCALE * (1.0 + 3.0 * CUBIC * square),
+    ]
+}
+
+/// log(1 + e^x).
+#[inline(always)]
+fn softplus(x: f32) -> f32 {
+    positive_part(x) + ln_1p_below_1(exp(-x.abs()))
 }

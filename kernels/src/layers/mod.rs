@@ -7,10 +7,11 @@
 //! | layer | forward | keeps |
 //! |---|---|---|
 //! | [`rms_norm`] | y = x w / rms(x) (Zhang and Sennrich, 2019) | x, w |
-//! | [`swiglu`] | y = gate sigmoid(gate) up (Shazeer, 2020) | gate, up |
+//! | [`gated`] | y = f(gate) up (Shazeer, 2020), f one of [`Activation`] | gate, up |
 //! | [`token_nats`] | log Σ exp(z) - z of the target | z, and the first term |
 //! | [`add_product`] | y + x w | x, w |
 
+mod activation;
 mod cpu;
 mod op;
 pub mod reference;
@@ -18,5 +19,6 @@ pub mod reference;
 mod tests;
 mod ways;
 
-pub use op::{LayerOps, add_product, rms_norm, swiglu, token_nats};
+pub use activation::Activation;
+pub use op::{LayerOps, add_product, gated, rms_norm, token_nats};
 pub use ways::ways;

@@ -9,7 +9,7 @@ use burn::backend::{
 };
 use burn::tensor::{DType, Int, Tensor};
 
-use super::cpu;
+use super::{Activation, cpu};
 use crate::flex::{contiguous_f32, contiguous_i32, floats, in_f32, indices, tensor};
 use crate::panel::Path;
 use crate::ways::{Way, answer};
@@ -34,13 +34,18 @@ pub trait LayerOps: Backend {
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
     /// y of gate and up `[rows, width]`.
-    fn fused_swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
+    fn fused_gated(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        activation: Activation,
+    ) -> FloatTensor<Self>;
 
     /// The gradients of gate and up.
-    fn fused_swiglu_backward(
+    fn fused_gated_backward(
         gate: FloatTensor<Self>,
         up: FloatTensor<Self>,
         upstream: FloatTensor<Self>,
+        activation: Activation,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
     /// Nats `[rows]` of logits z `[rows, vocab]` and targets `[rows]`; and of each row the largest m and
@@ -77,14 +82,14 @@ pub fn rms_norm(x: Tensor<2>, weight: Tensor<1>, eps: f64) -> Tensor<2> {
     Tensor::from_dispatch(Dispatch::fused_rms_norm(x, weight, eps))
 }
 
-/// gate sigmoid(gate) up, `[rows, width]` of any float dtype. It has gradients with respect to both.
+/// activation(gate) up, `[rows, width]` of any float dtype. It has gradients with respect to both.
 ///
 /// # Panics
 /// On a device other than the CPU, and where shapes differ.
-pub fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
+pub fn gated(gate: Tensor<2>, up: Tensor<2>, activation: Activation) -> Tensor<2> {
     assert_eq!(gate.dims(), up.dims());
     let [gate, up] = [gate, up].map(Tensor::into_dispatch);
-    Tensor::from_dispatch(Dispatch::fused_swiglu(gate, up))
+    Tensor::from_dispatch(Dispatch::fused_gated(gate, up, activation))
 }
 
 /// -log softmax(z) of the target, `[rows]` f32, of logits z `[rows, vocab]` of any float dtype and targets `[rows]`. It
@@ -146,23 +151,30 @@ impl LayerOps for Flex {
         (dx, tensor(dw, [count], dtype))
     }
 
-    fn fused_swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
-        answer::<Self>("fused_swiglu", way);
+    fn fused_gated(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        activation: Activation,
+    ) -> FloatTensor<Self> {
+        answer::<Self>("fused_gated", way);
         let up = contiguous_f32(up);
-        in_f32(gate, |gate| cpu::swiglu(Path::detect(), gate, floats(&up)))
+        in_f32(gate, |gate| {
+            cpu::gated(Path::detect(), activation, gate, floats(&up));
+        })
     }
 
-    fn fused_swiglu_backward(
+    fn fused_gated_backward(
         gate: FloatTensor<Self>,
         up: FloatTensor<Self>,
         upstream: FloatTensor<Self>,
+        activation: Activation,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        answer::<Self>("fused_swiglu_backward", way);
+        answer::<Self>("fused_gated_backward", way);
         let up = contiguous_f32(up);
         let mut of_gate = None;
         let of_up = in_f32(upstream, |dy| {
             of_gate = Some(in_f32(gate, |gate| {
-                cpu::swiglu_backward(Path::detect(), gate, floats(&up), dy);
+                cpu::gated_backward(Path::detect(), activation, gate, floats(&up), dy);
             }));
         });
         // The closure was called.
@@ -276,12 +288,16 @@ impl<B: Backend + LayerOps, C: CheckpointStrategy> LayerOps for Autodiff<B, C> {
         panic!("a fused RMSNorm has no second derivative")
     }
 
-    fn fused_swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn fused_gated(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        activation: Activation,
+    ) -> FloatTensor<Self> {
         #[derive(Debug)]
-        struct SwiGlu;
+        struct Gated;
 
-        impl<B: Backend + LayerOps> Backward<B, 2> for SwiGlu {
-            type State = [FloatTensor<B>; 2];
+        impl<B: Backend + LayerOps> Backward<B, 2> for Gated {
+            type State = ([FloatTensor<B>; 2], Activation);
 
             fn backward(
                 self,
@@ -290,8 +306,8 @@ impl<B: Backend + LayerOps, C: CheckpointStrategy> LayerOps for Autodiff<B, C> {
                 _: &mut Checkpointer,
             ) {
                 let upstream = grads.consume::<B>(&ops.node);
-                let [gate, up] = ops.state;
-                let (gate, up) = B::fused_swiglu_backward(gate, up, upstream);
+                let ([gate, up], activation) = ops.state;
+                let (gate, up) = B::fused_gated_backward(gate, up, upstream, activation);
                 for (parent, gradient) in ops.parents.into_iter().zip([gate, up]) {
                     if let Some(parent) = parent {
                         grads.register::<B>(parent.id, gradient);
@@ -300,24 +316,23 @@ impl<B: Backend + LayerOps, C: CheckpointStrategy> LayerOps for Autodiff<B, C> {
             }
         }
 
-        let prepared = SwiGlu
-            .prepare::<C>([gate.node(), up.node()])
-            .compute_bound();
+        let prepared = Gated.prepare::<C>([gate.node(), up.node()]).compute_bound();
         let [gate, up] = [gate, up].map(|x| x.into_primitive());
-        let y = B::fused_swiglu(gate.clone(), up.clone());
+        let y = B::fused_gated(gate.clone(), up.clone(), activation);
         match prepared.stateful() {
-            OpsKind::Tracked(prepared) => prepared.finish([gate, up], y),
+            OpsKind::Tracked(prepared) => prepared.finish(([gate, up], activation), y),
             OpsKind::UnTracked(prepared) => prepared.finish(y),
         }
     }
 
     /// Its own gradient is not written down.
-    fn fused_swiglu_backward(
+    fn fused_gated_backward(
         _: FloatTensor<Self>,
         _: FloatTensor<Self>,
         _: FloatTensor<Self>,
+        _: Activation,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        panic!("a fused SwiGLU has no second derivative")
+        panic!("a fused gated product has no second derivative")
     }
 
     fn fused_token_nats(

@@ -1,5 +1,7 @@
 //! The same in plain scalar Rust, in f64.
 
+use super::Activation;
+
 /// y of x `[rows, dim]` and w `[dim]`.
 pub fn rms_norm(x: &[f32], weight: &[f32], eps: f64) -> Vec<f32> {
     let rows = x.chunks(weight.len()).flat_map(|row| {
@@ -33,25 +35,54 @@ fn norm(row: &[f32], eps: f64) -> f64 {
     (squares / row.len() as f64 + eps).powf(-0.5)
 }
 
-/// gate sigmoid(gate) up.
-pub fn swiglu(gate: &[f32], up: &[f32]) -> Vec<f32> {
+/// activation(gate) up.
+pub fn gated(activation: Activation, gate: &[f32], up: &[f32]) -> Vec<f32> {
     let one = |(gate, up): (&f32, &f32)| {
-        let gate = f64::from(*gate);
-        (gate * sigmoid(gate) * f64::from(*up)) as f32
+        let [value, _] = value_and_slope(activation, f64::from(*gate));
+        (value * f64::from(*up)) as f32
     };
     gate.iter().zip(up).map(one).collect()
 }
 
 /// The gradients of gate and up.
-pub fn swiglu_backward(gate: &[f32], up: &[f32], upstream: &[f32]) -> [Vec<f32>; 2] {
+pub fn gated_backward(
+    activation: Activation,
+    gate: &[f32],
+    up: &[f32],
+    upstream: &[f32],
+) -> [Vec<f32>; 2] {
     let each = || gate.iter().zip(up).zip(upstream);
     let wide = |((gate, up), dy): ((&f32, &f32), &f32)| {
         let [gate, up, dy] = [gate, up, dy].map(|x| f64::from(*x));
-        let s = sigmoid(gate);
-        [dy * up * s * (1.0 + gate * (1.0 - s)), dy * gate * s]
+        let [value, slope] = value_and_slope(activation, gate);
+        [dy * up * slope, dy * value]
     };
     let of = |i: usize| each().map(|x| wide(x)[i] as f32).collect();
     [of(0), of(1)]
+}
+
+fn value_and_slope(activation: Activation, x: f64) -> [f64; 2] {
+    match activation {
+        Activation::Silu => {
+            let s = sigmoid(x);
+            [x * s, s * (1.0 + x * (1.0 - s))]
+        }
+        Activation::Relu2 => [x.max(0.0).powi(2), 2.0 * x.max(0.0)],
+        Activation::GeluEra => {
+            let scale = (2.0 / std::f64::consts::PI).sqrt();
+            let tanh = (scale * (x + 0.044715 * x.powi(3))).tanh();
+            let inner = scale * (1.0 + 3.0 * 0.044715 * x.powi(2));
+            let [gelu, slope] = match x.abs() < 1e3 {
+                true => [
+                    0.5 * x * (1.0 + tanh),
+                    0.5 * (1.0 + tanh) + 0.5 * x * (1.0 - tanh * tanh) * inner,
+                ],
+                false => [x.max(0.0), f64::from(x > 0.0)],
+            };
+            let softplus = x.max(0.0) + (-x.abs()).exp().ln_1p();
+            [gelu + 0.1 * softplus, slope + 0.1 * sigmoid(x)]
+        }
+    }
 }
 
 fn sigmoid(x: f64) -> f64 {

@@ -3,6 +3,7 @@
 use burn::backend::Dispatch;
 use burn::tensor::{Device, Int, Tensor};
 
+use super::Activation;
 use super::op::LayerOps;
 use crate::ways::{Way, ask};
 
@@ -23,8 +24,8 @@ fn call_each(device: &Device) {
     let targets = || Tensor::<1, Int>::zeros([1], device).into_dispatch();
     Dispatch::fused_rms_norm(x(), row(), 1.0);
     Dispatch::fused_rms_norm_backward(x(), row(), x(), 1.0, true);
-    Dispatch::fused_swiglu(x(), x());
-    Dispatch::fused_swiglu_backward(x(), x(), x());
+    Dispatch::fused_gated(x(), x(), Activation::Silu);
+    Dispatch::fused_gated_backward(x(), x(), x(), Activation::Silu);
     Dispatch::fused_token_nats(x(), targets());
     Dispatch::fused_token_nats_backward(x(), targets(), row(), row());
     Dispatch::fused_add_product(x(), x(), x());

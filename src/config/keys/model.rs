@@ -73,6 +73,19 @@ pub struct ModelConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0.0, "x-aliases" = ["init_std", "init_range"]))]
     pub initializer_range: Option<f64>,
+    /// Start the projections that write to the residual stream (`o_proj`, `down_proj`) at zero, so that
+    /// each block begins as the identity. Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-aliases" = ["zero_init", "zero_init_residual"]))]
+    pub zero_init_output: Option<bool>,
+    /// What the gated feed-forward layer applies to its gate (not for gpt2).
+    /// Default: relu2 for bitnet, silu for the others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-aliases" = ["HF: hidden_activation", "GPT-2: activation_function", "act_fn"]))]
+    pub hidden_act: Option<HiddenAct>,
+    /// What comes after the logits. Default: nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output_activation: Option<OutputActivationConfig>,
     /// Tokens that a token attends to, itself included (mistral, qwen2, qwen3, phi3).
     /// Default: all before it.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -113,6 +126,53 @@ impl Dtype {
             Dtype::F16 => "f16",
         }
     }
+}
+
+/// A function that is applied to the gate of a feed-forward layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum HiddenAct {
+    /// x sigmoid(x), which makes the layer SwiGLU.
+    Silu,
+    /// max(x, 0)², which makes most of the gate zero.
+    Relu2,
+    /// GELU in its tanh form plus 0.1 softplus(x). Other programs cannot load a model with it.
+    GeluEra,
+}
+
+impl HiddenAct {
+    /// Every function.
+    pub const ALL: [HiddenAct; 3] = [HiddenAct::Silu, HiddenAct::Relu2, HiddenAct::GeluEra];
+
+    /// Its name in a configuration and in config.json.
+    pub fn name(self) -> &'static str {
+        match self {
+            HiddenAct::Silu => "silu",
+            HiddenAct::Relu2 => "relu2",
+            HiddenAct::GeluEra => "gelu_era",
+        }
+    }
+}
+
+/// `[model.output_activation]`: what comes after the logits, in training and in generation. Also
+/// written inline: `output_activation = { type = "era", min_entropy = 1.0 }`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OutputActivationConfig {
+    /// Which function.
+    #[serde(rename = "type")]
+    pub kind: OutputActivationKind,
+    /// The bound below which the entropy of the next token cannot fall, in nats. It is a floor under
+    /// the loss too; the run says which. Other programs cannot load a model with it.
+    pub min_entropy: f64,
+}
+
+/// Which function comes after the logits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OutputActivationKind {
+    /// The entropy-regularising activation (ERA; Kang et al., 2025).
+    Era,
 }
 
 /// `[model.rope_scaling]`: rotary frequencies stretched for a longer context. Also written inline:
@@ -196,6 +256,15 @@ impl Architecture {
             Architecture::Phi3 => "phi3",
             Architecture::Bitnet => "bitnet",
             Architecture::Gpt2 => "gpt2",
+        }
+    }
+
+    /// What its feed-forward layer applies to the gate by default; None if it has no gate.
+    pub fn hidden_act(self) -> Option<HiddenAct> {
+        match self {
+            Architecture::Gpt2 => None,
+            Architecture::Bitnet => Some(HiddenAct::Relu2),
+            _ => Some(HiddenAct::Silu),
         }
     }
 }

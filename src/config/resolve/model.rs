@@ -3,8 +3,10 @@
 use std::path::Path;
 
 use crate::config::checks::Checks;
+use crate::config::era::EraOutput;
 use crate::config::keys::{
-    Architecture, Config, Dtype, ModelConfig, RopeScalingConfig, RopeScalingKind,
+    Architecture, Config, Dtype, ModelConfig, OutputActivationConfig, OutputActivationKind,
+    RopeScalingConfig, RopeScalingKind,
 };
 use crate::config::shape::{ModelShape, RopeScaling};
 use crate::config::spec::DecoderSpec;
@@ -79,7 +81,8 @@ impl Checks<'_> {
                 return None;
             }
         };
-        let shape = base.shape.to_config(written.dtype);
+        let mut shape = base.shape.to_config(written.dtype);
+        shape.hidden_act = base.shape.hidden_act;
         for (name, said, has) in differences(written, &shape) {
             self.refuse(
                 &[&format!("model.{name}"), key],
@@ -248,6 +251,13 @@ impl Checks<'_> {
             ("rope_theta", written.rope_theta.is_some()),
             ("rope_scaling", written.rope_scaling.is_some()),
         ];
+        if is_gpt2 && written.hidden_act.is_some() {
+            self.refuse(
+                &["model.hidden_act", "model.architecture"],
+                "gpt2's feed-forward layer has no gate: hidden_act has no effect".to_string(),
+                "remove hidden_act, or use architecture = \"llama\"",
+            );
+        }
         for (name, _) in rotary.iter().filter(|(_, given)| is_gpt2 && *given) {
             self.refuse(
                 &[&format!("model.{name}"), "model.architecture"],
@@ -367,6 +377,12 @@ fn with_overrides(preset: ModelConfig, written: &ModelConfig) -> ModelConfig {
         norm_eps: written.norm_eps.or(preset.norm_eps),
         rope_theta: written.rope_theta.or(preset.rope_theta),
         initializer_range: written.initializer_range.or(preset.initializer_range),
+        zero_init_output: written.zero_init_output.or(preset.zero_init_output),
+        hidden_act: written.hidden_act.or(preset.hidden_act),
+        output_activation: written
+            .output_activation
+            .clone()
+            .or(preset.output_activation),
         dtype: written.dtype,
         sliding_window: written.sliding_window.or(preset.sliding_window),
         rope_scaling: written.rope_scaling.clone().or(preset.rope_scaling),
@@ -402,7 +418,12 @@ impl ModelShape {
             rope_theta: model.rope_theta.unwrap_or(10_000.0),
             rope_scaling: model.rope_scaling.as_ref().map(RopeScaling::of),
             sliding_window: model.sliding_window,
+            hidden_act: model.hidden_act.or(architecture.hidden_act()),
+            output_activation: model.output_activation.as_ref().map(|output| EraOutput {
+                min_entropy: output.min_entropy,
+            }),
             initializer_range: model.initializer_range.unwrap_or(0.02),
+            zero_init_output: model.zero_init_output.unwrap_or(false),
             ternary: None,
             blockwise: None,
         })
@@ -426,6 +447,15 @@ impl ModelShape {
             norm_eps: Some(self.norm_eps),
             rope_theta: (!self.is_gpt2_form()).then_some(self.rope_theta),
             initializer_range: Some(self.initializer_range),
+            // Runs that began before these keys have none of them in their resolved.toml.
+            zero_init_output: self.zero_init_output.then_some(true),
+            hidden_act: self
+                .hidden_act
+                .filter(|_| self.hidden_act != self.architecture.hidden_act()),
+            output_activation: self.output_activation.map(|era| OutputActivationConfig {
+                kind: OutputActivationKind::Era,
+                min_entropy: era.min_entropy,
+            }),
             dtype,
             sliding_window: self.sliding_window,
             rope_scaling: self.rope_scaling.map(RopeScaling::to_config),

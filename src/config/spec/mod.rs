@@ -13,9 +13,16 @@ use std::path::Path;
 
 pub use error::SpecError;
 
+use super::era::EraOutput;
+use super::keys::HiddenAct;
 use super::shape::ModelShape;
 use firebrick_kernels::ternary::Granularity;
 use firebrick_kernels::ternary::layout::compute::BLOCK;
+
+/// What the `model_type` and the class of a model begin with whose output has an activation. No
+/// other program knows these names, so none computes the model without its activation.
+const ERA_PREFIX: &str = "era_";
+const ERA_CLASS: &str = "Era";
 
 /// The shape's file name in a model folder.
 pub const CONFIG_JSON: &str = "config.json";
@@ -140,6 +147,23 @@ impl DecoderSpec {
                     "groups of {size} ternary weights are not a multiple of {BLOCK} that divides {widths:?}"
                 )));
             }
+        }
+        if s.hidden_act.is_some() == s.is_gpt2_form() {
+            return Err(SpecError::shape(format!(
+                "hidden_act is for models with a gated feed-forward layer, and those need it; {} has {}",
+                s.architecture.name(),
+                s.hidden_act.map_or("none", HiddenAct::name)
+            )));
+        }
+        if let Some(era) = s.output_activation
+            && era.constants(self.vocab_size).is_none()
+        {
+            let [low, high] = EraOutput::limits(self.vocab_size);
+            return Err(SpecError::shape(format!(
+                "output_activation's min_entropy = {} is not between {low:.3} and {high:.3} nats, the \
+                 limits for a vocabulary of {}",
+                era.min_entropy, self.vocab_size
+            )));
         }
         Ok(())
     }

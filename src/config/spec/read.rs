@@ -7,8 +7,9 @@
 use serde_json::{Value, json};
 
 use super::fields::Fields;
-use super::{DecoderSpec, SpecError};
-use crate::config::keys::Architecture;
+use super::{DecoderSpec, ERA_CLASS, ERA_PREFIX, SpecError};
+use crate::config::era::EraOutput;
+use crate::config::keys::{Architecture, HiddenAct};
 use crate::config::shape::{ModelShape, RopeScaling};
 
 /// What a family's configuration class takes where config.json is silent.
@@ -23,7 +24,6 @@ struct Family {
     norm_eps: f64,
     rope_theta: f64,
     sliding_window: Option<usize>,
-    hidden_act: &'static str,
     bos: Option<u32>,
     eos: Option<u32>,
 }
@@ -37,7 +37,6 @@ const LLAMA: Family = Family {
     norm_eps: 1e-6,
     rope_theta: 10_000.0,
     sliding_window: None,
-    hidden_act: "silu",
     bos: Some(1),
     eos: Some(2),
 };
@@ -84,7 +83,6 @@ const BITNET: Family = Family {
     kv_heads: Some(5),
     norm_eps: 1e-5,
     rope_theta: 500_000.0,
-    hidden_act: "relu2",
     bos: Some(128_000),
     eos: Some(128_001),
     ..LLAMA
@@ -98,7 +96,8 @@ impl DecoderSpec {
     /// honour: each is named, none is ignored.
     pub fn from_config_json(config: &Value) -> Result<Self, SpecError> {
         let fields = Fields::new(config)?;
-        let spec = match fields.text("model_type")? {
+        let family = fields.text("model_type")?;
+        let spec = match family.strip_prefix(ERA_PREFIX).unwrap_or(family) {
             "llama" => fields.rotary(&LLAMA)?,
             "mistral" => fields.rotary(&MISTRAL)?,
             "qwen2" => fields.rotary(&QWEN2)?,
@@ -114,9 +113,47 @@ impl DecoderSpec {
 }
 
 impl Fields<'_> {
+    /// What is applied to the gate.
+    fn hidden_act(&self, architecture: Architecture) -> Result<Option<HiddenAct>, SpecError> {
+        if self.get("hidden_act").is_none() {
+            return Ok(architecture.hidden_act());
+        }
+        let name = match self.text("hidden_act")? {
+            // Another name of the same in transformers.
+            "swish" => HiddenAct::Silu.name(),
+            name => name,
+        };
+        let found = HiddenAct::ALL.into_iter().find(|act| act.name() == name);
+        found
+            .map(Some)
+            .ok_or_else(|| self.unsupported("hidden_act"))
+    }
+
+    /// Whether the file is of a model that only this library builds: its `model_type` says so, for
+    /// programs that would leave out the activation of the output without a word.
+    fn has_era(&self) -> Result<bool, SpecError> {
+        Ok(self.text("model_type")?.starts_with(ERA_PREFIX))
+    }
+
+    fn output_activation(&self) -> Result<Option<EraOutput>, SpecError> {
+        let output = self.inner("output_activation", "output_activation.")?;
+        let Some(output) = output else {
+            return match self.has_era()? {
+                true => Err(self.invalid("output_activation", "the activation of the output")),
+                false => Ok(None),
+            };
+        };
+        if !self.has_era()? {
+            return Err(self.unsupported("output_activation"));
+        }
+        output.require("type", &json!("era"))?;
+        let min_entropy = output.get("min_entropy").and_then(Value::as_f64);
+        let min_entropy = min_entropy.ok_or_else(|| output.invalid("min_entropy", "a number"))?;
+        Ok(Some(EraOutput { min_entropy }))
+    }
+
     fn rotary(&self, family: &Family) -> Result<DecoderSpec, SpecError> {
         self.refuse_unsupported(family.class)?;
-        self.require("hidden_act", &json!(family.hidden_act))?;
         let hidden_size = self.count("hidden_size")?;
         let heads = self.count("num_attention_heads")?;
         let layers = self.count("num_hidden_layers")?;
@@ -144,7 +181,10 @@ impl Fields<'_> {
             rope_theta,
             rope_scaling,
             sliding_window: self.window(family, layers)?,
+            hidden_act: self.hidden_act(family.architecture)?,
+            output_activation: self.output_activation()?,
             initializer_range: self.positive_or("initializer_range", 0.02)?,
+            zero_init_output: false,
             ternary,
             blockwise,
         };
@@ -181,7 +221,10 @@ impl Fields<'_> {
             rope_theta: 10_000.0,
             rope_scaling: None,
             sliding_window: None,
+            hidden_act: None,
+            output_activation: self.output_activation()?,
             initializer_range: self.positive_or("initializer_range", 0.02)?,
+            zero_init_output: false,
             ternary,
             blockwise,
         };
@@ -208,7 +251,11 @@ impl Fields<'_> {
     /// Everything that would make this another model than the one that is built.
     fn refuse_unsupported(&self, class: &str) -> Result<(), SpecError> {
         let classes = self.get("architectures").and_then(Value::as_array);
-        if classes.is_some_and(|names| !names.iter().any(|name| name == class)) {
+        let class = match self.has_era()? {
+            true => format!("{ERA_CLASS}{class}"),
+            false => class.to_string(),
+        };
+        if classes.is_some_and(|names| !names.iter().any(|name| name == &class)) {
             return Err(self.unsupported("architectures"));
         }
         for field in ABSENT {

@@ -2,8 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{DecoderSpec, quantization};
-use crate::config::keys::{Architecture, SaveDtype};
+use super::{DecoderSpec, ERA_CLASS, ERA_PREFIX, quantization};
+use crate::config::keys::{Architecture, HiddenAct, SaveDtype};
 use crate::config::shape::{ModelShape, RopeScaling};
 
 impl DecoderSpec {
@@ -16,6 +16,15 @@ impl DecoderSpec {
             Architecture::Gpt2 => gpt2(shape),
             _ => rotary(shape),
         });
+        if let Some(era) = shape.output_activation {
+            let name = shape.architecture.name();
+            config.insert("model_type".into(), json!(format!("{ERA_PREFIX}{name}")));
+            let class = config["architectures"][0].as_str().unwrap_or_default();
+            let class = format!("{ERA_CLASS}{class}");
+            config.insert("architectures".into(), json!([class]));
+            let output = json!({"type": "era", "min_entropy": era.min_entropy});
+            config.insert("output_activation".into(), output);
+        }
         if let Some(quantization) = quantization::write(shape) {
             config.insert("quantization_config".into(), quantization);
         }
@@ -51,7 +60,7 @@ fn rotary(shape: &ModelShape) -> Map<String, Value> {
         "num_key_value_heads": shape.num_key_value_heads,
         "head_dim": shape.head_dim,
         "max_position_embeddings": shape.max_position_embeddings,
-        "hidden_act": if shape.is_bitnet_form() { "relu2" } else { "silu" },
+        "hidden_act": shape.hidden_act.map(HiddenAct::name),
         "rms_norm_eps": shape.norm_eps,
         "rope_theta": shape.rope_theta,
         "rope_scaling": shape.rope_scaling.map(rope_scaling),
