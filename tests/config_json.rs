@@ -4,10 +4,10 @@
 mod support;
 
 use firebrick::config::{
-    Architecture, DecoderSpec, Granularity, RopeScaling, SaveDtype, SpecError,
+    Architecture, DecoderSpec, EraOutput, Granularity, HiddenAct, RopeScaling, SaveDtype, SpecError,
 };
 use serde_json::{Value, json};
-use support::variants;
+use support::{tiny, variants};
 
 /// What no class has a default for here.
 fn least(model_type: &str) -> Value {
@@ -212,6 +212,64 @@ fn m1_qwens_window_is_on_all_layers_or_none() {
             let error = found.unwrap_err().to_string();
             assert!(error.contains(&format!("`{field}`")), "{changes}: {error}");
         }
+    }
+}
+
+#[test]
+fn o3_activations_are_read_as_they_are_written() {
+    let act =
+        |name: &str| read("qwen3", json!({"hidden_act": name})).map(|spec| spec.shape.hidden_act);
+    for (name, expected) in [
+        ("silu", HiddenAct::Silu),
+        ("swish", HiddenAct::Silu),
+        ("relu2", HiddenAct::Relu2),
+        ("gelu_era", HiddenAct::GeluEra),
+    ] {
+        assert_eq!(act(name).unwrap(), Some(expected), "{name}");
+    }
+    for act in HiddenAct::ALL {
+        let mut spec = tiny(Architecture::Llama);
+        spec.shape.hidden_act = Some(act);
+        let written = spec.to_config_json(SaveDtype::F32);
+        assert_eq!(written["hidden_act"], act.name());
+        assert_eq!(DecoderSpec::from_config_json(&written).unwrap(), spec);
+    }
+}
+
+/// Programs that do not know the activation of the output do not know the model's name either.
+#[test]
+fn o3_a_model_with_an_activated_output_has_a_name_of_its_own() {
+    for architecture in Architecture::ALL {
+        let mut spec = tiny(architecture);
+        spec.shape.output_activation = Some(EraOutput { min_entropy: 0.75 });
+        let written = spec.to_config_json(SaveDtype::F32);
+        let name = architecture.name();
+        assert_eq!(written["model_type"], format!("era_{name}"));
+        let class = written["architectures"][0].as_str().unwrap();
+        assert!(class.starts_with("Era"), "{class}");
+        assert_eq!(DecoderSpec::from_config_json(&written).unwrap(), spec);
+
+        let refused = |changes: &[(&str, Value)]| {
+            let mut config = written.clone();
+            for (field, value) in changes {
+                config[field] = value.clone();
+            }
+            DecoderSpec::from_config_json(&config)
+                .unwrap_err()
+                .to_string()
+        };
+        let error = refused(&[("output_activation", Value::Null)]);
+        assert!(error.contains("`output_activation`"), "{error}");
+        let error = refused(&[("output_activation", json!({"type": "soft_cap"}))]);
+        assert!(error.contains("`output_activation.type`"), "{error}");
+        let error = refused(&[(
+            "output_activation",
+            json!({"type": "era", "min_entropy": "1"}),
+        )]);
+        assert!(error.contains("`output_activation.min_entropy`"), "{error}");
+        let class = json!([class.strip_prefix("Era").unwrap()]);
+        let error = refused(&[("model_type", json!(name)), ("architectures", class)]);
+        assert!(error.contains("`output_activation`"), "{error}");
     }
 }
 

@@ -17,7 +17,7 @@ use std::process::Command;
 use bench::{Bench, json};
 use burn::module::Module;
 use burn::tensor::{Device, FloatDType, Tensor};
-use firebrick::config::{Architecture, Backend, Dtype};
+use firebrick::config::{Architecture, Backend, Dtype, EraOutput, HiddenAct};
 use firebrick::data::Batch;
 use firebrick::device::{ComputeDevice, DeviceError};
 use firebrick::generate::{Request, Sampling, generate};
@@ -41,6 +41,14 @@ fn spec(architecture: Architecture) -> DecoderSpec {
     spec.shape.head_dim = 8;
     spec.shape.max_position_embeddings = 64;
     spec.vocab_size = 17;
+    spec
+}
+
+/// Gated by `act`, with an activation of the output.
+fn activated(act: HiddenAct) -> DecoderSpec {
+    let mut spec = spec(Architecture::Llama);
+    spec.shape.hidden_act = Some(act);
+    spec.shape.output_activation = Some(EraOutput { min_entropy: 1.0 });
     spec
 }
 
@@ -71,6 +79,8 @@ fn logits_and_evaluated_loss_are_the_cpus() {
         spec(Architecture::Llama),
         windowed(),
         spec(Architecture::Gpt2),
+        activated(HiddenAct::Relu2),
+        activated(HiddenAct::GeluEra),
     ] {
         let name = spec.shape.architecture.name();
         let batch = two_rows(&spec);
@@ -88,9 +98,13 @@ fn logits_and_evaluated_loss_are_the_cpus() {
 
 #[test]
 fn loss_and_gradients_are_the_cpus_with_and_without_checkpointing() {
-    for architecture in [Architecture::Llama, Architecture::Gpt2] {
-        let spec = spec(architecture);
-        let name = architecture.name();
+    for spec in [
+        spec(Architecture::Llama),
+        spec(Architecture::Gpt2),
+        activated(HiddenAct::Relu2),
+        activated(HiddenAct::GeluEra),
+    ] {
+        let name = format!("{:?}", (spec.shape.architecture, spec.shape.hidden_act));
         let batches = [two_rows(&spec), batch(2, 8, spec.vocab_size)];
         for gradient_checkpointing in [false, true] {
             let precision = Precision {

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use burn::module::{Module, Param};
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use firebrick::config::{Architecture, SaveDtype, SpecError};
+use firebrick::config::{Architecture, EraOutput, HiddenAct, SaveDtype, SpecError};
 use firebrick::data::Batch;
 use firebrick::gradient::Gradient;
 use firebrick::model::folder::SaveOptions;
@@ -325,6 +325,89 @@ fn initial_weights_depend_on_seed_and_path_alone() {
     // Two layers: residual projections start at 0.02 / sqrt(4).
     assert!((deviation("layers.1.mlp.down_proj.weight") - 0.01).abs() < 0.0005);
     assert!((deviation("layers.1.self_attn.o_proj.weight") - 0.01).abs() < 0.0005);
+}
+
+#[test]
+fn projections_to_the_residual_stream_can_begin_at_zero() {
+    let mut spec = tiny(Architecture::Qwen3);
+    let usual = parameters(&plain(&spec));
+    spec.shape.zero_init_output = true;
+    let mut model = Decoder::new(&spec, 5, &Device::flex().autodiff()).unwrap();
+    for (path, data) in parameters(&model) {
+        let is_output = path.ends_with("o_proj.weight") || path.ends_with("down_proj.weight");
+        match is_output {
+            true => assert!(data.iter::<f32>().all(|weight| weight == 0.0), "{path}"),
+            false => assert_eq!(data, usual[&path], "{path}"),
+        }
+    }
+    // What comes back from them is zero in the first step only.
+    for step in 0..2 {
+        let loss = model.loss(&batch(2, 8, spec.vocab_size), 1.0 / 16.0);
+        let gradient = Gradient::backward(&loss.unwrap().objective, &model);
+        let mut weights = parameters(&model);
+        for (path, data) in gradient.to_tensors() {
+            let behind_zero = step == 0
+                && path.starts_with("layers.")
+                && !path.ends_with("o_proj.weight")
+                && !path.ends_with("down_proj.weight");
+            let norm: f64 = data.iter::<f64>().map(|g| g * g).sum();
+            assert_eq!(norm == 0.0, behind_zero, "step {step}: {path} {norm}");
+            let moved: Vec<f32> = weights[&path]
+                .iter::<f32>()
+                .zip(data.iter::<f32>())
+                .map(|(w, g)| w - g)
+                .collect();
+            let shape = data.shape();
+            weights.insert(path, TensorData::new(moved, shape));
+        }
+        model =
+            firebrick::model::with_parameters(model, weights, &Device::flex().autodiff()).unwrap();
+    }
+}
+
+#[test]
+fn a_gate_and_an_output_that_do_not_fit_the_model_are_errors() {
+    let refused = |spec: &DecoderSpec| match Decoder::new(spec, 0, &Device::flex()) {
+        Err(ModelError::Spec(error @ SpecError::Shape { .. })) => error.to_string(),
+        other => panic!("{other:?}"),
+    };
+    let mut ungated = tiny(Architecture::Llama);
+    ungated.shape.hidden_act = None;
+    assert!(refused(&ungated).contains("llama has none"));
+    let mut gated = tiny(Architecture::Gpt2);
+    gated.shape.hidden_act = Some(HiddenAct::Silu);
+    assert!(refused(&gated).contains("gpt2 has silu"));
+    let mut sure = tiny(Architecture::Llama);
+    sure.shape.output_activation = Some(EraOutput { min_entropy: -0.1 });
+    assert!(
+        refused(&sure).contains("-0.060 and 2.505 nats"),
+        "{}",
+        refused(&sure)
+    );
+}
+
+/// The loss of a model that is as sure as it can be, and right, is what is said to be the least.
+#[test]
+fn o3_no_loss_is_below_the_least_that_is_told() {
+    let era = EraOutput { min_entropy: 1.0 };
+    let mut spec = tiny(Architecture::Llama);
+    spec.shape.output_activation = Some(era);
+    spec.shape.initializer_range = 1.0;
+    let model = plain(&spec);
+    let batch = batch(2, 16, spec.vocab_size);
+    let least = era.least_loss(spec.vocab_size).unwrap();
+    let nats = |model: &Decoder| {
+        f64::from(model.evaluate(&batch).unwrap().into_scalar::<f32>()) / batch.weight()
+    };
+    let loss = nats(&model);
+    assert!(loss > least, "{loss} {least}");
+    // A right answer everywhere: each token's own most likely next one.
+    let logits = model.forward(&batch).unwrap();
+    let targets: Vec<i32> = logits.argmax(1).into_data().iter::<i32>().collect();
+    let mut right = batch.clone();
+    right.targets = targets.iter().map(|&t| t as u32).collect();
+    let loss = f64::from(model.evaluate(&right).unwrap().into_scalar::<f32>()) / batch.weight();
+    assert!(loss >= least - 1e-6 && loss < least + 1.0, "{loss} {least}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! M1: every supported family against transformers 5.23 in f32. The nine folders in
+//! M1: every supported family against transformers 5.23 in f32. The ten folders in
 //! tests/data/reference are tiny random models; reference.safetensors in each holds tokens, logits,
 //! loss, gradients by name, and the greedy continuation of the first eight tokens.
 #![allow(missing_docs)]
@@ -20,7 +20,7 @@ use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
 use support::distance;
 
-const FOLDERS: [&str; 9] = [
+const FOLDERS: [&str; 10] = [
     "bitnet",
     "llama",
     "llama-rope-linear",
@@ -30,6 +30,7 @@ const FOLDERS: [&str; 9] = [
     "phi3",
     "qwen2",
     "qwen3",
+    "qwen3-relu2",
 ];
 /// Tokens that the greedy continuation was given.
 const PROMPT: usize = 8;

@@ -188,6 +188,10 @@ fn r1_every_contradiction_is_refused() {
             "gpt2 learns its positions",
         ),
         (
+            &["model.preset=gpt2", "model.hidden_act=relu2"],
+            "gpt2's feed-forward layer has no gate",
+        ),
+        (
             &["model.preset=gpt2", "model.num_key_value_heads=6"],
             "each of its 12 attention heads",
         ),

@@ -1,7 +1,9 @@
 //! Small models and batches that the behaviour tests share.
 #![allow(dead_code, missing_docs)]
 
-use firebrick::config::{Architecture, Granularity, ModelShape, RopeScaling, Ternary};
+use firebrick::config::{
+    Architecture, EraOutput, Granularity, HiddenAct, ModelShape, RopeScaling, Ternary,
+};
 use firebrick::data::Batch;
 use firebrick::model::DecoderSpec;
 
@@ -96,6 +98,17 @@ pub fn variants() -> Vec<(String, DecoderSpec)> {
         spec.shape.rope_scaling = Some(scaling);
         all.push((format!("qwen3 {scaling:?}"), spec));
     }
+    for (architecture, act) in [
+        (Architecture::Qwen3, HiddenAct::Relu2),
+        (Architecture::Llama, HiddenAct::GeluEra),
+    ] {
+        let mut spec = tiny(architecture);
+        spec.shape.hidden_act = Some(act);
+        all.push((format!("{} {}", architecture.name(), act.name()), spec));
+    }
+    let mut spec = tiny(Architecture::Gpt2);
+    spec.shape.output_activation = Some(EraOutput { min_entropy: 1.0 });
+    all.push(("gpt2 with ERA".to_string(), spec));
     for tied in [true, false] {
         for kv_heads in [1, 2, 4] {
             let mut spec = tiny(Architecture::Llama);
