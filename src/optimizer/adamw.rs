@@ -19,11 +19,19 @@ pub(super) const MOMENT_1: &str = "momentum.moment_1";
 pub(super) const MOMENT_2: &str = "momentum.moment_2";
 
 pub(super) fn rules(plan: &AdamWPlan) -> Rules {
+    sparse_rules(plan, false)
+}
+
+/// The same, where weights and moments stay as they are for gradients of exactly zero if it `is_sparse`.
+pub(super) fn sparse_rules(plan: &AdamWPlan, is_sparse: bool) -> Rules {
     let decay = Decay::new(plan.weight_decay, plan.cautious_weight_decay);
-    Rules::uniform(
-        Own(AdamW::new(plan, decay)),
-        Own(AdamW::new(plan, Decay::NONE)),
-    )
+    let rule = |decay| {
+        Own(AdamW {
+            is_sparse,
+            ..AdamW::new(plan, decay)
+        })
+    };
+    Rules::uniform(rule(decay), rule(Decay::NONE))
 }
 
 /// The rule with its parameters.
@@ -33,6 +41,7 @@ pub(super) struct AdamW {
     beta_2: Ramped,
     eps: f32,
     decay: Decay,
+    is_sparse: bool,
 }
 
 impl AdamW {
@@ -42,6 +51,7 @@ impl AdamW {
             beta_2: Ramped::new(plan.betas[1], plan.beta2_warmup),
             eps: plan.eps as f32,
             decay,
+            is_sparse: false,
         }
     }
 }
@@ -86,16 +96,29 @@ impl TensorRule for AdamW {
     ) -> Tensor<D> {
         let time = state.updates;
         let (beta_1, beta_2) = (self.beta_1, self.beta_2.at(time));
-        let mean = averaged(state.take(MOMENT_1), beta_1, gradient.clone());
+        // Where the gradient is zero, what was there before is put back. A moment that has not begun is zero.
+        let still = self.is_sparse.then(|| gradient.clone().equal_scalar(0.0));
+        let kept = |before: Option<Tensor<D>>, after: Tensor<D>| match &still {
+            None => after,
+            Some(still) => {
+                let before = before.unwrap_or_else(|| after.zeros_like());
+                after.mask_where(still.clone(), before)
+            }
+        };
+        let old = |moment: &Option<Tensor<D>>| moment.clone().filter(|_| self.is_sparse);
+        let before = state.take(MOMENT_1);
+        let mean = kept(old(&before), averaged(before, beta_1, gradient.clone()));
         let mean = state.put(MOMENT_1, mean);
-        let squares = averaged(state.take(MOMENT_2), beta_2, gradient.square());
+        let before = state.take(MOMENT_2);
+        let squares = kept(old(&before), averaged(before, beta_2, gradient.square()));
         let squares = state.put(MOMENT_2, squares);
+        let weights = still.is_some().then(|| value.clone());
         let power = i32::try_from(time).unwrap_or(i32::MAX);
         let mean = mean.div_scalar(1.0 - beta_1.powi(power));
         let squares = squares.div_scalar(self.beta_2.correction(time));
         let update = mean.div(squares.sqrt().add_scalar(self.eps));
         let value = self.decay.decayed(learning_rate, value, &update);
-        value - update.mul_scalar(learning_rate)
+        kept(weights, value - update.mul_scalar(learning_rate))
     }
 
     fn adam(&self) -> Option<Adam> {
@@ -116,6 +139,56 @@ mod tests {
 
     use super::*;
     use crate::optimizer::rule::{RuleState, UpdateRule};
+
+    /// Weights without a gradient keep themselves and their moments; the others are AdamW's.
+    #[test]
+    fn o2_a_sparse_rule_leaves_alone_what_has_no_gradient() {
+        let plan = AdamWPlan::new([0.9, 0.95], 1e-8, 0.1);
+        let dense = AdamW::new(&plan, Decay::new(0.1, false));
+        let sparse = Own(AdamW {
+            is_sparse: true,
+            ..dense.clone()
+        });
+        let dense = Own(dense);
+        let device = Device::flex();
+        let start = Tensor::<2>::random([6, 5], Distribution::Default, &device) + 0.5;
+        let rows = |gradient: Tensor<2>, seen: [f32; 6]| {
+            gradient * Tensor::<1>::from_floats(seen, &device).unsqueeze_dim(1)
+        };
+        let steps = [
+            [1.0, 1.0, 0.0, 1.0, 0.0, 1.0],
+            [1.0, 0.0, 0.0, 1.0, 1.0, 1.0],
+            [1.0, 0.0, 0.0, 1.0, 0.0, 1.0],
+        ];
+        let mut values = [start.clone(), start.clone()];
+        let mut states: [Option<RuleState>; 2] = [None, None];
+        for seen in steps {
+            let gradient = Tensor::random([6, 5], Distribution::Default, &device) + 0.5;
+            let gradient = rows(gradient, seen);
+            for (i, rule) in [&dense, &sparse].into_iter().enumerate() {
+                let (value, state) = rule.step(
+                    2,
+                    1e-2,
+                    values[i].clone().into_bridge(),
+                    gradient.clone().into_bridge(),
+                    states[i].take(),
+                );
+                states[i] = state;
+                values[i] = Tensor::from_bridge(value);
+            }
+        }
+        let [start, dense, sparse] = [start, values[0].clone(), values[1].clone()]
+            .map(|value| value.into_data().iter::<f32>().collect::<Vec<_>>());
+        let row = |values: &[f32], i: usize| values[5 * i..][..5].to_vec();
+        for always in [0, 3, 5] {
+            assert_eq!(row(&sparse, always), row(&dense, always));
+        }
+        assert_eq!(row(&sparse, 2), row(&start, 2));
+        for sometimes in [1, 4] {
+            assert_ne!(row(&sparse, sometimes), row(&start, sometimes));
+            assert_ne!(row(&sparse, sometimes), row(&dense, sometimes));
+        }
+    }
 
     #[test]
     fn the_steps_are_burns_bit_for_bit() {

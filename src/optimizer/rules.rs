@@ -38,7 +38,7 @@ impl Rules {
             OptimizerPlan::NorMuon { neuron_beta, muon } => normuon::rules(muon, *neuron_beta),
             OptimizerPlan::Soap(plan) => soap::rules(plan),
             // Its signals act on the learning rate of all parameters: see `velvet.rs`.
-            OptimizerPlan::Velvet { adamw, .. } => adamw::rules(adamw),
+            OptimizerPlan::Velvet { velvet, adamw } => adamw::sparse_rules(adamw, velvet.sparse),
         }
     }
 

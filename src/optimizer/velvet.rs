@@ -191,6 +191,7 @@ mod tests {
             signals: signals.to_vec(),
             bound: 1.5,
             smoothing: 0.9,
+            sparse: false,
         };
         let adamw = AdamWPlan::new([0.9, 0.95], 1e-8, 0.1);
         Velvet::of(&OptimizerPlan::Velvet { velvet, adamw }).unwrap()

@@ -103,6 +103,11 @@ pub struct OptimizerConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0, max = 0.999999), extend("examples" = [0.95]))]
     pub velvet_smoothing: Option<f64>,
+    /// Leave weights and moments alone where the gradient is exactly zero, as in the embeddings of tokens
+    /// that a batch does not have (velvet). Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-aliases" = ["torch: SparseAdam", "lazy_adam"]))]
+    pub velvet_sparse: Option<bool>,
 }
 
 impl Default for OptimizerConfig {
@@ -128,6 +133,7 @@ impl Default for OptimizerConfig {
             velvet_signals: None,
             velvet_bound: None,
             velvet_smoothing: None,
+            velvet_sparse: None,
         }
     }
 }
@@ -191,7 +197,7 @@ pub enum NewtonSchulz {
 }
 
 /// The keys that some rules use and others ignore, each with a test for whether it is set.
-const KEYS: [(&str, IsSet); 17] = [
+const KEYS: [(&str, IsSet); 18] = [
     ("betas", |keys| keys.betas.is_some()),
     ("beta2_warmup_steps", |keys| {
         keys.beta2_warmup_steps.is_some()
@@ -219,6 +225,7 @@ const KEYS: [(&str, IsSet); 17] = [
     ("velvet_signals", |keys| keys.velvet_signals.is_some()),
     ("velvet_bound", |keys| keys.velvet_bound.is_some()),
     ("velvet_smoothing", |keys| keys.velvet_smoothing.is_some()),
+    ("velvet_sparse", |keys| keys.velvet_sparse.is_some()),
 ];
 
 type IsSet = fn(&OptimizerConfig) -> bool;
@@ -249,7 +256,12 @@ const SOAP: &[&str] = &[
 ];
 
 /// The keys of Velvet's signals.
-const VELVET: &[&str] = &["velvet_signals", "velvet_bound", "velvet_smoothing"];
+const VELVET: &[&str] = &[
+    "velvet_signals",
+    "velvet_bound",
+    "velvet_smoothing",
+    "velvet_sparse",
+];
 
 impl OptimizerName {
     /// Every rule, in the order in which error messages list them.
@@ -376,6 +388,7 @@ impl OptimizerConfig {
             signals: self.velvet_signals.get_or_insert(default.signals).clone(),
             bound: *self.velvet_bound.get_or_insert(default.bound),
             smoothing: *self.velvet_smoothing.get_or_insert(default.smoothing),
+            sparse: *self.velvet_sparse.get_or_insert(default.sparse),
         }
     }
 }

@@ -130,6 +130,9 @@ pub struct VelvetPlan {
     pub bound: f64,
     /// Decay of the signals' running means.
     pub smoothing: f64,
+    /// Whether weights and moments stay as they are where the gradient is exactly zero.
+    #[serde(skip_serializing_if = "is_off")]
+    pub sparse: bool,
 }
 
 /// A number that rises in a straight line to its value.
@@ -206,6 +209,7 @@ impl Default for VelvetPlan {
             signals: vec![VelvetSignal::Loss, VelvetSignal::GradientNorm],
             bound: 1.25,
             smoothing: 0.95,
+            sparse: false,
         }
     }
 }
