@@ -36,5 +36,6 @@ fn rule(betas: [f64; 2], eps: f64, weight_decay: f64) -> BurnRule {
         eps,
         // The decay is already part of the gradient, and so of the moments.
         weight_decay: 0.0,
+        lr_ratio: 1.0,
     })
 }

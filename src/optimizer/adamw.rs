@@ -19,19 +19,36 @@ pub(super) const MOMENT_1: &str = "momentum.moment_1";
 pub(super) const MOMENT_2: &str = "momentum.moment_2";
 
 pub(super) fn rules(plan: &AdamWPlan) -> Rules {
-    sparse_rules(plan, false)
+    rules_with(plan, Form::default())
 }
 
-/// The same, where weights and moments stay as they are for gradients of exactly zero if it `is_sparse`.
-pub(super) fn sparse_rules(plan: &AdamWPlan, is_sparse: bool) -> Rules {
+pub(super) fn rules_with(plan: &AdamWPlan, form: Form) -> Rules {
     let decay = Decay::new(plan.weight_decay, plan.cautious_weight_decay);
     let rule = |decay| {
         Own(AdamW {
-            is_sparse,
+            form,
             ..AdamW::new(plan, decay)
         })
     };
     Rules::uniform(rule(decay), rule(Decay::NONE))
+}
+
+/// What another rule makes of AdamW.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Form {
+    /// Whether weights and moments stay as they are where the gradient is exactly zero.
+    pub(super) is_sparse: bool,
+    /// What the learning rate is multiplied with.
+    pub(super) lr_ratio: f64,
+}
+
+impl Default for Form {
+    fn default() -> Self {
+        Self {
+            is_sparse: false,
+            lr_ratio: 1.0,
+        }
+    }
 }
 
 /// The rule with its parameters.
@@ -41,7 +58,7 @@ pub(super) struct AdamW {
     beta_2: Ramped,
     eps: f32,
     decay: Decay,
-    is_sparse: bool,
+    form: Form,
 }
 
 impl AdamW {
@@ -51,7 +68,7 @@ impl AdamW {
             beta_2: Ramped::new(plan.betas[1], plan.beta2_warmup),
             eps: plan.eps as f32,
             decay,
-            is_sparse: false,
+            form: Form::default(),
         }
     }
 }
@@ -95,9 +112,13 @@ impl TensorRule for AdamW {
         state: &mut TensorState,
     ) -> Tensor<D> {
         let time = state.updates;
+        let learning_rate = self.form.lr_ratio * learning_rate;
         let (beta_1, beta_2) = (self.beta_1, self.beta_2.at(time));
         // Where the gradient is zero, what was there before is put back. A moment that has not begun is zero.
-        let still = self.is_sparse.then(|| gradient.clone().equal_scalar(0.0));
+        let still = self
+            .form
+            .is_sparse
+            .then(|| gradient.clone().equal_scalar(0.0));
         let kept = |before: Option<Tensor<D>>, after: Tensor<D>| match &still {
             None => after,
             Some(still) => {
@@ -105,7 +126,7 @@ impl TensorRule for AdamW {
                 after.mask_where(still.clone(), before)
             }
         };
-        let old = |moment: &Option<Tensor<D>>| moment.clone().filter(|_| self.is_sparse);
+        let old = |moment: &Option<Tensor<D>>| moment.clone().filter(|_| self.form.is_sparse);
         let before = state.take(MOMENT_1);
         let mean = kept(old(&before), averaged(before, beta_1, gradient.clone()));
         let mean = state.put(MOMENT_1, mean);
@@ -128,6 +149,7 @@ impl TensorRule for AdamW {
             beta_2: self.beta_2.clone(),
             eps: self.eps,
             weight_decay: self.decay.weight_decay,
+            lr_ratio: self.form.lr_ratio,
         })
     }
 }
@@ -146,7 +168,10 @@ mod tests {
         let plan = AdamWPlan::new([0.9, 0.95], 1e-8, 0.1);
         let dense = AdamW::new(&plan, Decay::new(0.1, false));
         let sparse = Own(AdamW {
-            is_sparse: true,
+            form: Form {
+                is_sparse: true,
+                ..Form::default()
+            },
             ..dense.clone()
         });
         let dense = Own(dense);

@@ -26,6 +26,8 @@ pub(super) struct Adam {
     pub(super) eps: f32,
     /// Decoupled weight decay. Where it is cautious, the prediction holds for the weights that are decayed.
     pub(super) weight_decay: f32,
+    /// What the learning rate is multiplied with.
+    pub(super) lr_ratio: f64,
 }
 
 impl Adam {
@@ -41,6 +43,7 @@ impl Adam {
             Some(&StateScalar::Int(time)) => time as u64,
             _ => return None,
         };
+        let learning_rate = self.lr_ratio * learning_rate;
         let beta_1 = self.beta_1;
         let step = AdamStep {
             arithmetic: self.arithmetic,

@@ -27,7 +27,11 @@ pub(super) fn rules(plan: &MuonPlan) -> Rules {
         momentum: OrthogonalMomentum::new(plan),
         decay: Decay::new(plan.adamw.weight_decay, plan.adamw.cautious_weight_decay),
     };
-    adamw::rules(&plan.adamw).with_block_matrices(Own(rule))
+    let form = adamw::Form {
+        lr_ratio: plan.adamw_lr_ratio,
+        ..adamw::Form::default()
+    };
+    adamw::rules_with(&plan.adamw, form).with_block_matrices(Own(rule))
 }
 
 /// The rule with its parameters.

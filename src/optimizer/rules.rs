@@ -38,7 +38,14 @@ impl Rules {
             OptimizerPlan::NorMuon { neuron_beta, muon } => normuon::rules(muon, *neuron_beta),
             OptimizerPlan::Soap(plan) => soap::rules(plan),
             // Its signals act on the learning rate of all parameters: see `velvet.rs`.
-            OptimizerPlan::Velvet { velvet, adamw } => adamw::sparse_rules(adamw, velvet.sparse),
+            OptimizerPlan::Velvet { velvet, adamw } => {
+                let is_sparse = velvet.sparse;
+                let form = adamw::Form {
+                    is_sparse,
+                    ..adamw::Form::default()
+                };
+                adamw::rules_with(adamw, form)
+            }
         }
     }
 

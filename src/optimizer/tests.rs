@@ -49,6 +49,10 @@ fn net() -> Net {
 
 /// One step towards a target that differs for every step, except for elements that have arrived.
 fn step(optimizer: &mut Optimizer, net: Net, time: usize) -> Net {
+    step_at(1e-2, optimizer, net, time)
+}
+
+fn step_at(learning_rate: f64, optimizer: &mut Optimizer, net: Net, time: usize) -> Net {
     fn distance<const D: usize>(param: &Param<Tensor<D>>, target: f32) -> Tensor<1> {
         (param.val().clamp_min(-0.5) - target).square().sum()
     }
@@ -59,7 +63,7 @@ fn step(optimizer: &mut Optimizer, net: Net, time: usize) -> Net {
     }
     let gradient = Gradient::backward(&loss, &net);
     let facts = StepFacts {
-        learning_rate: 1e-2,
+        learning_rate,
         loss: Some(loss.into_scalar::<f32>().into()),
         grad_norm: Some(gradient.norm()),
     };
@@ -108,6 +112,7 @@ fn plans() -> [OptimizerPlan; 12] {
         OptimizerPlan::Muon(MuonPlan {
             momentum_warmup: Some(ramp),
             newton_schulz: NewtonSchulz::PolarExpress,
+            adamw_lr_ratio: 0.25,
             adamw: cautious,
             ..muon
         }),
@@ -512,6 +517,44 @@ fn o2_weights_that_begin_at_zero_move_under_every_rule() {
         for block in &net.layers {
             let largest = block.weight.val().abs().max().into_scalar::<f32>();
             assert!(largest > 1e-4, "{plan:?}: {largest}");
+        }
+    }
+}
+
+/// The matrices of the blocks as with one rate for all, the rest as with a quarter of it.
+#[test]
+fn the_adamw_half_has_a_learning_rate_of_its_own() {
+    let adamw = AdamWPlan::new([0.9, 0.95], 1e-8, 0.1);
+    let muon = MuonPlan::new(0.95, adamw);
+    let slower = MuonPlan {
+        adamw_lr_ratio: 0.25,
+        ..muon
+    };
+    let plan_of = |muon, is_normuon| match is_normuon {
+        true => OptimizerPlan::NorMuon {
+            neuron_beta: 0.95,
+            muon,
+        },
+        false => OptimizerPlan::Muon(muon),
+    };
+    for is_normuon in [false, true] {
+        let trained = |muon, rate| {
+            let (mut optimizer, mut net) = (Optimizer::new(&plan_of(muon, is_normuon)), net());
+            for time in 0..3 {
+                net = step_at(rate, &mut optimizer, net, time);
+            }
+            parameters(&net)
+        };
+        let (own, fast, slow) = (
+            trained(slower, 1e-2),
+            trained(muon, 1e-2),
+            trained(muon, 2.5e-3),
+        );
+        for (path, value) in &own {
+            let is_block = path.starts_with("layers.") && path.ends_with("weight");
+            let expected = if is_block { &fast } else { &slow };
+            assert_eq!(value, &expected[path], "{path}");
+            assert_ne!(fast[path], slow[path], "{path}");
         }
     }
 }

@@ -62,6 +62,10 @@ pub struct OptimizerConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 1000000))]
     pub momentum_warmup_steps: Option<u64>,
+    /// The learning rate of the adamw half as a multiple of learning_rate (muon, normuon). Default: 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 1000.0), extend("exclusiveMinimum" = 0.0, "x-aliases" = ["adam_lr", "muon: adamw_lr"]))]
+    pub adamw_lr_ratio: Option<f64>,
     /// The momentum of the first update; below its value. Only with momentum_warmup_steps, and then
     /// required.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -122,6 +126,7 @@ impl Default for OptimizerConfig {
             weight_decay: 0.1,
             cautious_weight_decay: None,
             momentum: None,
+            adamw_lr_ratio: None,
             momentum_warmup_steps: None,
             momentum_start: None,
             nesterov: None,
@@ -197,7 +202,7 @@ pub enum NewtonSchulz {
 }
 
 /// The keys that some rules use and others ignore, each with a test for whether it is set.
-const KEYS: [(&str, IsSet); 18] = [
+const KEYS: [(&str, IsSet); 19] = [
     ("betas", |keys| keys.betas.is_some()),
     ("beta2_warmup_steps", |keys| {
         keys.beta2_warmup_steps.is_some()
@@ -212,6 +217,7 @@ const KEYS: [(&str, IsSet); 18] = [
         keys.momentum_warmup_steps.is_some()
     }),
     ("momentum_start", |keys| keys.momentum_start.is_some()),
+    ("adamw_lr_ratio", |keys| keys.adamw_lr_ratio.is_some()),
     ("nesterov", |keys| keys.nesterov.is_some()),
     ("newton_schulz", |keys| keys.newton_schulz.is_some()),
     ("neuron_beta", |keys| keys.neuron_beta.is_some()),
@@ -244,6 +250,7 @@ const MUON: &[&str] = &[
     "momentum",
     "momentum_warmup_steps",
     "momentum_start",
+    "adamw_lr_ratio",
     "nesterov",
     "newton_schulz",
 ];
@@ -363,6 +370,7 @@ impl OptimizerConfig {
             momentum: *self.momentum.get_or_insert(0.95),
             nesterov: *self.nesterov.get_or_insert(true),
             momentum_warmup: Ramp::new(self.momentum_start, steps),
+            adamw_lr_ratio: *self.adamw_lr_ratio.get_or_insert(1.0),
             newton_schulz: *self.newton_schulz.get_or_insert_default(),
             adamw: self.adamw([0.9, 0.95]),
         }

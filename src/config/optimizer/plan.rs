@@ -99,6 +99,9 @@ pub struct MuonPlan {
     /// How the momentum rises to its value.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub momentum_warmup: Option<Ramp>,
+    /// The learning rate of AdamW's half as a multiple of the matrices'.
+    #[serde(skip_serializing_if = "is_one")]
+    pub adamw_lr_ratio: f64,
     /// The polynomials that make the momentum orthogonal.
     #[serde(skip_serializing_if = "NewtonSchulz::is_default")]
     pub newton_schulz: NewtonSchulz,
@@ -144,6 +147,10 @@ pub struct Ramp {
     pub steps: u64,
 }
 
+fn is_one(ratio: &f64) -> bool {
+    *ratio == 1.0
+}
+
 fn is_off(switch: &bool) -> bool {
     !switch
 }
@@ -185,6 +192,7 @@ impl MuonPlan {
             momentum,
             nesterov: true,
             momentum_warmup: None,
+            adamw_lr_ratio: 1.0,
             newton_schulz: NewtonSchulz::Quintic,
             adamw,
         }
