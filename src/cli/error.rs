@@ -76,6 +76,12 @@ pub enum CliError {
         /// What was taken for a run folder.
         path: PathBuf,
     },
+    /// A checkpoint without an average of the weights.
+    #[error("the checkpoint of step {step} has no average of the weights")]
+    NoAverage {
+        /// The step.
+        step: u64,
+    },
     /// A difference between models.
     #[error(transparent)]
     Delta(#[from] DeltaError),
@@ -130,7 +136,7 @@ impl CliError {
             Self::NoBaseModel { .. } | Self::AdapterAlone { .. } => 2,
             Self::NoAdapter | Self::UselessFlag { .. } | Self::NoSuchPhase { .. } => 2,
             Self::BaseModelGone { .. } | Self::Delta(_) => 1,
-            Self::Checkpoint(_) | Self::NoCheckpoints { .. } => 1,
+            Self::Checkpoint(_) | Self::NoCheckpoints { .. } | Self::NoAverage { .. } => 1,
             Self::Io { .. } | Self::NotEmpty { .. } => 1,
             Self::Generate(error) => error.exit_code(),
         }
@@ -179,6 +185,10 @@ impl CliError {
             Self::Checkpoint(error) => ("checkpoint", error.help_outside_runs()),
             Self::NoCheckpoints { .. } => {
                 let help = "name the folder of a run: the one with resolved.toml in it";
+                ("checkpoint", Some(help.to_string()))
+            }
+            Self::NoAverage { .. } => {
+                let help = "the run has no [average], or it begins later: leave out --average";
                 ("checkpoint", Some(help.to_string()))
             }
             Self::Delta(error) => ("delta", error.help()),
