@@ -194,11 +194,7 @@ fn restore(args: &RestoreArgs) -> Result<(), CliError> {
     print_line(&text)
 }
 
-fn restore_average(
-    store: &CheckpointStore,
-    step: u64,
-    args: &RestoreArgs,
-) -> Result<(), CliError> {
+fn restore_average(store: &CheckpointStore, step: u64, args: &RestoreArgs) -> Result<(), CliError> {
     if !store.restore_model_with(step, AVERAGE_OWNER, &args.out)? {
         return Err(CliError::NoAverage { step });
     }

@@ -8,7 +8,9 @@ use clap::Args;
 use super::CliError;
 use crate::config::{self, Plan};
 use crate::readable::duration;
-use crate::train::{EvaluatedWeights, EventLines, Interrupt, Observer, Options, Outcome, Resume, Run, Terminal};
+use crate::train::{
+    EvaluatedWeights, EventLines, Interrupt, Observer, Options, Outcome, Resume, Run, Terminal,
+};
 
 /// Arguments of `runner train`.
 #[derive(Debug, Args)]

@@ -167,7 +167,9 @@ pub enum TrainError {
         now: u64,
     },
     /// The run ends before the average of its weights begins.
-    #[error("the average of the weights would begin at step {first}, and the run has {steps} steps")]
+    #[error(
+        "the average of the weights would begin at step {first}, and the run has {steps} steps"
+    )]
     AverageNeverBegins {
         /// The first step whose weights would be averaged.
         first: u64,

@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use super::predictor::Role;
 use super::{
-    EvaluatedWeights, Evaluation, Event, Session, StepOutcome, StepRecord, StepReport, TrainError, TrainState,
-    train_step,
+    EvaluatedWeights, Evaluation, Event, Session, StepOutcome, StepRecord, StepReport, TrainError,
+    TrainState, train_step,
 };
 use crate::checkpoint::{Cost, Progress};
 use crate::collective::SingleProcess;

@@ -168,7 +168,10 @@ fn training_computes_the_same_bits_with_an_average() {
     // Nothing of a run without an average says anything about one.
     for file in ["metrics.csv", "metrics.jsonl", "run.json", "README.md"] {
         let text = fs::read_to_string(bench.path("plain").join(file)).unwrap();
-        assert!(!text.contains("weights\"") && !text.contains("average"), "{text}");
+        assert!(
+            !text.contains("weights\"") && !text.contains("average"),
+            "{text}"
+        );
     }
 }
 
@@ -214,7 +217,8 @@ fn val_loss(plan: &Plan, model: &firebrick::model::Decoder) -> f64 {
     let tokenizer = &plan.config.tokenizer;
     let data = load_training_data(phase.task, &phase.data, tokenizer, &cache, now).unwrap();
     let view = data.view(&ViewSpec::of_phase(phase, 0, plan.config.seed));
-    let batches = view.unwrap().eval_batches(2).unwrap();
+    let view = view.unwrap();
+    let batches = view.eval_batches(2).unwrap();
     let evaluation = evaluate(model, &CrossEntropy, batches, data.val_bytes());
     evaluation.unwrap().val_loss
 }

@@ -1,11 +1,11 @@
 //! The average of a run whose phases train other parameters, or an adapter.
 
+use PhaseAdapter::{Off, On, Restart};
 use firebrick::adapter::Adapter;
 use firebrick::config::{
     AdapterConfig, ModelConfig, PathSelector, PhaseAdapter, PhaseLength, TokenizerConfig,
 };
 use firebrick::train::TrainError;
-use PhaseAdapter::{Off, On, Restart};
 
 use super::*;
 
@@ -55,7 +55,9 @@ fn the_average_goes_on_over_a_boundary_and_frozen_layers_keep_theirs() {
     plan.phases[1].freeze = vec![frozen.clone()];
     let (watch, _) = trained(&plan);
     let weights = |steps: std::ops::RangeInclusive<u64>| -> Vec<Tensors> {
-        steps.map(|step| bench.weights(&plan, "run", step)).collect()
+        steps
+            .map(|step| bench.weights(&plan, "run", step))
+            .collect()
     };
     let (first, all) = (mean(1.0, &weights(1..=5)), mean(1.0, &weights(1..=STEPS)));
     let found = bench.average("run", STEPS).tensors;
@@ -73,7 +75,10 @@ fn the_average_goes_on_over_a_boundary_and_frozen_layers_keep_theirs() {
 #[test]
 fn the_average_begins_anew_with_other_parameters_and_the_run_says_so() {
     let bench = Bench::with_base();
-    for (number, adapters) in [[On, Off], [On, Restart], [Off, On]].into_iter().enumerate() {
+    for (number, adapters) in [[On, Off], [On, Restart], [Off, On]]
+        .into_iter()
+        .enumerate()
+    {
         let plan = |run: &str| {
             let mut plan = bench.adapted(run, averaged(1.0, 2, 0));
             two_phases(&mut plan);

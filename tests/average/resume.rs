@@ -75,7 +75,10 @@ fn a_resumed_run_keeps_its_average_or_is_refused() {
     assert!(refused(averaged(0.8, 1, 9)).contains("average.start"));
     stop(&bench.plan("plain", None), 4);
     let added = run(&bench.plan("plain", average), &Watch::default()).unwrap_err();
-    assert!(added.to_string().contains("(absent) there, 0.8 here"), "{added}");
+    assert!(
+        added.to_string().contains("(absent) there, 0.8 here"),
+        "{added}"
+    );
 }
 
 #[test]

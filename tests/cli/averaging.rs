@@ -4,12 +4,7 @@ use serde_json::Value;
 
 use super::bench::{Bench, json};
 
-const AVERAGE: [&str; 4] = [
-    "--set",
-    "average.decay=0.5",
-    "--set",
-    "average.start=2",
-];
+const AVERAGE: [&str; 4] = ["--set", "average.decay=0.5", "--set", "average.start=2"];
 
 fn with_average<'a>(verb: &[&'a str], more: &[&'a str]) -> Vec<&'a str> {
     [verb, &AVERAGE, more].concat()
@@ -44,7 +39,10 @@ fn a_run_says_which_weights_it_measured_and_exported() {
         assert!(stderr.contains(part), "{part}: {stderr}");
     }
     assert!(stdout.contains(", the average of the weights)"), "{stdout}");
-    assert_eq!(json(&bench.path("out/run.json"))["exported_weights"], "average");
+    assert_eq!(
+        json(&bench.path("out/run.json"))["exported_weights"],
+        "average"
+    );
     // It goes on as it was, and not otherwise.
     let (stdout, _) = bench.expect(0, &arguments);
     assert!(stdout.contains("is already complete"), "{stdout}");
@@ -59,7 +57,12 @@ fn a_run_says_which_weights_it_measured_and_exported() {
 fn what_a_verb_opens_is_the_average() {
     let bench = Bench::new();
     // The weights of the last steps differ by much.
-    let fast = ["--set", "optimizer.learning_rate=0.05", "--set", "eval.eval_steps=0"];
+    let fast = [
+        "--set",
+        "optimizer.learning_rate=0.05",
+        "--set",
+        "eval.eval_steps=0",
+    ];
     bench.expect(0, &with_average(&["train", "x.toml", "--quiet"], &fast));
     let step = json(&bench.path("out/run.json"))["exported_step"].to_string();
     let restore = |out: &str, more: &[&str]| {
@@ -78,7 +81,16 @@ fn what_a_verb_opens_is_the_average() {
     assert!(!bench.path("average/state.json").exists());
     let (_, stderr) = bench.expect(
         1,
-        &["ckpt", "restore", "out", "--step", "2", "--average", "--out", "x"],
+        &[
+            "ckpt",
+            "restore",
+            "out",
+            "--step",
+            "2",
+            "--average",
+            "--out",
+            "x",
+        ],
     );
     assert!(
         stderr.contains("the checkpoint of step 2 has no average"),
@@ -103,10 +115,22 @@ fn mistakes_point_at_their_line() {
             "would begin at step 7, and the run has 6 steps",
             3,
         ),
-        ("[average]\ndecay = 0", "must be greater than 0 and at most 1", 2),
-        ("[average]\nstart = \"2M tokens\"", "begins after some steps or a share", 2),
+        (
+            "[average]\ndecay = 0",
+            "must be greater than 0 and at most 1",
+            2,
+        ),
+        (
+            "[average]\nstart = \"2M tokens\"",
+            "begins after some steps or a share",
+            2,
+        ),
         ("[ema]\ndecay = 0.9", "unknown section [ema]", 1),
-        ("[average]\nmodel_ema_decay = 0.9", "unknown key `model_ema_decay`", 2),
+        (
+            "[average]\nmodel_ema_decay = 0.9",
+            "unknown key `model_ema_decay`",
+            2,
+        ),
         (
             "[[phase]]\nlength = \"rest\"\naverage = { decay = 0.9 }",
             "unknown key `average` in [[phase]]",
@@ -150,7 +174,10 @@ fn an_estimate_counts_the_average() {
     };
     let (plain, average) = (estimate(&[]), estimate(&AVERAGE));
     let bytes = 4 * plain["trainable"].as_u64().unwrap();
-    assert_eq!((term(&plain, "average"), term(&average, "average")), (0, bytes));
+    assert_eq!(
+        (term(&plain, "average"), term(&average, "average")),
+        (0, bytes)
+    );
     let copied = |found: &Value| term(found, "copy being saved");
     assert_eq!(copied(&average), copied(&plain) + bytes);
     let peak = |found: &Value| found["peak_bytes"].as_u64().unwrap();

@@ -18,7 +18,7 @@
 
 use std::collections::BTreeMap;
 
-use burn::module::{Module, Param};
+use burn::module::Param;
 use burn::tensor::kind::BridgeTensor;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
@@ -119,7 +119,7 @@ impl Average {
     }
 
     /// Takes in the weights after `step` completed steps, if they are due.
-    pub(super) fn take(&mut self, model: &Decoder, step: u64) {
+    pub fn take(&mut self, model: &Decoder, step: u64) {
         if !self.settings.is_due(step) {
             return;
         }
@@ -150,7 +150,7 @@ impl Average {
     }
 
     /// Forgets all weights. Returns whether it held any.
-    pub(super) fn begin_anew(&mut self) -> bool {
+    pub fn begin_anew(&mut self) -> bool {
         let had_begun = self.has_begun();
         self.parameters.clear();
         self.has_just_begun = false;
@@ -159,7 +159,7 @@ impl Average {
 
     /// The model with the average in the place of the weights that are averaged. `model` is off the
     /// autodiff device.
-    pub(super) fn put_into(&self, model: Decoder) -> Decoder {
+    pub fn put_into(&self, model: Decoder) -> Decoder {
         struct Put<'a>(&'a BTreeMap<String, Mean>);
         impl MapParameters for Put<'_> {
             fn map<const D: usize>(
@@ -231,7 +231,10 @@ impl Average {
             state,
         };
         visit_parameters(model, &mut load);
-        let (tensors, scalars) = (load.state.tensors.into_keys(), load.state.scalars.into_keys());
+        let (tensors, scalars) = (
+            load.state.tensors.into_keys(),
+            load.state.scalars.into_keys(),
+        );
         let left = tensors.chain(scalars).next();
         if let Some(path) = load.problem.or(left) {
             return Err(damaged(&path));
@@ -323,14 +326,14 @@ impl VisitParameters for Load<'_> {
         let Some(data) = self.state.tensors.remove(path) else {
             return;
         };
-        let fits = |data: &TensorData| {
-            *data.shape() == param.lazy_shape() && data.dtype() == DType::F32
-        };
+        let fits =
+            |data: &TensorData| *data.shape() == param.lazy_shape() && data.dtype() == DType::F32;
         match self.count(path).filter(|_| fits(&data)) {
             Some(count) => {
                 let value = Tensor::<D>::from_data(data, (self.device, DType::F32));
                 let value = value.into_bridge();
-                self.parameters.insert(path.to_string(), Mean { value, count });
+                self.parameters
+                    .insert(path.to_string(), Mean { value, count });
             }
             None => {
                 self.problem.get_or_insert(path.to_string());

@@ -1,3 +1,4 @@
+use burn::module::Module;
 use burn::tensor::TensorData;
 
 use super::*;
@@ -180,34 +181,30 @@ fn a_saved_average_is_restored_bit_for_bit_or_refused() {
     let none = average(0.9, 1, 20).state(&model);
     assert!(!load(30, none).unwrap().has_begun());
 
-    let damaged = |change: &dyn Fn(&mut ExtraState)| {
-        let mut state = state.clone();
-        change(&mut state);
-        load(2, state).unwrap_err().to_string()
-    };
-    for (change, what) in [
+    type Change = fn(&mut ExtraState);
+    let changes: [(Change, &str); 5] = [
+        (|state| _ = state.scalars.remove(START), START),
+        (|state| _ = state.scalars.remove(NORM), NORM),
+        (|state| drop(state.tensors.remove(NORM)), NORM),
         (
-            &(|state: &mut ExtraState| drop(state.scalars.remove(START))) as &dyn Fn(&mut _),
-            START,
-        ),
-        (&|state| drop(state.scalars.remove(NORM)), NORM),
-        (&|state| drop(state.tensors.remove(NORM)), NORM),
-        (
-            &|state| {
+            |state| {
                 let short = TensorData::new(vec![1.0f32; 63], [63]);
                 state.tensors.insert(NORM.to_string(), short);
             },
             NORM,
         ),
         (
-            &|state| {
+            |state| {
                 let other = state.tensors[NORM].clone();
                 state.tensors.insert("other".to_string(), other);
             },
             "other",
         ),
-    ] {
-        let message = damaged(change);
+    ];
+    for (change, what) in changes {
+        let mut damaged = state.clone();
+        change(&mut damaged);
+        let message = load(2, damaged).unwrap_err().to_string();
         assert!(message.contains(what), "{message}");
     }
 }

@@ -298,7 +298,10 @@ impl Observer for LogEvents {
                 stopped_early,
             } => {
                 let weights = of_weights(*exported_weights);
-                info!(step, exported_step, bigram, stopped_early, "finished: export{weights}");
+                info!(
+                    step,
+                    exported_step, bigram, stopped_early, "finished: export{weights}"
+                );
             }
         }
         Ok(())
