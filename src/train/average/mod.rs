@@ -10,7 +10,7 @@
 //! the average is the plain mean of the first 1 / (1 - decay) weights (Polyak and Juditsky, 1992),
 //! and from then on it forgets old ones exponentially. With decay = 1 it stays the plain mean, as in
 //! stochastic weight averaging (Izmailov et al., 2018). An average that begins with the initial
-//! weights, as those of timm and Hugging Face's `use_ema` may, would keep decay^n of them.
+//! weights, as timm's `ModelEmaV2` does, would keep decay^n of them after n updates.
 //!
 //! Each trained parameter has an average of its own, in f32 on the device. A parameter that a phase
 //! freezes keeps the average that it has. Training never reads the average, so it computes the same
