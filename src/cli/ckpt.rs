@@ -195,8 +195,13 @@ fn restore(args: &RestoreArgs) -> Result<(), CliError> {
 }
 
 fn restore_average(store: &CheckpointStore, step: u64, args: &RestoreArgs) -> Result<(), CliError> {
-    if !store.restore_model_with(step, AVERAGE_OWNER, &args.out)? {
-        return Err(CliError::NoAverage { step });
+    match store.restore_model_with(step, AVERAGE_OWNER, &args.out) {
+        Ok(true) => {}
+        Ok(false) => return Err(CliError::NoAverage { step }),
+        Err(CheckpointError::NotInChain { folder }) => {
+            return Err(CliError::AverageOfWhole { folder });
+        }
+        Err(error) => return Err(error.into()),
     }
     copy_beside(&[&args.run.run_dir], &args.out)?;
     print_line(&format!(

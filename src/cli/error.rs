@@ -82,6 +82,12 @@ pub enum CliError {
         /// The step.
         step: u64,
     },
+    /// A full checkpoint whose average is to be written as a model.
+    #[error("{} is a whole checkpoint: its weights have other names than their average", folder.display())]
+    AverageOfWhole {
+        /// The step's folder.
+        folder: PathBuf,
+    },
     /// A difference between models.
     #[error(transparent)]
     Delta(#[from] DeltaError),
@@ -137,6 +143,7 @@ impl CliError {
             Self::NoAdapter | Self::UselessFlag { .. } | Self::NoSuchPhase { .. } => 2,
             Self::BaseModelGone { .. } | Self::Delta(_) => 1,
             Self::Checkpoint(_) | Self::NoCheckpoints { .. } | Self::NoAverage { .. } => 1,
+            Self::AverageOfWhole { .. } => 1,
             Self::Io { .. } | Self::NotEmpty { .. } => 1,
             Self::Generate(error) => error.exit_code(),
         }
@@ -189,6 +196,11 @@ impl CliError {
             }
             Self::NoAverage { .. } => {
                 let help = "the run has no [average], or it begins later: leave out --average";
+                ("checkpoint", Some(help.to_string()))
+            }
+            Self::AverageOfWhole { .. } => {
+                let help = "a finished run has exported its average to the run folder; only checkpoints with \
+                            format = \"delta\" can be written as models of their average";
                 ("checkpoint", Some(help.to_string()))
             }
             Self::Delta(error) => ("delta", error.help()),

@@ -184,7 +184,7 @@ pub enum TrainError {
     },
     /// An average that has already begun would begin at another step.
     #[error(
-        "the average of the weights began after step {before}; with the length that the run is to have now it would have begun after step {now}"
+        "the average of the weights began after step {before}; with its `start` and the length that the run is to have now it would have begun after step {now}"
     )]
     MovedAverage {
         /// The steps before it in the run so far.
@@ -385,9 +385,9 @@ impl TrainError {
                 Some("lower start or every in [average], or remove the section".to_string())
             }
             Self::AverageStart { .. } => Some("1000 (steps) or \"75%\"".to_string()),
-            Self::MovedAverage { .. } => Some(
-                "give start in [average] in steps, or this run its own --output-dir".to_string(),
-            ),
+            Self::MovedAverage { before, .. } => Some(format!(
+                "start = {before} in [average], or give this run its own --output-dir"
+            )),
             Self::OtherTokens { .. } | Self::OtherBaseModel { .. } | Self::OtherData { .. } => {
                 Some("put it back as it was, or give this run its own --output-dir".to_string())
             }

@@ -72,7 +72,11 @@ fn a_resumed_run_keeps_its_average_or_is_refused() {
     assert!(removed.contains("average.decay: 0.8 there, (absent) here"));
     assert!(refused(averaged(0.9, 1, 0)).contains("average.decay: 0.8 there, 0.9 here"));
     assert!(refused(averaged(0.8, 2, 0)).contains("average.every"));
-    assert!(refused(averaged(0.8, 1, 9)).contains("average.start"));
+    let moved = run(&bench.plan("run", averaged(0.8, 1, 9)), &Watch::default()).unwrap_err();
+    assert!(
+        matches!(moved, TrainError::MovedAverage { before: 0, now: 9 }),
+        "{moved}"
+    );
     stop(&bench.plan("plain", None), 4);
     let added = run(&bench.plan("plain", average), &Watch::default()).unwrap_err();
     assert!(
@@ -84,15 +88,16 @@ fn a_resumed_run_keeps_its_average_or_is_refused() {
 #[test]
 fn a_longer_run_cannot_move_an_average_that_has_begun() {
     let bench = Bench::new();
-    let plan = |steps| {
+    let starting = |start, steps| {
         let average = AverageConfig {
-            start: AverageStartKey::Text("50%".to_string()),
+            start,
             ..AverageConfig::default()
         };
         let mut config = bench.config("run", Some(average));
         config.train.max_steps = Some(steps);
         Plan::from_config(config).unwrap()
     };
+    let plan = |steps| starting(AverageStartKey::Text("50%".to_string()), steps);
     // It has not begun, so it may begin later.
     stop(&plan(8), 3);
     stop(&plan(12), 8);
@@ -104,6 +109,12 @@ fn a_longer_run_cannot_move_an_average_that_has_begun() {
         "{error}"
     );
     assert_eq!((error.kind(), error.exit_code()), ("config", 2));
+    assert_eq!(
+        error.help().unwrap(),
+        "start = 6 in [average], or give this run its own --output-dir"
+    );
+    stop(&starting(AverageStartKey::Steps(6), 14), 10);
+    assert_eq!(bench.count("run", 10), Some(4));
     // Back from a checkpoint before it, it may.
     let options = Options {
         resume: Resume::Step(6),

@@ -97,6 +97,12 @@ fn what_a_verb_opens_is_the_average() {
         "{stderr}"
     );
     assert!(!bench.path("x").exists());
+    let whole = ["--output-dir", "full", "--set", "checkpoint.format=full"];
+    bench.expect(0, &with_average(&["train", "x.toml", "--quiet"], &whole));
+    let arguments = ["ckpt", "restore", "full", "--average", "--out", "x"];
+    let (_, stderr) = bench.expect(1, &arguments);
+    assert!(stderr.contains("is a whole checkpoint: "), "{stderr}");
+    assert!(!bench.path("x").exists());
 }
 
 #[test]
