@@ -254,6 +254,14 @@ pub(super) fn read_model(delta: &Delta) -> Result<Tensors, CheckpointError> {
     Ok(read_some(delta, |name| name.starts_with(MODEL))?.model)
 }
 
+/// The weights and the extra state of one owner, verified.
+pub(super) fn read_model_and(delta: &Delta, owner: &str) -> Result<Sections, CheckpointError> {
+    let prefix = format!("{EXTRA}{owner}.");
+    read_some(delta, |name| {
+        name.starts_with(MODEL) || name.starts_with(&prefix)
+    })
+}
+
 fn read_some(delta: &Delta, wanted: impl Fn(&str) -> bool) -> Result<Sections, CheckpointError> {
     let mut sections = Sections::default();
     let mut bytes = HashMap::new();

@@ -8,7 +8,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::CheckpointError;
+use super::chain::{self, DELTA};
+use super::state::{Form, State};
+use super::whole::{EXTRA, MODEL, read_extra, read_tensors};
+use super::{CheckpointError, CheckpointStore, Weights};
 use crate::extra::{ExtraState, Extras, StateScalar, is_owner};
 use crate::model::Tensors;
 use crate::model::folder::file_dtype;
@@ -83,6 +86,44 @@ pub(super) fn join(
         state.tensors.insert(name.to_string(), data);
     }
     Ok(extras)
+}
+
+impl CheckpointStore {
+    /// Loads the weights of a step and the extra state of one owner, if it has any there. All other
+    /// tensors are neither read nor verified; in a full checkpoint extra state is read whole.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_model_and(
+        &self,
+        step: u64,
+        owner: &str,
+    ) -> Result<(Weights, Option<ExtraState>), CheckpointError> {
+        let folder = self.existing(step)?;
+        let mut state = State::read(&folder, step)?;
+        let form = state.form();
+        state.extra.retain(|name, _| name == owner);
+        let prefix = format!("{owner}.");
+        let (model, path, mut tensors) = match form {
+            Some(Form::Whole { model, extra, .. }) => {
+                let model = Weights::Files(read_tensors(&folder.join(MODEL), &model)?);
+                let path = folder.join(EXTRA);
+                let extra = match extra.filter(|_| !state.extra.is_empty()) {
+                    Some(hash) => read_extra(&path, &hash)?,
+                    None => Tensors::new(),
+                };
+                (model, path, extra)
+            }
+            _ => {
+                let sections = chain::read_model_and(&self.open(step)?.delta, owner)?;
+                let path = folder.join(DELTA);
+                (Weights::Own(sections.model), path, sections.extra)
+            }
+        };
+        tensors.retain(|name, _| name.starts_with(&prefix));
+        let mut extra = join(&path, tensors, state.extra)?;
+        Ok((model, extra.remove(owner)))
+    }
 }
 
 /// Checks that each of these tensors, named `<owner>.<name>`, has an owner that state.json lists.

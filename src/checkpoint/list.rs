@@ -8,7 +8,7 @@ use super::extra;
 use super::state::{Form, State};
 use super::store::write_whole;
 use super::whole::{EXTRA, MODEL, OPTIMIZER, write_tensors};
-use super::{CheckpointError, CheckpointStore, Progress, Snapshot};
+use super::{CheckpointError, CheckpointStore, Progress, Snapshot, Weights};
 use crate::config::{CONFIG_JSON, DecoderSpec};
 use crate::delta::{self, Method, Opened};
 use crate::durable;
@@ -109,49 +109,117 @@ impl CheckpointStore {
 
     /// Writes a step to a folder of its own, whole: model.safetensors under Hugging Face's names with config.json, or the
     /// trained tensors of an adapter; optimizer.safetensors; extra.safetensors if there is extra state; state.json. `out` must be absent or empty.
+    /// Returns the owners whose tensors are in extra.safetensors.
     ///
     /// # Errors
     /// As [`load`](Self::load); the file system's, and then nothing is left of it.
-    pub fn restore(&self, step: u64, out: &Path) -> Result<(), CheckpointError> {
-        let folder = self.existing(step)?;
-        let config = match State::read(&folder, step)?.form() {
-            Some(Form::Delta(link)) => link.config,
-            _ => serde_json::Value::Null,
-        };
+    pub fn restore(&self, step: u64, out: &Path) -> Result<Vec<String>, CheckpointError> {
+        let config = self.config(step)?;
         let Snapshot {
             model,
             optimizer,
             extra,
             progress,
         } = self.load(step)?;
-        let temporary = durable::temporary_beside(out);
-        let io = |path: &Path| CheckpointError::io(path.to_path_buf());
-        let write = || {
-            durable::create_folder(&temporary).map_err(io(&temporary))?;
-            let model = if config.is_null() {
-                model.tensors()
-            } else {
-                let spec = DecoderSpec::from_config_json(&config).map_err(ModelError::from)?;
-                let path = temporary.join(CONFIG_JSON);
-                let text = format!("{config:#}\n");
-                durable::replace_with(&path, text).map_err(io(&path))?;
-                model.files(&spec)
-            };
-            let model = write_tensors(&temporary.join(MODEL), &model)?;
-            write_whole(&temporary, progress, model, optimizer, extra)?.create(&temporary)?;
-            if out.exists() {
-                fs::remove_dir(out).map_err(io(out))?;
-            }
-            durable::rename(&temporary, out).map_err(io(out))?;
-            durable::sync_folder(durable::parent(out)).map_err(io(out))
-        };
-        let written = write();
-        if written.is_err() {
-            // The error that matters is the one being returned.
-            let _ = fs::remove_dir_all(&temporary);
-        }
-        written
+        let owners = extra.iter().filter(|(_, state)| !state.tensors.is_empty());
+        let owners = owners.map(|(owner, _)| owner.clone()).collect();
+        write_folder(out, |temporary| {
+            let model = write_model(temporary, model, &config)?;
+            write_whole(temporary, progress, model, optimizer, extra)?.create(temporary)
+        })?;
+        Ok(owners)
     }
+
+    /// Writes the model of a step to a folder of its own, with the tensors of an owner of extra state in the place of the
+    /// weights of the same paths. No run goes on from there. `out` must be absent or empty. Returns false, and writes
+    /// nothing, if the owner has no tensors at that step.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load); [`CheckpointError::NotInChain`] for a full checkpoint, which has its weights under other
+    /// names and does not say what model they are of; [`CheckpointError::Broken`] for a tensor that replaces none; the
+    /// file system's, and then nothing is left of it.
+    pub fn restore_model_with(
+        &self,
+        step: u64,
+        owner: &str,
+        out: &Path,
+    ) -> Result<bool, CheckpointError> {
+        let config = self.config(step)?;
+        let folder = self.existing(step)?;
+        let (weights, extra) = self.load_model_and(step, owner)?;
+        let replaced = extra.map(|state| state.tensors).unwrap_or_default();
+        if replaced.is_empty() {
+            return Ok(false);
+        }
+        let Weights::Own(mut tensors) = weights else {
+            return Err(CheckpointError::NotInChain { folder });
+        };
+        for (path, value) in replaced {
+            match tensors.get_mut(&path) {
+                Some(weight) if weight.shape() == value.shape() => *weight = value,
+                _ => {
+                    let message = format!("its model has no such tensor as `{owner}.{path}`");
+                    let path = folder.join(chain::DELTA);
+                    return Err(CheckpointError::Broken { path, message });
+                }
+            }
+        }
+        write_folder(out, |temporary| {
+            write_model(temporary, Weights::Own(tensors), &config).map(drop)
+        })?;
+        Ok(true)
+    }
+
+    /// config.json of a step's model; null if only other files say what model it is.
+    fn config(&self, step: u64) -> Result<serde_json::Value, CheckpointError> {
+        let folder = self.existing(step)?;
+        Ok(match State::read(&folder, step)?.form() {
+            Some(Form::Delta(link)) => link.config,
+            _ => serde_json::Value::Null,
+        })
+    }
+}
+
+/// Writes model.safetensors and, if it is known, config.json. Returns the BLAKE3 of the former.
+fn write_model(
+    folder: &Path,
+    model: Weights,
+    config: &serde_json::Value,
+) -> Result<String, CheckpointError> {
+    let model = if config.is_null() {
+        model.tensors()
+    } else {
+        let spec = DecoderSpec::from_config_json(config).map_err(ModelError::from)?;
+        let path = folder.join(CONFIG_JSON);
+        let text = format!("{config:#}\n");
+        durable::replace_with(&path, text).map_err(CheckpointError::io(path))?;
+        model.files(&spec)
+    };
+    write_tensors(&folder.join(MODEL), &model)
+}
+
+/// Writes a folder that appears when all of it is there. After an error nothing is left of it.
+fn write_folder(
+    out: &Path,
+    write: impl FnOnce(&Path) -> Result<(), CheckpointError>,
+) -> Result<(), CheckpointError> {
+    let temporary = durable::temporary_beside(out);
+    let io = |path: &Path| CheckpointError::io(path.to_path_buf());
+    let written = || {
+        durable::create_folder(&temporary).map_err(io(&temporary))?;
+        write(&temporary)?;
+        if out.exists() {
+            fs::remove_dir(out).map_err(io(out))?;
+        }
+        durable::rename(&temporary, out).map_err(io(out))?;
+        durable::sync_folder(durable::parent(out)).map_err(io(out))
+    };
+    let written = written();
+    if written.is_err() {
+        // The error that matters is the one being returned.
+        let _ = fs::remove_dir_all(&temporary);
+    }
+    written
 }
 
 fn details(folder: &Path, step: u64) -> Result<Details, CheckpointError> {

@@ -8,7 +8,7 @@ use super::output::{check_empty, copy_beside};
 use super::{CliError, print_line};
 use crate::checkpoint::{CheckpointError, CheckpointStore, Details, Listed, Rotated, Stored};
 use crate::readable::{bytes, grouped};
-use crate::train::{RunFolder, kept_checkpoints};
+use crate::train::{AVERAGE_OWNER, RunFolder, kept_checkpoints};
 
 /// Arguments of `runner ckpt`.
 #[derive(Debug, Args)]
@@ -53,6 +53,9 @@ struct RestoreArgs {
     /// The checkpoint's step; the last without it
     #[arg(long, value_name = "N")]
     step: Option<u64>,
+    /// Write the average of the weights as a model, and nothing to train on from
+    #[arg(long)]
+    average: bool,
     /// The folder to write: absent or empty
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -176,10 +179,33 @@ fn restore(args: &RestoreArgs) -> Result<(), CliError> {
     let (store, _) = store(&args.run.run_dir)?;
     check_empty(&args.out)?;
     let step = step_or_last(&store, args.step)?;
-    store.restore(step, &args.out)?;
+    if args.average {
+        return restore_average(&store, step, args);
+    }
+    let owners = store.restore(step, &args.out)?;
+    copy_beside(&[&args.run.run_dir], &args.out)?;
+    let mut text = format!(
+        "written  {}: step {step}, each tensor checked against its BLAKE3",
+        args.out.display()
+    );
+    if owners.iter().any(|owner| owner == AVERAGE_OWNER) {
+        text += "\naverage  model.safetensors has the weights of the step; --average writes their average";
+    }
+    print_line(&text)
+}
+
+fn restore_average(store: &CheckpointStore, step: u64, args: &RestoreArgs) -> Result<(), CliError> {
+    match store.restore_model_with(step, AVERAGE_OWNER, &args.out) {
+        Ok(true) => {}
+        Ok(false) => return Err(CliError::NoAverage { step }),
+        Err(CheckpointError::NotInChain { folder }) => {
+            return Err(CliError::AverageOfWhole { folder });
+        }
+        Err(error) => return Err(error.into()),
+    }
     copy_beside(&[&args.run.run_dir], &args.out)?;
     print_line(&format!(
-        "written  {}: step {step}, each tensor checked against its BLAKE3",
+        "written  {}: the average of the weights at step {step}",
         args.out.display()
     ))
 }

@@ -76,6 +76,18 @@ pub enum CliError {
         /// What was taken for a run folder.
         path: PathBuf,
     },
+    /// A checkpoint without an average of the weights.
+    #[error("the checkpoint of step {step} has no average of the weights")]
+    NoAverage {
+        /// The step.
+        step: u64,
+    },
+    /// A full checkpoint whose average is to be written as a model.
+    #[error("{} is a whole checkpoint: its weights have other names than their average", folder.display())]
+    AverageOfWhole {
+        /// The step's folder.
+        folder: PathBuf,
+    },
     /// A difference between models.
     #[error(transparent)]
     Delta(#[from] DeltaError),
@@ -130,7 +142,8 @@ impl CliError {
             Self::NoBaseModel { .. } | Self::AdapterAlone { .. } => 2,
             Self::NoAdapter | Self::UselessFlag { .. } | Self::NoSuchPhase { .. } => 2,
             Self::BaseModelGone { .. } | Self::Delta(_) => 1,
-            Self::Checkpoint(_) | Self::NoCheckpoints { .. } => 1,
+            Self::Checkpoint(_) | Self::NoCheckpoints { .. } | Self::NoAverage { .. } => 1,
+            Self::AverageOfWhole { .. } => 1,
             Self::Io { .. } | Self::NotEmpty { .. } => 1,
             Self::Generate(error) => error.exit_code(),
         }
@@ -179,6 +192,15 @@ impl CliError {
             Self::Checkpoint(error) => ("checkpoint", error.help_outside_runs()),
             Self::NoCheckpoints { .. } => {
                 let help = "name the folder of a run: the one with resolved.toml in it";
+                ("checkpoint", Some(help.to_string()))
+            }
+            Self::NoAverage { .. } => {
+                let help = "the run has no [average], or it begins later: leave out --average";
+                ("checkpoint", Some(help.to_string()))
+            }
+            Self::AverageOfWhole { .. } => {
+                let help = "a finished run has exported its average to the run folder; only checkpoints with \
+                            format = \"delta\" can be written as models of their average";
                 ("checkpoint", Some(help.to_string()))
             }
             Self::Delta(error) => ("delta", error.help()),

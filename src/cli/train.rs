@@ -8,7 +8,9 @@ use clap::Args;
 use super::CliError;
 use crate::config::{self, Plan};
 use crate::readable::duration;
-use crate::train::{EventLines, Interrupt, Observer, Options, Outcome, Resume, Run, Terminal};
+use crate::train::{
+    EvaluatedWeights, EventLines, Interrupt, Observer, Options, Outcome, Resume, Run, Terminal,
+};
 
 /// Arguments of `runner train`.
 #[derive(Debug, Args)]
@@ -128,9 +130,14 @@ fn summary(plan: &Plan, outcome: &Outcome) -> String {
         }
     }
     lines.push(format!(
-        "model    {} (step {})",
+        "model    {} (step {}{})",
         outcome.folder.display(),
-        outcome.exported_step
+        outcome.exported_step,
+        match outcome.exported_weights {
+            Some(EvaluatedWeights::Average) => ", the average of the weights",
+            Some(EvaluatedWeights::Current) => ", before the average of the weights began",
+            None => "",
+        }
     ));
     lines.push(format!("next     {}", next_command(plan)));
     lines.join("\n")

@@ -10,6 +10,7 @@
 //! re-exported here; the checker, [`json_schema`], [`reference_markdown`] and [`template`] are
 //! derived from them.
 mod adapter;
+mod average;
 mod budget;
 mod check;
 mod checks;
@@ -38,6 +39,7 @@ mod template;
 
 pub(crate) use adapter::whole;
 pub use adapter::{AdapterPlan, LoraShape, lora_scale};
+pub use average::AverageStart;
 pub use budget::{Budget, BudgetKind};
 pub use era::EraOutput;
 pub use error::{ConfigError, Issue};

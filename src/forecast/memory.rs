@@ -116,6 +116,8 @@ pub(super) struct Counts {
     pub(super) copied: u64,
     /// Bytes.
     pub(super) optimizer_state: u64,
+    /// Number of weights that have an average.
+    pub(super) averaged: u64,
 }
 
 /// What the terms are made of.
@@ -133,6 +135,8 @@ struct Sizes {
     optimizer: String,
     /// Bytes that predictions are made of.
     prediction: u64,
+    /// Bytes of the average of the weights.
+    average: u64,
     /// Bytes of the weights that are rounded once a step, to the compute dtype or to trits.
     rounded: Term,
     /// Bytes of an element of the compute dtype.
@@ -206,6 +210,7 @@ impl Sizes {
                 }
                 Some(PredictMethod::LeastSquares) => product([8, counts.trainable]),
             },
+            average: product([4, counts.averaged]),
             rounded: rounded(of, shape, counts, element),
             element,
             lanes,
@@ -261,6 +266,11 @@ impl Sizes {
                 "earlier gradients or weights, 4 bytes x trained weights each".to_string(),
             ),
             term(
+                "average",
+                self.average,
+                format!("4 bytes x {}", grouped(self.average / 4)),
+            ),
+            term(
                 "summed gradient",
                 if self.accumulates { product([4, p]) } else { 0 },
                 format!("4 bytes x {}, of the micro-batches before", grouped(p)),
@@ -270,10 +280,15 @@ impl Sizes {
                 match self.saves {
                     Saves::Behind => product([4, self.copied])
                         .saturating_add(self.optimizer_state)
-                        .saturating_add(self.prediction),
+                        .saturating_add(self.prediction)
+                        .saturating_add(self.average),
                     Saves::Whole | Saves::AtOnce => 0,
                 },
-                "weights and optimizer, while training goes on".to_string(),
+                match self.average {
+                    0 => "weights and optimizer, while training goes on",
+                    _ => "weights, optimizer and average, while training goes on",
+                }
+                .to_string(),
             ),
         ]
     }
@@ -358,7 +373,15 @@ impl Sizes {
             // It is there all the time.
             Saves::Behind => (0, ""),
         };
-        vec![term("copy to write", copied, what.to_string())]
+        // The average is copied before the others, and kept until they are written.
+        let (copied, what) = match (self.average, self.saves) {
+            (0, _) | (_, Saves::Behind) => (copied, what.to_string()),
+            (average, _) => (
+                copied.saturating_add(average),
+                format!("{what}, and the average"),
+            ),
+        };
+        vec![term("copy to write", copied, what)]
     }
 
     /// What goes into each block.

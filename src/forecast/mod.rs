@@ -10,14 +10,17 @@ mod fit;
 mod flops;
 mod memory;
 
-use burn::tensor::Device;
+use std::collections::BTreeMap;
+
+use burn::module::Param;
+use burn::tensor::{Device, Tensor};
 
 pub use fit::{Shortage, available_bytes, fit};
 pub use flops::Flops;
 pub use memory::{Memory, Moment, Term};
 
 use crate::config::{AdapterPlan, Config, DecoderSpec, Dtype, Held, PhaseModel, PhasePlan, Plan};
-use crate::model::{Decoder, ModelError};
+use crate::model::{Decoder, ModelError, VisitParameters};
 use crate::optimizer::Optimizer;
 
 /// What a run will need.
@@ -88,6 +91,7 @@ impl Forecast {
             "reference",
             "optimizer",
             "prediction",
+            "average",
             "copy being saved",
             "process",
         ];
@@ -129,6 +133,7 @@ impl Forecast {
                 Held::Both => parameters,
             },
             optimizer_state: state,
+            averaged: averaged_weights((plan, phase, model), spec)?,
         };
         let memory = Memory::new(of, spec, counts, conditions);
         let has_phases = plan.phases.len() > 1;
@@ -141,6 +146,39 @@ impl Forecast {
             memory,
         })
     }
+}
+
+/// The number of weights that the average of a run holds in a phase: those that the phase trains,
+/// and those that it freezes after earlier phases have trained them; 0 without an average.
+///
+/// # Errors
+/// [`ModelError::Spec`] for a shape no decoder can have.
+pub(crate) fn averaged_weights(
+    (plan, phase, model): (&Plan, &PhasePlan, PhaseModel),
+    spec: &DecoderSpec,
+) -> Result<u64, ModelError> {
+    #[derive(Default)]
+    struct Sizes(BTreeMap<String, usize>);
+    impl VisitParameters for Sizes {
+        fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
+            let size = param.lazy_shape().num_elements();
+            self.0.insert(path.to_string(), size);
+        }
+    }
+    if plan.config.average.is_none() {
+        return Ok(0);
+    }
+    let mut sizes = Sizes::default();
+    // An average begins anew where the model gets other parameters.
+    let same = plan.phases.iter().zip(PhaseModel::of_plan(plan));
+    let same = same.filter(|(_, other)| *other == model);
+    let earlier = same.map(|(other, _)| other);
+    let earlier = earlier.take_while(|other| *other != phase);
+    for phase in earlier.chain([phase]) {
+        let outline = outline(plan, model, spec)?.with_frozen(&phase.freeze)?;
+        outline.visit_trained(&mut sizes);
+    }
+    Ok(sizes.0.values().map(|&size| size as u64).sum())
 }
 
 /// The arithmetic for one token of a phase; that of a step is [`Forecast::flops_per_token`].

@@ -86,7 +86,7 @@ pub struct Pipeline {
 }
 
 /// Owners of state that are not stages.
-const RESERVED: [&str; 2] = ["predictor", "regulator"];
+const RESERVED: [&str; 3] = ["average", "predictor", "regulator"];
 
 impl Pipeline {
     /// A pipeline of these stages, in this order.

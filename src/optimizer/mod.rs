@@ -61,6 +61,7 @@ use rules::Rules;
 pub use schedule::Schedule;
 pub use state::OptimizerState;
 pub use tensor_rule::TensorState;
+pub(crate) use update::update_parameters;
 use velvet::Velvet;
 
 /// Updates a module's parameters from their gradients.

@@ -51,15 +51,7 @@ impl Optimizer {
             let rule = rules.rule_for(&update.path, update.rank);
             update.run(rule)
         };
-        let updated: Vec<Updated> = if device.is_some_and(|device| is_cpu(&device)) {
-            let (large, small) = updates.into_iter().partition(|update| update.is_large());
-            let (large, small): (Vec<Update>, Vec<Update>) = (large, small);
-            let mut updated: Vec<Updated> = large.into_iter().map(run).collect();
-            updated.par_extend(small.into_par_iter().with_max_len(1).map(run));
-            updated
-        } else {
-            updates.into_iter().map(run).collect()
-        };
+        let updated = update_parameters(device.as_ref(), updates, |update| update.weights, run);
         let mut values = BTreeMap::new();
         for Updated { path, value, state } in updated {
             if let Some(state) = state {
@@ -69,6 +61,23 @@ impl Optimizer {
         }
         map_parameters(model, &mut Put { values })
     }
+}
+
+/// Runs the updates of a model's parameters, in any order. `weights` is the size of a parameter.
+pub(crate) fn update_parameters<U: Send, R: Send>(
+    device: Option<&Device>,
+    updates: Vec<U>,
+    weights: impl Fn(&U) -> usize,
+    run: impl Fn(U) -> R + Send + Sync,
+) -> Vec<R> {
+    if !device.is_some_and(is_cpu) {
+        return updates.into_iter().map(run).collect();
+    }
+    let is_large = |update: &U| weights(update) >= LARGE;
+    let (large, small): (Vec<U>, Vec<U>) = updates.into_iter().partition(is_large);
+    let mut updated: Vec<R> = large.into_iter().map(&run).collect();
+    updated.par_extend(small.into_par_iter().with_max_len(1).map(&run));
+    updated
 }
 
 /// A parameter that is about to be updated.
@@ -90,10 +99,6 @@ struct Updated {
 }
 
 impl Update {
-    fn is_large(&self) -> bool {
-        self.weights >= LARGE
-    }
-
     fn run(self, rule: &dyn UpdateRule) -> Updated {
         let (value, state) = rule.step(
             self.rank,

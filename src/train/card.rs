@@ -2,11 +2,34 @@
 
 use serde_json::json;
 
+use super::EvaluatedWeights;
 use crate::adapter::OWN_BASE;
 use crate::checkpoint::Progress;
 use crate::config::{Held, PhaseModel, Plan};
 use crate::data::{FileRecord, TrainingData};
 use crate::environment::Environment;
+
+/// The step whose weights are exported.
+pub(super) struct ExportedStep {
+    pub(super) step: u64,
+    /// Which weights of that step; None if the run does not average them.
+    pub(super) weights: Option<EvaluatedWeights>,
+}
+
+impl ExportedStep {
+    fn describe(&self) -> String {
+        let step = self.step;
+        match self.weights {
+            Some(EvaluatedWeights::Average) => {
+                format!("These weights are an average over the steps up to step {step}.")
+            }
+            Some(EvaluatedWeights::Current) => format!(
+                "These are the weights of step {step}, at which their average had not begun."
+            ),
+            None => format!("These are the weights of step {step}."),
+        }
+    }
+}
 
 /// Markdown with the front matter that model hubs read. `model` and `data` belong to the phase of
 /// the exported step, `files` to all phases.
@@ -14,7 +37,7 @@ pub(super) fn model_card(
     (plan, model, device): (&Plan, PhaseModel, Option<&str>),
     (data, files, loss_unit): (&dyn TrainingData, &[FileRecord], &str),
     progress: &Progress,
-    exported_step: u64,
+    exported: ExportedStep,
 ) -> String {
     let config = &plan.config;
     let shape = &plan.shape;
@@ -72,7 +95,7 @@ pub(super) fn model_card(
     format!(
         "---\nlibrary_name: {library}\npipeline_tag: text-generation\n---\n\n# {name}\n\n\
          {kind} {:?} decoder: {} layers, hidden size {}, {} heads ({} for keys and values), vocabulary {}.\n\n\
-         {quality} These are the weights of step {exported_step}.\n\n\
+         {quality} {}\n\n\
          Trained with firebrick {} for {} steps on {} tokens in {:.0} seconds on {}, {} threads. \
          {repeats}\n\n## Data\n\n{files}{more}",
         shape.architecture,
@@ -81,6 +104,7 @@ pub(super) fn model_card(
         shape.num_attention_heads,
         shape.num_key_value_heads,
         data.tokenizer().vocab_size(),
+        exported.describe(),
         environment.firebrick,
         progress.step,
         progress.tokens,

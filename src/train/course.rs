@@ -108,6 +108,7 @@ impl Course {
                 best,
                 tokens,
                 cost,
+                ..
             } => {
                 self.last = CoursePoint {
                     step: *step,

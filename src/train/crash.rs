@@ -77,11 +77,15 @@ impl Bench {
         Self { folder, stages }
     }
 
-    /// A run with a stage that keeps state.
+    /// A run with a stage that keeps state, and an average of its weights.
     fn with_memory() -> Self {
+        let bench = Self::new();
+        let config = fs::read_to_string(bench.path("x.toml")).unwrap();
+        let config = format!("{config}[average]\ndecay = 0.5\nstart = 1\n");
+        fs::write(bench.path("x.toml"), config).unwrap();
         Self {
             stages: || vec![Box::new(Memory::default())],
-            ..Self::new()
+            ..bench
         }
     }
 

@@ -166,6 +166,32 @@ pub enum TrainError {
         /// Its first step in the requested run.
         now: u64,
     },
+    /// The run ends before the average of its weights begins.
+    #[error(
+        "the average of the weights would begin at step {first}, and the run has {steps} steps"
+    )]
+    AverageNeverBegins {
+        /// The first step whose weights would be averaged.
+        first: u64,
+        /// Steps of the run.
+        steps: u64,
+    },
+    /// `start` of an average that a plan made in code has.
+    #[error("`start` in [average] {reason}")]
+    AverageStart {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// An average that has already begun would begin at another step.
+    #[error(
+        "the average of the weights began after step {before}; with its `start` and the length that the run is to have now it would have begun after step {now}"
+    )]
+    MovedAverage {
+        /// The steps before it in the run so far.
+        before: u64,
+        /// The steps before it in the requested run.
+        now: u64,
+    },
     /// A plan made in code cannot be written to a file: a number exceeds TOML's range, or a path is
     /// not UTF-8.
     #[error("{what} cannot be written to the run folder: {message}")]
@@ -306,6 +332,9 @@ impl TrainError {
             | Self::OtherPhase { .. }
             | Self::OtherPhases { .. }
             | Self::MovedPhase { .. }
+            | Self::AverageNeverBegins { .. }
+            | Self::AverageStart { .. }
+            | Self::MovedAverage { .. }
             | Self::Unwritable { .. }
             | Self::OtherTokens { .. }
             | Self::OtherTokenizer { .. }
@@ -352,6 +381,13 @@ impl TrainError {
             Self::MovedPhase { .. } => Some(
                 "give the phases lengths in steps, or this run its own --output-dir".to_string(),
             ),
+            Self::AverageNeverBegins { .. } => {
+                Some("lower start or every in [average], or remove the section".to_string())
+            }
+            Self::AverageStart { .. } => Some("1000 (steps) or \"75%\"".to_string()),
+            Self::MovedAverage { before, .. } => Some(format!(
+                "start = {before} in [average], or give this run its own --output-dir"
+            )),
             Self::OtherTokens { .. } | Self::OtherBaseModel { .. } | Self::OtherData { .. } => {
                 Some("put it back as it was, or give this run its own --output-dir".to_string())
             }

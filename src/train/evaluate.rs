@@ -1,7 +1,5 @@
 //! Evaluation during training: the loss on the validation split, and completions of sample prompts.
 
-use burn::module::Module;
-
 use super::{Event, Session, TrainError, TrainState};
 use crate::checkpoint::{BestEvaluation, Progress};
 use crate::device::lanes;
@@ -21,16 +19,16 @@ impl Session {
         }
     }
 
-    /// Measures the validation split and completes the sample prompts.
+    /// Measures the validation split and completes the sample prompts, with the average of the
+    /// weights if it has begun.
     pub(super) fn evaluate(
         &mut self,
         state: &mut TrainState,
     ) -> Result<Option<Evaluation>, TrainError> {
         // Off the autodiff device: a tracked forward without a backward keeps its graph for good.
         let blend = self.active.ternary_blend_after(state.progress.step);
-        let model = state
-            .model()
-            .valid()
+        let (model, weights) = state.evaluated_model();
+        let model = model
             .with_ternary_blend(blend)
             .for_inference()
             .cast(self.active.dtype);
@@ -47,6 +45,7 @@ impl Session {
             self.emit(&Event::Evaluated {
                 step: state.progress.step,
                 evaluation: evaluation.clone(),
+                weights,
                 best,
                 tokens: state.progress.tokens,
                 cost: state.progress.cost,

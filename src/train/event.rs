@@ -50,6 +50,9 @@ pub enum Event {
         /// The result.
         #[serde(flatten)]
         evaluation: Evaluation,
+        /// The weights that were measured; None if the run does not average them.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        weights: Option<EvaluatedWeights>,
         /// Whether it is the lowest so far.
         best: bool,
         /// Tokens trained on so far.
@@ -163,6 +166,9 @@ pub enum Event {
         step: u64,
         /// The step whose weights were exported.
         exported_step: u64,
+        /// The weights of that step that were exported; None if the run does not average them.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        exported_weights: Option<EvaluatedWeights>,
         /// Nats per token of the bigram baseline on the validation split.
         bigram: Option<f64>,
         /// Whether it ended before its last step because validation stopped improving.
@@ -231,6 +237,26 @@ impl Event {
             | Self::StoppedEarly { step, .. }
             | Self::Stopped { step, .. }
             | Self::Finished { step, .. } => Some(*step),
+        }
+    }
+}
+
+/// The weights that are evaluated or exported, in a run that averages them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EvaluatedWeights {
+    /// Those of the last step, because the average has not begun.
+    Current,
+    /// The average.
+    Average,
+}
+
+impl EvaluatedWeights {
+    /// Its name in metrics and records.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Current => "current",
+            Self::Average => "average",
         }
     }
 }

@@ -2,14 +2,78 @@
 
 use burn::tensor::TensorData;
 
-use super::{Session, TrainError};
+use super::{EvaluatedWeights, Session, TrainError, average};
 use crate::adapter::{self, Adapter, OWN_BASE, PeftOptions};
 use crate::checkpoint::Weights;
 use crate::config::{Held, PhaseModel};
 use crate::durable;
-use crate::model::{Tensors, folder as model_folder};
+use crate::model::{Tensors, folder as model_folder, parameters};
+
+/// What is exported of a run.
+pub(super) struct Exported {
+    pub(super) step: u64,
+    pub(super) weights: Weights,
+    /// Which weights these are; None if the run does not average them.
+    pub(super) which: Option<EvaluatedWeights>,
+}
 
 impl Session {
+    /// The weights to export from the checkpoint of a step: the average, if it had begun.
+    pub(super) fn exported_at(&self, step: u64) -> Result<Exported, TrainError> {
+        if self.average.is_none() {
+            let weights = self.store.load_model(step)?;
+            let which = None;
+            return Ok(Exported {
+                step,
+                weights,
+                which,
+            });
+        }
+        let (weights, state) = self.store.load_model_and(step, average::OWNER)?;
+        let average = state.map(|state| state.tensors).unwrap_or_default();
+        let (weights, which) = match average.is_empty() {
+            true => (weights, EvaluatedWeights::Current),
+            false => {
+                let model = self.timeline.of_completed(step).model;
+                let weights = self.with_average(weights, model, average)?;
+                (weights, EvaluatedWeights::Average)
+            }
+        };
+        let which = Some(which);
+        Ok(Exported {
+            step,
+            weights,
+            which,
+        })
+    }
+
+    /// The weights of a checkpoint with their average in the place of those that have one.
+    fn with_average(
+        &self,
+        weights: Weights,
+        model: PhaseModel,
+        average: Tensors,
+    ) -> Result<Weights, TrainError> {
+        let mut own = match (model.held(), weights) {
+            (Held::Adapter, weights) => weights.tensors(),
+            (_, Weights::Own(own)) => own,
+            (_, Weights::Files(files)) => {
+                let (weights, adapter) = Weights::Files(files).split_adapter();
+                let decoder = weights.decoder(&model.spec(&self.spec), &self.device.device)?;
+                let mut own = parameters(&decoder);
+                own.extend(adapter);
+                own
+            }
+        };
+        for (path, value) in average {
+            match own.get_mut(&path) {
+                Some(weight) if weight.shape() == value.shape() => *weight = value,
+                _ => return Err(average::damaged(&path)),
+            }
+        }
+        Ok(Weights::Own(own))
+    }
+
     /// Writes the tokenizer and the model, or the adapter, for Hugging Face's tools and for
     /// `--model`. `weights` come from a checkpoint of a phase whose model has the form `model`. An
     /// adapter beside changed weights is merged into them in f32, because no other folder has these

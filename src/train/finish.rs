@@ -1,10 +1,11 @@
 //! The end of a run: its model or adapter, and the last of its record.
 
-use super::card::model_card;
+use super::card::{ExportedStep, model_card};
+use super::export::Exported;
 use super::folder::FinalRecord;
 use super::inputs::files_of;
-use super::{Evaluation, Event, Outcome, Session, TrainError, TrainState};
-use crate::checkpoint::{Progress, Weights};
+use super::{EvaluatedWeights, Evaluation, Event, Outcome, Session, TrainError, TrainState};
+use crate::checkpoint::Progress;
 use crate::data::Bigram;
 
 /// Largest training split that the bigram baseline is fitted on: it is counted in memory.
@@ -17,6 +18,7 @@ impl Session {
         state: &mut TrainState,
         evaluation: Option<Evaluation>,
     ) -> Result<Outcome, TrainError> {
+        let measured = state.evaluated_weights();
         let progress = &mut state.progress;
         let last = progress.step;
         let stopped_early = self.stops_early(progress);
@@ -30,7 +32,18 @@ impl Session {
                 best_step: progress.best.map_or(0, |best| best.step),
             })?;
         }
-        let (exported_step, weights) = self.exported(progress)?;
+        let Exported {
+            step: exported_step,
+            weights,
+            which: exported_weights,
+        } = self.exported(progress)?;
+        if exported_weights == Some(EvaluatedWeights::Current) {
+            let text = format!(
+                "the average of the weights had not begun at step {exported_step}: the weights of \
+                 that step are exported"
+            );
+            self.emit(&Event::Note { text })?;
+        }
         let phase = self.timeline.of_completed(exported_step);
         let (model, data) = (phase.model, self.data[phase.number].source.clone());
         self.export(model, weights)?;
@@ -44,18 +57,23 @@ impl Session {
             (&self.plan, model, device),
             (data.as_ref(), &files_of(&self.data), &loss_unit),
             progress,
-            exported_step,
+            ExportedStep {
+                step: exported_step,
+                weights: exported_weights,
+            },
         );
         self.folder.write("README.md", &card)?;
         let bigram = self.bigram();
         if let Some(record) = &mut record {
             record.exported_step = Some(exported_step);
+            record.exported_weights = exported_weights;
             record.bigram_loss = bigram;
             self.folder.write_record(record)?;
         }
         self.emit(&Event::Finished {
             step: last,
             exported_step,
+            exported_weights,
             bigram,
             stopped_early,
         })?;
@@ -64,6 +82,7 @@ impl Session {
             let steps = self.timeline.steps();
             record.end = Some(FinalRecord {
                 cut: self.cut.clone(),
+                weights: measured.filter(|_| progress.val_loss.is_some()),
                 ..FinalRecord::new(progress, steps, stopped_early)
             });
             self.folder.write_record(&record)?;
@@ -76,18 +95,19 @@ impl Session {
             loss_unit,
             bigram,
             exported_step,
+            exported_weights,
             stopped_early,
         })
     }
 
-    /// The step to export and its weights: the best step, or the last if the best is gone or
+    /// What to export: the weights of the best step, or the last if the best is gone or
     /// unreadable.
-    fn exported(&mut self, progress: &Progress) -> Result<(u64, Weights), TrainError> {
+    fn exported(&mut self, progress: &Progress) -> Result<Exported, TrainError> {
         let last = progress.step;
         let best = progress.best.map(|best| best.step);
         if let Some(best) = best.filter(|&best| best != last && self.store.has(best)) {
-            match self.store.load_model(best) {
-                Ok(weights) => return Ok((best, weights)),
+            match self.exported_at(best) {
+                Ok(exported) => return Ok(exported),
                 Err(error) => {
                     let text = format!(
                         "warning: the checkpoint of step {best}, the best, cannot be read: the last is \
@@ -97,7 +117,7 @@ impl Session {
                 }
             }
         }
-        Ok((last, self.store.load_model(last)?))
+        self.exported_at(last)
     }
 
     /// Nats per token of the bigram model on the validation split.

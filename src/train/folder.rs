@@ -7,8 +7,8 @@ use std::time::{Duration, Instant, SystemTime};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::TrainError;
 use super::observers::now;
+use super::{EvaluatedWeights, TrainError};
 use crate::adapter::OWN_BASE;
 use crate::checkpoint::{CheckpointStore, Progress};
 use crate::config::{Plan, SaveDtype};
@@ -56,6 +56,9 @@ pub(super) struct RunRecord {
     pub(super) base_model: serde_json::Value,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) exported_step: Option<u64>,
+    /// Which weights of that step; None if the run does not average them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) exported_weights: Option<EvaluatedWeights>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) bigram_loss: Option<f64>,
     #[serde(rename = "final", skip_serializing_if = "Option::is_none")]
@@ -68,6 +71,9 @@ pub(super) struct FinalRecord {
     pub(super) step: u64,
     pub(super) val_loss: Option<f64>,
     pub(super) best_val_loss: Option<f64>,
+    /// The weights that `val_loss` was measured with; None if the run does not average them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) weights: Option<EvaluatedWeights>,
     pub(super) seconds: f64,
     pub(super) tokens: u64,
     pub(super) peak_rss_bytes: Option<u64>,
@@ -118,6 +124,7 @@ impl RunRecord {
             phase_starts: Vec::new(),
             base_model: serde_json::Value::Null,
             exported_step: None,
+            exported_weights: None,
             bigram_loss: None,
             end: None,
         }
@@ -154,6 +161,7 @@ impl FinalRecord {
             step: progress.step,
             val_loss: progress.val_loss,
             best_val_loss: progress.best.map(|best| best.val_loss),
+            weights: None,
             seconds: progress.seconds,
             tokens: progress.tokens,
             peak_rss_bytes: peak_memory_bytes(),

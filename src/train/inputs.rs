@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use serde_json::json;
 
 use super::TrainError;
+use super::average::AverageSettings;
 use super::estimate::Summary;
 use super::folder::RunRecord;
 use super::resume::StartingPoint;
@@ -30,6 +31,8 @@ pub(super) struct RunInputs {
     pub(super) data: Vec<PhaseData>,
     pub(super) spec: DecoderSpec,
     pub(super) timeline: Timeline,
+    /// How the weights are averaged; None if they are not.
+    pub(super) average: Option<AverageSettings>,
     /// Number of parameters of the first phase's model.
     pub(super) parameters: u64,
     /// Number of parameters that the first phase trains.
@@ -75,11 +78,14 @@ impl RunInputs {
         }
         let flops_per_token = flops_per_token(plan, &timeline, &data, &spec)?;
         check_length(plan, timeline.steps())?;
+        let average = plan.config.average.as_ref();
+        let average = average.map(|config| AverageSettings::new(config, timeline.steps()));
         check_prompts(plan, &spec, exported_data(&data))?;
         Ok(Self {
             data,
             spec,
             timeline,
+            average: average.transpose()?,
             parameters,
             trainable,
             flops_per_token,

@@ -32,6 +32,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod average;
 mod card;
 mod clock;
 mod course;
@@ -64,10 +65,12 @@ mod state;
 mod step;
 
 pub use crate::objective::Evaluation;
+pub(crate) use average::OWNER as AVERAGE_OWNER;
+pub use average::{Average, AverageSettings};
 pub use course::{Course, CoursePoint, CourseState};
 pub use error::TrainError;
 pub use estimate::{Estimate, Summary};
-pub use event::{Event, Observer, Prediction, StepRecord};
+pub use event::{EvaluatedWeights, Event, Observer, Prediction, StepRecord};
 pub use folder::{RunFolder, kept_checkpoints};
 pub use interrupt::{Interrupt, Signal};
 pub use lengths::{Lengths, StepTimer, Totals};

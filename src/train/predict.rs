@@ -46,6 +46,7 @@ impl Session {
         if is_kept {
             state.progress.step += 1;
             state.progress.val_loss = None;
+            state.average_weights();
         } else {
             state.optimizer.restore(optimizer);
             state.change_model(|_, _| model);
@@ -68,6 +69,7 @@ impl Session {
             loss_after: tried.to_string(),
         })?;
         self.note_turned_off(state)?;
+        self.note_average(state)?;
         if is_kept {
             self.clock.stepped(begun.elapsed(), 0.0);
             let record = StepRecord {

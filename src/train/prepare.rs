@@ -2,11 +2,12 @@
 
 use std::time::SystemTime;
 
+use super::average::Average;
 use super::clock::Clock;
 use super::folder::{RunRecord, data_record, device_record};
 use super::inputs::RunInputs;
 use super::model_init::ModelInit;
-use super::observers::{Journal, LogEvents, PHASE, PREDICTION, REGULATED};
+use super::observers::{Journal, LogEvents, PHASE, PREDICTION, REGULATED, WEIGHTS};
 use super::predictor::Predictor;
 use super::regulator::Regulator;
 use super::report::HtmlReport;
@@ -112,6 +113,7 @@ impl Run {
         notes.extend(count_older_cost(&mut state.progress, &inputs));
         state.pipeline = Pipeline::new(options.stages)?;
         state.regulator = plan.config.regulator.map(Regulator::new);
+        state.average = inputs.average.map(Average::new);
         state.predictor = phase.plan.predict.map(Predictor::new);
         let new_owners = state.restore_extras(initial.extras, &device.device)?;
         if checkpoint.is_some() {
@@ -139,6 +141,7 @@ impl Run {
             timeline: inputs.timeline,
             data: inputs.data,
             initial_adapter: initial.initial_adapter,
+            average: inputs.average,
             last_learning_rate: 0.0,
             clock: Clock::new(
                 initial.state.progress.seconds,
@@ -362,6 +365,9 @@ fn reports(
     let mut optional = Vec::new();
     if plan.config.regulator.is_some() {
         optional.push(REGULATED);
+    }
+    if plan.config.average.is_some() {
+        optional.push(WEIGHTS);
     }
     if plan.phases.len() > 1 {
         optional.push(PHASE);

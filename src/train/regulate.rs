@@ -1,5 +1,6 @@
 //! What the loop does about a step whose loss or gradient norm leapt.
 
+use super::average::Average;
 use super::predictor::Predictor;
 use super::regulator::{Irregular, Regulator, StepLimits};
 use super::session::ActivePhase;
@@ -70,6 +71,7 @@ impl Session {
         restored.pipeline = std::mem::take(&mut state.pipeline);
         let config = self.plan.config.regulator;
         restored.regulator = config.map(Regulator::new);
+        restored.average = self.average.map(Average::new);
         restored.predictor = phase.plan.predict.map(Predictor::new);
         restored.restore_extras(initial.extras, &self.device.device)?;
         let before = &state.progress;

@@ -38,10 +38,11 @@ impl std::str::FromStr for Resume {
     }
 }
 
-/// Keys that a resumed run may change: its length, what it reports, what it keeps, where it lies.
+/// Keys that a resumed run may change: its length, what it reports, what it keeps, where it lies, and
+/// where what has not begun begins.
 /// The number of threads and the device may change too, at the price of bit-equality, which is
 /// announced.
-const FREE: [&str; 10] = [
+const FREE: [&str; 11] = [
     "train.max_steps",
     "train.num_epochs",
     "train.max_tokens",
@@ -52,6 +53,8 @@ const FREE: [&str; 10] = [
     "checkpoint.",
     "device.",
     "output_dir",
+    // An average that has begun cannot be moved: its saved state says where it began.
+    "average.start",
 ];
 
 /// Whether a resumed run may change a key.

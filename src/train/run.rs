@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use super::predictor::Role;
 use super::{
-    Evaluation, Event, Session, StepOutcome, StepRecord, StepReport, TrainError, TrainState,
-    train_step,
+    EvaluatedWeights, Evaluation, Event, Session, StepOutcome, StepRecord, StepReport, TrainError,
+    TrainState, train_step,
 };
 use crate::checkpoint::{Cost, Progress};
 use crate::collective::SingleProcess;
@@ -55,6 +55,8 @@ pub struct Outcome {
     pub bigram: Option<f64>,
     /// The step whose weights were exported.
     pub exported_step: u64,
+    /// Which weights of that step; None if the run does not average them.
+    pub exported_weights: Option<EvaluatedWeights>,
     /// Whether it ended before its last step because validation stopped improving.
     pub stopped_early: bool,
 }
@@ -253,6 +255,7 @@ impl Session {
         if report.outcome == StepOutcome::Updated {
             state.learn_to_predict(report.loss, before);
             self.note_turned_off(state)?;
+            self.note_average(state)?;
         }
         match report.outcome {
             StepOutcome::Irregular(cause) => {

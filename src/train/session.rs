@@ -6,6 +6,7 @@ use burn::tensor::FloatDType;
 use tracing::Dispatch;
 use tracing::dispatcher::DefaultGuard;
 
+use super::average::{Average, AverageSettings};
 use super::clock::Clock;
 use super::inputs::PhaseData;
 use super::model_init::{ModelInit, float_dtype, loss_scale, optimizer};
@@ -37,6 +38,8 @@ pub(super) struct Session {
     pub(super) flops_per_token: Vec<Flops>,
     /// The initial adapter; None if it starts at zero, or if this session began without it.
     pub(super) initial_adapter: Option<Adapter>,
+    /// How the weights are averaged; None if they are not.
+    pub(super) average: Option<AverageSettings>,
     /// The learning rate of the last step.
     pub(super) last_learning_rate: f64,
     pub(super) clock: Clock,
@@ -186,6 +189,7 @@ impl Session {
         })?;
         if has_other_adapter {
             self.note_other_adapter(phase.model)?;
+            self.begin_average_anew(state)?;
         }
         self.note_fresh_state(&fresh)
     }
@@ -199,6 +203,29 @@ impl Session {
             None => "the adapter has been merged into the weights, which are trained from here on",
         };
         let text = text.to_string();
+        self.emit(&Event::Note { text })
+    }
+
+    /// Drops the average of parameters that the model no longer has.
+    fn begin_average_anew(&mut self, state: &mut TrainState) -> Result<(), TrainError> {
+        if !state.average.as_mut().is_some_and(Average::begin_anew) {
+            return Ok(());
+        }
+        let text = "the average of the weights begins anew, because the model has other parameters";
+        let text = text.to_string();
+        self.emit(&Event::Note { text })
+    }
+
+    /// Reports that the average of the weights has begun.
+    pub(super) fn note_average(&mut self, state: &mut TrainState) -> Result<(), TrainError> {
+        if !state.average.as_mut().is_some_and(Average::take_begun) {
+            return Ok(());
+        }
+        let text = format!(
+            "the average of the weights begins with those of step {}: from here on it is what is \
+             evaluated and exported",
+            state.progress.step
+        );
         self.emit(&Event::Note { text })
     }
 

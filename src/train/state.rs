@@ -1,10 +1,12 @@
 //! The state that a training step changes.
 
+use burn::module::Module;
 use burn::tensor::Device;
 
+use super::average::{self, Average};
 use super::predictor::{self, Predictor, Role};
 use super::regulator::{self, Regulator};
-use super::{Prediction, TrainError};
+use super::{EvaluatedWeights, Prediction, TrainError};
 use crate::checkpoint::Progress;
 use crate::extra::Extras;
 use crate::gradient::Pipeline;
@@ -25,6 +27,8 @@ pub struct TrainState {
     pub regulator: Option<Regulator>,
     /// Predicts steps; None computes every step.
     pub predictor: Option<Predictor>,
+    /// Averages the weights; None without an average.
+    pub average: Option<Average>,
     /// The completed steps and other counters.
     pub progress: Progress,
 }
@@ -38,6 +42,7 @@ impl TrainState {
             pipeline: Pipeline::default(),
             regulator: None,
             predictor: None,
+            average: None,
             progress: Progress::default(),
         }
     }
@@ -89,6 +94,9 @@ impl TrainState {
         if let Some(predictor) = &self.predictor {
             extras.insert(predictor::OWNER.to_string(), predictor.state());
         }
+        if let Some(average) = &self.average {
+            extras.insert(average::OWNER.to_string(), average.state(self.model()));
+        }
         extras
     }
 
@@ -113,6 +121,13 @@ impl TrainState {
                 None => new.push("the regulator".to_string()),
             }
         }
+        if let Some(mut average) = self.average.take() {
+            match extras.remove(average::OWNER) {
+                Some(saved) => average.load(saved, (self.model(), device), self.progress.step)?,
+                None => new.push("the average of the weights".to_string()),
+            }
+            self.average = Some(average);
+        }
         let stages = self.pipeline.load(&mut extras)?;
         new.extend(
             stages
@@ -123,6 +138,34 @@ impl TrainState {
             Some(owner) => Err(TrainError::UnknownOwner { owner }),
             None => Ok(new),
         }
+    }
+
+    /// Takes the weights of a step that was taken into the average.
+    pub(super) fn average_weights(&mut self) {
+        if let Some(mut average) = self.average.take() {
+            average.take(self.model(), self.progress.step);
+            self.average = Some(average);
+        }
+    }
+
+    /// The weights that are evaluated, on a plain device: the average as soon as it has begun. Says
+    /// which they are, if the run has an average.
+    pub(super) fn evaluated_model(&self) -> (Decoder, Option<EvaluatedWeights>) {
+        let model = self.model().valid();
+        let model = match &self.average {
+            Some(average) => average.put_into(model),
+            None => model,
+        };
+        (model, self.evaluated_weights())
+    }
+
+    /// Which weights are evaluated; None if the run does not average them.
+    pub(super) fn evaluated_weights(&self) -> Option<EvaluatedWeights> {
+        let average = self.average.as_ref()?;
+        Some(match average.has_begun() {
+            true => EvaluatedWeights::Average,
+            false => EvaluatedWeights::Current,
+        })
     }
 
     /// Decisions of the regulator so far; None without one.

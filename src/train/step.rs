@@ -115,7 +115,7 @@ pub enum StepError {
 }
 
 /// Takes one optimizer step on the micro-batches of this rank: backward, unscale, finite vote,
-/// gradient pipeline, norm, clip, update.
+/// gradient pipeline, norm, clip, update, average.
 ///
 /// With several ranks, every rank has to call this function for the same step; afterwards all of
 /// them hold the same weights. If the step is not finite on one rank, all ranks skip it.
@@ -232,6 +232,9 @@ pub fn train_step(
         report.time.gradient = begun.elapsed() - backward;
     }
     report.outcome = state.count_step(is_finite, irregular, &report);
+    if report.outcome == StepOutcome::Updated {
+        state.average_weights();
+    }
     report.time.update = begun.elapsed() - backward - report.time.gradient;
     Ok(report)
 }

@@ -2,6 +2,7 @@
 #![allow(missing_docs)]
 
 mod adapters;
+mod averaging;
 mod bad_input;
 mod bench;
 mod checkpoints;

@@ -299,6 +299,24 @@ fn r1_every_contradiction_is_refused() {
             &["checkpoint.lossy_moments=true"],
             "`lossy_moments` in [checkpoint] takes effect only with `lossy`",
         ),
+        // The average of the weights.
+        (
+            &["average.start=100"],
+            "the average of [average] would begin at step 101, and the run has 100 steps",
+        ),
+        (&["average.every=101"], "would begin at step 101"),
+        (
+            &["average={start=\"99%\", every=2}"],
+            "would begin at step 101",
+        ),
+        (
+            &["average.start=\"1M tokens\""],
+            "`start` in [average] is \"1M tokens\", and an average begins after",
+        ),
+        (
+            &["average.start=\"half\""],
+            "`start` in [average] is \"half\", which is not a length",
+        ),
         (&["lr_scheduler.name=inverse_sqrt"], "needs a warm-up"),
         (
             &["lr_scheduler={name=\"inverse_sqrt\", warmup_ratio=0}"],

@@ -336,6 +336,8 @@ const SETTINGS: &[&str] = &[
     "data.sample_packing=false",
     "data.chat_template=tokenizer:tool_use",
     "data.datasets.0.type=alpaca",
+    "average.decay=0.5",
+    "average={every=7, start=\"50%\"}",
 ];
 
 /// A run that was started before there was `[quantization]` goes on: its resolved.toml says nothing of it.

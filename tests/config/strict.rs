@@ -116,6 +116,15 @@ fn r1_hints_name_the_key_that_was_meant() {
             "data.mask_prompt=true",
             "did you mean `train_on`? (mlx-lm: mask_prompt)",
         ),
+        (
+            "model_ema_decay=0.99",
+            "did you mean `decay` in [average]? (timm: model_ema_decay)",
+        ),
+        (
+            "train.use_ema=true",
+            "did you mean [average]? (HF: use_ema)",
+        ),
+        ("average.swa_start=7", "did you mean `start`? (swa_start)"),
         // Sections.
         ("optimiser={name=\"sgd\"}", "did you mean [optimizer]?"),
         (

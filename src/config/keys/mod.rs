@@ -10,6 +10,7 @@
 //! it meets one of them. Keys that are absent from the file take the default shown in the schema.
 
 mod adapter;
+mod average;
 mod data;
 mod dpo;
 mod model;
@@ -26,6 +27,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use adapter::*;
+pub use average::*;
 pub use data::*;
 pub use dpo::*;
 pub use model::*;
@@ -86,6 +88,10 @@ pub struct Config {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("x-aliases" = ["watchdog", "loss_watchdog"]))]
     pub regulator: Option<RegulatorConfig>,
+    /// An average of the weights over the run, for evaluation and export.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-aliases" = ["timm: model_ema", "HF: use_ema", "ema", "swa", "weight_averaging", "model_averaging"]))]
+    pub average: Option<AverageConfig>,
     /// Validation and sample completions.
     #[schemars(extend("x-aliases" = ["evaluation", "validation"]))]
     pub eval: EvalConfig,
@@ -119,6 +125,7 @@ impl Default for Config {
             optimizer: OptimizerConfig::default(),
             lr_scheduler: LrSchedulerConfig::default(),
             regulator: None,
+            average: None,
             eval: EvalConfig::default(),
             checkpoint: CheckpointConfig::default(),
             logging: LoggingConfig::default(),

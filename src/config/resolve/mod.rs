@@ -5,6 +5,7 @@
 //! when one was rejected already (with a misspelled `max_step`, "max_steps is missing" is noise).
 
 mod adapter;
+mod average;
 mod model;
 mod phases;
 mod quantization;
@@ -41,6 +42,7 @@ pub(super) fn resolve(
     checks.eval_sequences(&config);
     checks.saving(&config);
     checks.regulator(&config);
+    checks.average(&config, length);
     let mut shape = checks.model(&mut config);
     if let Some((shape, base)) = &mut shape {
         checks.quantization(&mut config, shape, base.is_some());

@@ -186,6 +186,7 @@ mod tests {
         Event::Evaluated {
             step,
             evaluation,
+            weights: None,
             best: true,
             tokens: 9,
             cost: Cost::default(),

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::{Evaluation, Event, Observer, StepRecord, TrainError};
+use super::{EvaluatedWeights, Evaluation, Event, Observer, StepRecord, TrainError};
 use crate::checkpoint::Cost;
 use crate::durable;
 use crate::objective::{Metrics, ObjectiveSpec};
@@ -21,6 +21,8 @@ pub(super) struct Row {
     /// None for a step that was skipped as not finite but evaluated.
     pub(super) record: Option<StepRecord>,
     pub(super) evaluation: Option<Evaluation>,
+    /// The weights that were evaluated, in a run that averages them.
+    pub(super) weights: Option<EvaluatedWeights>,
     pub(super) cost: Cost,
 }
 
@@ -41,6 +43,7 @@ impl Row {
         if let Some(evaluation) = &self.evaluation {
             cells.push(("val_loss", json!(evaluation.val_loss)));
             cells.extend(numbers(&evaluation.metrics));
+            cells.push((WEIGHTS, json!(self.weights)));
         }
         if let Some(record) = &self.record {
             cells.push(("memory_bytes", json!(record.memory_bytes)));
@@ -88,6 +91,9 @@ impl Row {
 
 /// The column of the phase's name.
 pub(in crate::train) const PHASE: &str = "phase";
+
+/// The column of the weights that were evaluated.
+pub(in crate::train) const WEIGHTS: &str = "weights";
 
 /// The column of the regulator's decisions.
 pub(in crate::train) const REGULATED: &str = "regulated";
@@ -155,6 +161,7 @@ impl Rows {
                     step: record.step,
                     record: Some(record.clone()),
                     evaluation: None,
+                    weights: None,
                     cost: record.cost,
                 });
                 done
@@ -162,6 +169,7 @@ impl Rows {
             Event::Evaluated {
                 step,
                 evaluation,
+                weights,
                 cost,
                 ..
             } => {
@@ -171,9 +179,11 @@ impl Rows {
                     step: *step,
                     record: None,
                     evaluation: None,
+                    weights: None,
                     cost: *cost,
                 });
                 row.evaluation = Some(evaluation.clone());
+                row.weights = *weights;
                 done
             }
             // Whatever was measured must be there if the run ends here: a checkpoint without its
@@ -390,6 +400,7 @@ mod tests {
         Event::Finished {
             step,
             exported_step: step,
+            exported_weights: None,
             bigram: None,
             stopped_early: false,
         }
@@ -404,6 +415,7 @@ mod tests {
         Event::Evaluated {
             step,
             evaluation,
+            weights: None,
             best: true,
             tokens: step * 8,
             cost: cost(step),

@@ -7,9 +7,9 @@ mod terminal;
 
 pub(super) use journal::{Entries, Entry, Journal, now};
 pub use metrics::{CsvMetrics, JsonlMetrics};
-pub(super) use metrics::{PHASE, PREDICTION, REGULATED};
+pub(super) use metrics::{PHASE, PREDICTION, REGULATED, WEIGHTS};
 pub use tensorboard::TensorboardEvents;
 pub use terminal::{EventLines, Terminal};
-pub(super) use terminal::{LogEvents, stopped_early};
+pub(super) use terminal::{LogEvents, of_weights, stopped_early};
 
-use super::{Evaluation, Event, Observer, StepRecord, TrainError};
+use super::{EvaluatedWeights, Evaluation, Event, Observer, StepRecord, TrainError};

@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::metrics::{Row, Rows, append, flush_before_save};
-use super::{Event, Observer, TrainError};
+use super::{EvaluatedWeights, Event, Observer, TrainError};
 use crate::durable;
 use crate::objective::ObjectiveSpec;
 
@@ -41,6 +41,8 @@ pub struct TensorboardEvents {
     config: Option<String>,
     /// Place of the next sample within its evaluation.
     sample: usize,
+    /// The weights of the last evaluation. They are written as text when they change.
+    weights: Option<EvaluatedWeights>,
     /// The metrics of the objectives.
     objectives: Vec<ObjectiveSpec>,
 }
@@ -69,6 +71,7 @@ impl TensorboardEvents {
             rows: Rows::new(every),
             config: Some(config.to_string()),
             sample: 0,
+            weights: None,
             objectives: Vec::new(),
         };
         let version = Message::default().text(3, "brain.Event:2");
@@ -150,6 +153,11 @@ impl Observer for TensorboardEvents {
             Event::Step(_) => {
                 self.sample = 0;
                 Ok(())
+            }
+            Event::Evaluated { step, weights, .. } if *weights != self.weights => {
+                self.weights = *weights;
+                let name = weights.map_or("", EvaluatedWeights::name);
+                self.text(*step, "eval/weights", name)
             }
             Event::Sample {
                 step,
@@ -415,6 +423,7 @@ mod tests {
         let evaluated = Event::Evaluated {
             step: 1,
             evaluation,
+            weights: Some(EvaluatedWeights::Average),
             best: true,
             tokens: 9,
             cost: Cost::default(),
@@ -435,6 +444,8 @@ mod tests {
             "train/reward_margin",
             "eval/val_loss",
             "eval/reward_accuracy",
+            "eval/weights/text_summary",
+            "    average",
             "config/text_summary",
             "    seed = 1",
             "samples/0/text_summary",

@@ -7,7 +7,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tracing::{info, warn};
 
-use super::{Event, Observer, StepRecord, TrainError};
+use super::{EvaluatedWeights, Event, Observer, StepRecord, TrainError};
 use crate::objective::MetricSpec;
 
 /// Reports to standard error: a bar that redraws itself on a terminal, otherwise a line per
@@ -119,18 +119,20 @@ impl Observer for Terminal {
             Event::Evaluated {
                 step,
                 evaluation,
+                weights,
                 best,
                 ..
             } => {
                 self.val_loss = Some(evaluation.val_loss);
                 let mark = if *best { "  best so far" } else { "" };
+                let whose = of_weights(*weights);
                 let known = self.specs.iter().filter_map(|spec| {
                     let value = evaluation.metrics.get(&spec.name)?;
                     Some(format!(", {}", spec.phrase(value)))
                 });
                 let more: String = known.collect();
                 self.line(&format!(
-                    "step {step}: val loss {:.4}{more}{mark}",
+                    "step {step}: val loss {:.4}{whose}{more}{mark}",
                     evaluation.val_loss
                 ));
             }
@@ -183,6 +185,15 @@ impl Drop for Terminal {
 /// How a run that stopped early says so.
 pub(in crate::train) fn stopped_early(evaluations: u64, best_step: u64) -> String {
     format!("stopped early: no improvement in {evaluations} evaluations since step {best_step}")
+}
+
+/// Which weights were evaluated, behind a loss; empty for a run that does not average them.
+pub(in crate::train) fn of_weights(weights: Option<EvaluatedWeights>) -> &'static str {
+    match weights {
+        Some(EvaluatedWeights::Average) => " of the average",
+        Some(EvaluatedWeights::Current) => " of the current weights",
+        None => "",
+    }
 }
 
 fn resumed(step: u64) -> String {
@@ -245,10 +256,12 @@ impl Observer for LogEvents {
             Event::Evaluated {
                 step,
                 evaluation,
+                weights,
                 best,
                 ..
             } => {
-                info!(step, val_loss = evaluation.val_loss, best, "evaluated");
+                let val_loss = evaluation.val_loss;
+                info!(step, val_loss, best, "evaluated{}", of_weights(*weights));
             }
             Event::Sample {
                 step,
@@ -280,10 +293,15 @@ impl Observer for LogEvents {
             Event::Finished {
                 step,
                 exported_step,
+                exported_weights,
                 bigram,
                 stopped_early,
             } => {
-                info!(step, exported_step, bigram, stopped_early, "finished");
+                let weights = of_weights(*exported_weights);
+                info!(
+                    step,
+                    exported_step, bigram, stopped_early, "finished: export{weights}"
+                );
             }
         }
         Ok(())

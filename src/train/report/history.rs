@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, VecDeque};
 use super::series::{Series, Spread};
 use crate::checkpoint::Cost;
 use crate::objective::{Evaluation, MetricSpec, ObjectiveSpec};
-use crate::train::observers::{Entry, stopped_early};
-use crate::train::{Event, StepRecord};
+use crate::train::observers::{Entry, of_weights, stopped_early};
+use crate::train::{EvaluatedWeights, Event, StepRecord};
 
 /// Evaluations whose samples are shown, besides the newest.
 const MOST_SAMPLED: usize = 12;
@@ -43,6 +43,8 @@ pub(super) struct History {
     numbers: BTreeMap<String, Series>,
     /// Every evaluation, by step.
     pub(super) evaluations: Vec<(u64, Evaluation)>,
+    /// The weights that were evaluated, by step; empty for a run that does not average them.
+    weights: BTreeMap<u64, EvaluatedWeights>,
     pub(super) best: Option<(u64, f64)>,
     pub(super) samples: Spread<Samples>,
     pub(super) lines: VecDeque<Line>,
@@ -107,6 +109,7 @@ impl Default for History {
             objectives: Vec::new(),
             numbers: BTreeMap::new(),
             evaluations: Vec::new(),
+            weights: BTreeMap::new(),
             best: None,
             samples: Spread::new(MOST_SAMPLED),
             lines: VecDeque::new(),
@@ -137,9 +140,11 @@ impl History {
             Event::Evaluated {
                 step,
                 evaluation,
+                weights,
                 best,
                 ..
             } => {
+                self.weights.extend(weights.map(|weights| (*step, weights)));
                 self.val_loss.push(*step, evaluation.val_loss);
                 self.take_numbers(*step, evaluation.metrics.iter());
                 self.evaluations.push((*step, evaluation.clone()));
@@ -275,6 +280,11 @@ impl History {
         (self.rows > 0).then(|| self.speeds / self.rows as f64)
     }
 
+    /// Which weights the evaluation of a step measured, behind its loss or step.
+    pub(super) fn weights_of(&self, step: u64) -> &'static str {
+        of_weights(self.weights.get(&step).copied())
+    }
+
     /// The evaluation of a step.
     pub(super) fn evaluation_of(&self, step: u64) -> Option<&Evaluation> {
         let found = self.evaluations.iter().rev().find(|other| other.0 == step);
@@ -306,6 +316,11 @@ fn line(event: &Event) -> Option<String> {
             ..
         } => stopped_early(*evaluations, *best_step),
         Event::Stopped { message, .. } => message.clone(),
+        Event::Finished {
+            exported_step,
+            exported_weights: Some(EvaluatedWeights::Average),
+            ..
+        } => format!("finished; the average of step {exported_step} is exported"),
         Event::Finished { exported_step, .. } => {
             format!("finished; the weights of step {exported_step} are exported")
         }

@@ -103,7 +103,8 @@ impl Page<'_> {
         };
         let unit = escaped(&history.loss_unit());
         if let Some((step, val_loss)) = history.best {
-            let note = format!("{unit}, step {}", grouped(step));
+            let whose = history.weights_of(step);
+            let note = format!("{unit}, step {}{whose}", grouped(step));
             figure("Best validation loss", format!("{val_loss:.4}"), note);
             let evaluation = history.evaluation_of(step);
             for spec in history.specs(|objective| &objective.evaluation) {
@@ -122,7 +123,8 @@ impl Page<'_> {
         if let Some((step, last)) =
             last.filter(|last| Some(last.0) != history.best.map(|best| best.0))
         {
-            let note = format!("{unit}, step {}", grouped(*step));
+            let whose = history.weights_of(*step);
+            let note = format!("{unit}, step {}{whose}", grouped(*step));
             figure(
                 "Last validation loss",
                 format!("{:.4}", last.val_loss),
@@ -296,7 +298,9 @@ impl Page<'_> {
                 marks.push("exported");
             }
             let val = self.history.evaluation_of(step);
-            let val = val.map_or("-".to_string(), |found| format!("{:.4}", found.val_loss));
+            let val = val.map_or("-".to_string(), |found| {
+                format!("{:.4}{}", found.val_loss, self.history.weights_of(step))
+            });
             let _ = writeln!(
                 rows,
                 "<tr><td class=n>{}<td class=n>{val}<td>{}",

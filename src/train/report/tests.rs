@@ -52,6 +52,7 @@ fn evaluated(step: u64, val_loss: f64, best: bool) -> Event {
     Event::Evaluated {
         step,
         evaluation,
+        weights: None,
         best,
         tokens: 9,
         cost: Cost::default(),
@@ -222,6 +223,7 @@ fn r12_a_report_carries_the_numbers_of_an_objective_that_it_does_not_know() {
                 tokens: 9,
                 metrics: Metrics::of(&Preference::SPEC.evaluation, [0.875]),
             },
+            weights: None,
             best: true,
             tokens: 9,
             cost: Cost::default(),

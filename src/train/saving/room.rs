@@ -4,7 +4,7 @@ use super::content;
 use super::disk::{DiskBudget, check_now, most_saves};
 use crate::adapter::written_numbers;
 use crate::config::{CheckpointFormat, Held, PhaseModel, SaveDtype};
-use crate::forecast::outline;
+use crate::forecast::{averaged_weights, outline};
 use crate::train::model_init::optimizer;
 use crate::train::{Session, TrainError, TrainState};
 
@@ -15,6 +15,8 @@ struct Most {
     saved: u64,
     /// Bytes of optimizer state.
     moments: u64,
+    /// Number of weights that have an average.
+    averaged: u64,
     /// Number of values of the exported model or adapter.
     exported: u64,
 }
@@ -36,7 +38,7 @@ impl Session {
         Ok(DiskBudget {
             base: 0,
             weights: 4 * most.saved,
-            moments: most.moments,
+            moments: most.moments + 4 * most.averaged,
             export: self.exported_bytes(most.exported),
             trial: existing == 0,
             saves: most_saves(step, self.timeline.steps(), save_steps, eval_steps),
@@ -63,6 +65,8 @@ impl Session {
                 continue;
             }
             most.saved = most.saved.max(saved);
+            let of = (&self.plan, &phase.plan, phase.model);
+            most.averaged = most.averaged.max(averaged_weights(of, &self.spec)?);
             if phase.number > active.number {
                 let model = model.with_frozen(&phase.plan.freeze)?;
                 let moments = optimizer(&self.plan, &phase.plan).state_bytes(&model);
