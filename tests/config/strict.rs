@@ -124,7 +124,7 @@ fn r1_hints_name_the_key_that_was_meant() {
             "train.use_ema=true",
             "did you mean [average]? (HF: use_ema)",
         ),
-        ("average.swa_start=7", "did you mean `start`? (swa_start)"),
+        ("average.swa_start=7", "did you mean `start`?"),
         // Sections.
         ("optimiser={name=\"sgd\"}", "did you mean [optimizer]?"),
         (
