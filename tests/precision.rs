@@ -17,6 +17,7 @@ fn spec(architecture: Architecture, tied: bool) -> DecoderSpec {
         shape.bias = true;
     }
     shape.tie_word_embeddings = tied;
+    shape.hidden_act = architecture.hidden_act();
     DecoderSpec {
         shape,
         vocab_size: 61,
