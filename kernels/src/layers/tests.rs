@@ -259,7 +259,7 @@ fn slopes_of_the_reference_are_differences_of_its_values() {
 fn a_gate_that_is_no_number_gives_no_number() {
     for (activation, path) in Activation::ALL
         .into_iter()
-        .flat_map(|a| paths().into_iter().map(move |p| (a, p)))
+        .flat_map(|activation| paths().map(move |path| (activation, path)))
     {
         let mut y = vec![f32::NAN; 40];
         cpu::gated(path, activation, &mut y, &[1.0; 40]);
