@@ -6,7 +6,8 @@ use serde::Serialize;
 /// (Kang et al., 2025, "ERA: Expressive Regularization via Entropy-based Activation", the discrete
 /// form with its approximation of Lambert's W).
 ///
-/// For logits z of a vocabulary of n, with [`Constants`] slope and offset:
+/// For logits z of a vocabulary of n tokens, with C = exp(min_entropy - 1), m = ln 4 / 4,
+/// slope = (m - C / n) / (1 - 1 / n) and offset = (C - slope) / n:
 ///
 /// h = slope · softmax(z) + offset, u = -1 - ln h, z' = -1 - sqrt(2 u) - 0.75 u
 ///
