@@ -5,7 +5,7 @@
 //! the best that is there. An adapter that only emulates a GPU on the CPU is slower than the CPU
 //! itself, so that `auto` passes it over.
 
-use burn::tensor::{Device, FloatDType};
+use burn::tensor::{Device, FloatDType, TensorData};
 
 use crate::config::{Backend, Dtype};
 
@@ -139,6 +139,15 @@ impl ComputeDevice {
 /// Whether a device (autodiff or not) is the CPU.
 pub fn is_cpu(device: &Device) -> bool {
     device.clone().without_autodiff() == Device::flex()
+}
+
+/// What a tensor's `into_data` has returned, with its values as they are now. On a GPU the bytes are read
+/// from the device at the first access to them (cubecl 0.11.3, `LazyDeviceController`), and a step
+/// that updates the tensor in place before that would change them. Data that is kept while training goes
+/// on has to pass through here.
+pub(crate) fn read_now(data: TensorData) -> TensorData {
+    std::hint::black_box(data.as_bytes());
+    data
 }
 
 /// How many shares of a batch are worth computing at the same time: one per core, and one on a GPU,

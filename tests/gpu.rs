@@ -17,12 +17,16 @@ use std::process::Command;
 use bench::{Bench, json};
 use burn::module::Module;
 use burn::tensor::{Device, FloatDType, Tensor};
-use firebrick::config::{Architecture, Backend, Dtype, EraOutput, HiddenAct};
+use firebrick::config::{
+    AdamWPlan, Architecture, Backend, Dtype, EraOutput, HiddenAct, LionPlan, MuonPlan,
+    OptimizerPlan, SoapPlan, VelvetPlan,
+};
 use firebrick::data::Batch;
 use firebrick::device::{ComputeDevice, DeviceError};
 use firebrick::generate::{Request, Sampling, generate};
-use firebrick::model::{Decoder, DecoderSpec};
+use firebrick::model::{Decoder, DecoderSpec, Tensors, parameters};
 use firebrick::objective::{CrossEntropy, Precision, backward_with};
+use firebrick::optimizer::{Optimizer, StepFacts};
 use safetensors::SafeTensors;
 use serde_json::Value;
 use support::{batch, distance, tiny};
@@ -133,6 +137,106 @@ fn norm(values: impl Iterator<Item = f64>) -> f64 {
 }
 
 /// Through the key/value cache, and past the point where a window's cache begins to forget.
+/// burn reads a GPU's tensor when its data is first looked at, and a step updates it in place. A copy that
+/// a save is made of, while training goes on, must not change with it.
+#[test]
+fn a_copy_of_weights_and_state_does_not_change_with_later_steps() {
+    let spec = spec(Architecture::Llama);
+    let batches = [two_rows(&spec)];
+    let [_, mut model] = pair(&spec);
+    let plan = OptimizerPlan::AdamW(AdamWPlan::new([0.9, 0.95], 1e-8, 0.1));
+    let mut optimizer = Optimizer::new(&plan);
+    let mut step = |model: Decoder, optimizer: &mut Optimizer| {
+        let found = backward_with(&model, &batches, &CrossEntropy, Precision::default()).unwrap();
+        let gradient = found.gradient.to_tensors();
+        (optimizer.step(model, found.gradient, 1e-2), gradient)
+    };
+    let mut copies = Vec::new();
+    for _ in 0..3 {
+        let (next, gradient) = step(model, &mut optimizer);
+        model = next;
+        let read = |tensors: &Tensors| {
+            let values = tensors
+                .iter()
+                .map(|(path, data)| (path.clone(), data.iter::<f32>().collect::<Vec<_>>()));
+            values.collect::<Vec<_>>()
+        };
+        let all = || [parameters(&model), optimizer.state(&model).tensors];
+        copies.push((all(), gradient, all().map(|tensors| read(&tensors))));
+        let [weights, state] = &copies.last().unwrap().2;
+        assert!(weights.len() > 5 && state.len() > 10);
+        for ([weights, state], _, now) in &copies {
+            // Only the last has not been read since.
+            if copies.len() == 3 {
+                assert_eq!([read(weights), read(state)], *now);
+            }
+        }
+    }
+}
+
+/// Two steps of every rule: updates of a matrix, an embedding and norms differ by rounding.
+#[test]
+fn optimizers_take_the_cpus_steps() {
+    let spec = spec(Architecture::Llama);
+    let adamw = AdamWPlan::new([0.9, 0.95], 1e-8, 0.1);
+    let muon = MuonPlan::new(0.95, adamw);
+    let plans = [
+        OptimizerPlan::AdamW(AdamWPlan {
+            cautious_weight_decay: true,
+            ..adamw
+        }),
+        OptimizerPlan::Lion(LionPlan::new([0.9, 0.99], 0.1)),
+        OptimizerPlan::Velvet {
+            velvet: VelvetPlan {
+                sparse: true,
+                ..VelvetPlan::default()
+            },
+            adamw,
+        },
+        OptimizerPlan::NorMuon {
+            neuron_beta: 0.95,
+            muon,
+        },
+        OptimizerPlan::Soap(SoapPlan {
+            precondition_frequency: 1,
+            ..SoapPlan::new(adamw)
+        }),
+    ];
+    let batches = [two_rows(&spec)];
+    for plan in plans {
+        let [cpu, gpu] = pair(&spec).map(|model| {
+            let before = parameters(&model);
+            let (mut optimizer, mut model) = (Optimizer::new(&plan), model);
+            for _ in 0..2 {
+                let found =
+                    backward_with(&model, &batches, &CrossEntropy, Precision::default()).unwrap();
+                let facts = StepFacts {
+                    learning_rate: 1e-2,
+                    loss: Some(found.loss()),
+                    grad_norm: Some(1.0),
+                };
+                model = optimizer.step(model, found.gradient, facts);
+            }
+            let moved = parameters(&model).into_iter().map(|(path, after)| {
+                let pairs = after.iter::<f64>().zip(before[&path].iter::<f64>());
+                let moved: Vec<f64> = pairs.map(|(after, before)| after - before).collect();
+                (path, moved)
+            });
+            moved.collect::<Vec<_>>()
+        });
+        for ((path, cpu), (_, gpu)) in cpu.iter().zip(&gpu) {
+            let difference = norm(cpu.iter().zip(gpu).map(|(cpu, gpu)| cpu - gpu));
+            let size = norm(cpu.iter().copied());
+            assert!(size > 0.0, "{}: {path} did not move", plan.name());
+            assert!(
+                difference < 1e-2 * size,
+                "{}: {path} moves by {size} and differs by {difference}",
+                plan.name()
+            );
+        }
+    }
+}
+
 #[test]
 fn greedy_generation_is_the_cpus() {
     let greedy = Request {

@@ -7,6 +7,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 
 use super::AdapterError;
 use crate::config::{AdapterInit, AdapterPlan, LoraShape};
+use crate::device::read_now;
 use crate::model::{Decoder, Tensors, VisitParameters, with_some_parameters};
 
 /// What a run with an adapter has learned.
@@ -216,7 +217,8 @@ pub(crate) fn saved_tensors(model: &Decoder) -> Tensors {
     struct Collect(Tensors);
     impl VisitParameters for Collect {
         fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
-            self.0.insert(path.to_string(), param.val().into_data());
+            let value = read_now(param.val().into_data());
+            self.0.insert(path.to_string(), value);
         }
     }
     let mut collect = Collect(Tensors::new());

@@ -18,6 +18,7 @@ pub use loss_scale::LossScale;
 pub use order::{NamedParameter, ParameterOrder};
 pub use pipeline::{Pipeline, PipelineError, Stage, StepContext};
 
+use crate::device::read_now;
 use crate::model::{MapParameters, Tensors, VisitParameters, map_parameters, visit_parameters};
 
 /// One gradient tensor for each parameter that the loss depends on.
@@ -64,8 +65,8 @@ impl GradientTensor {
 
     fn into_data(self) -> TensorData {
         match self {
-            Self::Vector(tensor) => tensor.into_data(),
-            Self::Matrix(tensor) => tensor.into_data(),
+            Self::Vector(tensor) => read_now(tensor.into_data()),
+            Self::Matrix(tensor) => read_now(tensor.into_data()),
         }
     }
 

@@ -12,7 +12,7 @@ use burn::tensor::{DType, Device, Int, Shape, Tensor, TensorData};
 use rayon::prelude::*;
 
 use super::ModelError;
-use crate::device::is_cpu;
+use crate::device::{is_cpu, read_now};
 
 /// Host copies of tensors by name.
 pub type Tensors = BTreeMap<String, TensorData>;
@@ -139,14 +139,14 @@ pub(crate) fn parameters_into(module: &impl Module, mut spare: Tensors) -> Tenso
         fn visit<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D>>) {
             let value = param.val();
             self.device.get_or_insert_with(|| value.device());
-            let copy = Box::new(move || value.into_data());
+            let copy = Box::new(move || read_now(value.into_data()));
             self.copies.push((path.to_string(), copy));
         }
 
         fn visit_packed<const D: usize>(&mut self, path: &str, param: &Param<Tensor<D, Int>>) {
             let value = param.val();
             self.device.get_or_insert_with(|| value.device());
-            let copy = Box::new(move || value.into_data());
+            let copy = Box::new(move || read_now(value.into_data()));
             self.copies.push((path.to_string(), copy));
         }
     }

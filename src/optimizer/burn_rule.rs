@@ -9,6 +9,7 @@ use burn::tensor::{DType, Device};
 use super::applied::Adam;
 use super::rule::{RuleState, SavedState, StateLayout, StateTensor, UpdateRule};
 use super::{AppliedStep, OptimizerState};
+use crate::device::read_now;
 use crate::model::{Tensors, moved_into};
 
 /// One of burn's optimizers with its parameters.
@@ -108,7 +109,7 @@ impl UpdateRule for BurnRule {
         let tensors = sink.tensors.into_iter();
         saved.tensors.extend(tensors.map(|(name, data)| {
             let spare = spare.remove(&name);
-            (name, moved_into(spare, data))
+            (name, moved_into(spare, read_now(data)))
         }));
         let scalars = sink.scalars.into_iter();
         let scalars = scalars.map(|(name, value)| (name, value.into()));

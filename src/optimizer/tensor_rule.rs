@@ -11,6 +11,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use super::applied::Adam;
 use super::rule::{RuleState, SavedState, StateLayout, UpdateRule};
 use super::{AppliedStep, OptimizerState, StateScalar};
+use crate::device::read_now;
 use crate::model::{Tensors, moved_into};
 
 /// The arithmetic of a rule, and the state that it keeps of a parameter.
@@ -185,5 +186,5 @@ pub(super) fn on_device(data: TensorData, device: &Device) -> BridgeTensor {
 
 /// A copy of a tensor on the host.
 fn on_host(tensor: BridgeTensor) -> TensorData {
-    with_rank!(tensor.rank(), D => Tensor::<D>::from_bridge(tensor).into_data())
+    with_rank!(tensor.rank(), D => read_now(Tensor::<D>::from_bridge(tensor).into_data()))
 }

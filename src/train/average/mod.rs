@@ -24,6 +24,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::TrainError;
 use crate::config::AverageConfig;
+use crate::device::read_now;
 use crate::extra::{ExtraState, StateScalar};
 use crate::model::{Decoder, MapParameters, VisitParameters, map_parameters, visit_parameters};
 use crate::optimizer::update_parameters;
@@ -192,7 +193,8 @@ impl Average {
                 };
                 let value = Tensor::<D>::from_bridge(mean.value.clone());
                 let (path, count) = (path.to_string(), StateScalar::Uint(mean.count));
-                self.state.tensors.insert(path.clone(), value.into_data());
+                let value = read_now(value.into_data());
+                self.state.tensors.insert(path.clone(), value);
                 self.state.scalars.insert(path, count);
             }
         }
