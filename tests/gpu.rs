@@ -146,31 +146,26 @@ fn a_copy_of_weights_and_state_does_not_change_with_later_steps() {
     let [_, mut model] = pair(&spec);
     let plan = OptimizerPlan::AdamW(AdamWPlan::new([0.9, 0.95], 1e-8, 0.1));
     let mut optimizer = Optimizer::new(&plan);
-    let mut step = |model: Decoder, optimizer: &mut Optimizer| {
+    let read = |tensors: &Tensors| {
+        let values = tensors.iter();
+        let values = values.map(|(path, data)| (path.clone(), data.iter::<f32>().collect()));
+        values.collect::<Vec<(String, Vec<f32>)>>()
+    };
+    let mut taken = Vec::new();
+    for _ in 0..3 {
         let found = backward_with(&model, &batches, &CrossEntropy, Precision::default()).unwrap();
         let gradient = found.gradient.to_tensors();
-        (optimizer.step(model, found.gradient, 1e-2), gradient)
-    };
-    let mut copies = Vec::new();
-    for _ in 0..3 {
-        let (next, gradient) = step(model, &mut optimizer);
-        model = next;
-        let read = |tensors: &Tensors| {
-            let values = tensors
-                .iter()
-                .map(|(path, data)| (path.clone(), data.iter::<f32>().collect::<Vec<_>>()));
-            values.collect::<Vec<_>>()
-        };
-        let all = || [parameters(&model), optimizer.state(&model).tensors];
-        copies.push((all(), gradient, all().map(|tensors| read(&tensors))));
-        let [weights, state] = &copies.last().unwrap().2;
+        let gradient_now = read(&found.gradient.to_tensors());
+        model = optimizer.step(model, found.gradient, 1e-2);
+        let copies = || [parameters(&model), optimizer.state(&model).tensors];
+        let now = copies().map(|tensors| read(&tensors));
+        let [weights, state] = copies();
+        taken.push(([gradient, weights, state], gradient_now, now));
+    }
+    for (copies, gradient, [weights, state]) in taken {
         assert!(weights.len() > 5 && state.len() > 10);
-        for ([weights, state], _, now) in &copies {
-            // Only the last has not been read since.
-            if copies.len() == 3 {
-                assert_eq!([read(weights), read(state)], *now);
-            }
-        }
+        let later = copies.map(|tensors| read(&tensors));
+        assert!(later == [gradient, weights, state], "a copy has changed");
     }
 }
 
