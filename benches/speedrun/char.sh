@@ -9,7 +9,7 @@
 # PyTorch's seconds over ours where our loss is not above its, and llama-char's over ours with more steps.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-text=$(realpath "$1") python=${PYTHON:-python3} long=${LONG:-700}
+text=$(realpath "$1") python=${PYTHON:-python3} long=${LONG:-650}
 cargo build --release --quiet
 runner="${CARGO_TARGET_DIR:-target}/release/runner"
 runs=$(mktemp -d)
