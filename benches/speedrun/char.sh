@@ -9,7 +9,7 @@
 # PyTorch's seconds over ours where our loss is not above its, and llama-char's over ours with more steps.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-text=$(realpath "$1") python=${PYTHON:-python3} long=${LONG:-650}
+text=$(realpath "$1") python=${PYTHON:-python3} long=${LONG:-700} rate=${RATE:-6e-3}
 cargo build --release --quiet
 runner="${CARGO_TARGET_DIR:-target}/release/runner"
 runs=$(mktemp -d)
@@ -39,7 +39,7 @@ for seed in 1 2 3; do
   "$python" benches/peers/nanogpt_char.py "$text" --seed "$seed" --steps 2000
   ours speedrun-char speedrun-char "$seed"
   ours llama-char llama-char "$seed"
-  ours speedrun-char-long speedrun-char "$seed" "train.max_steps=$long"
+  ours speedrun-char-long speedrun-char "$seed" "train.max_steps=$long" "optimizer.learning_rate=$rate"
 done | tee "$runs/all.jsonl"
 
 "$python" - "$runs/all.jsonl" <<'PY'
