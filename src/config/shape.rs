@@ -164,6 +164,15 @@ impl ModelShape {
         self.architecture == Architecture::Bitnet
     }
 
+    /// What the model computes that no other program does; None if transformers has all of it.
+    pub fn of_its_own(&self) -> Option<&'static str> {
+        match (self.output_activation, self.hidden_act) {
+            (Some(_), _) => Some("output_activation"),
+            (None, Some(HiddenAct::GeluEra)) => Some("hidden_act = \"gelu_era\""),
+            _ => None,
+        }
+    }
+
     /// Weights in the linear layers of the blocks: those that are ternary or quantised where any are.
     pub fn block_parameters(&self) -> u64 {
         let hidden = self.hidden_size as u64;

@@ -66,6 +66,7 @@ pub(super) fn model_card(
                 format!("An adapter for the model in `{}`, a", base.display()),
             )
         }
+        None if shape.of_its_own().is_some() => ("firebrick".to_string(), "A".to_string()),
         None => ("transformers".to_string(), "A".to_string()),
     };
     let quality = match progress.best {
@@ -76,6 +77,10 @@ pub(super) fn model_card(
             data.val_tokens().unwrap_or(0),
         ),
         None => "Trained without a validation split.".to_string(),
+    };
+    let quality = match shape.of_its_own() {
+        Some(what) => format!("{quality} Only Firebrick can load this model, because of {what}."),
+        None => quality,
     };
     let more = files.len().saturating_sub(50);
     let files: String = files

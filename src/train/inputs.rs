@@ -167,6 +167,11 @@ impl RunInputs {
             device.describe(),
             environment.threads,
         )];
+        if let Some(what) = self.spec.shape.of_its_own() {
+            notes.push(format!(
+                "warning: only Firebrick can load a model with {what}; transformers cannot"
+            ));
+        }
         let era = self.spec.shape.output_activation;
         if let Some(least) = era.and_then(|era| era.least_loss(self.spec.vocab_size)) {
             notes.push(format!(

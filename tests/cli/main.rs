@@ -1,6 +1,7 @@
 //! The runner as a user meets it: exit codes, files, resume, bad input.
 #![allow(missing_docs)]
 
+mod activations;
 mod adapters;
 mod averaging;
 mod bad_input;
