@@ -130,8 +130,8 @@ impl CheckpointStore {
         Ok(owners)
     }
 
-    /// Writes the model of a step to a folder of its own, with the tensors of an owner of extra state in the place of the
-    /// weights of the same paths. No run goes on from there. `out` must be absent or empty. Returns false, and writes
+    /// Writes the model of a step to a folder of its own. Tensors of extra state that belong to `owner` replace the weights
+    /// of the same paths. No run can go on from that folder. `out` must be absent or empty. Returns false, and writes
     /// nothing, if the owner has no tensors at that step.
     ///
     /// # Errors

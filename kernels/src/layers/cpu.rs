@@ -235,7 +235,7 @@ fn factor(row: &[f32], eps: f32) -> f32 {
     1.0 / (squares / row.len() as f32 + eps).sqrt()
 }
 
-/// [`Activation`]s as numbers, for loops that are compiled once for each.
+/// The numbers of the [`Activation`]s. A loop takes one as a constant, so that it is compiled once for each.
 const SILU: usize = 0;
 const RELU2: usize = 1;
 const GELU_ERA: usize = 2;

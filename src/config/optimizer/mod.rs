@@ -108,7 +108,7 @@ pub struct OptimizerConfig {
     #[schemars(range(min = 0.0, max = 0.999999), extend("examples" = [0.95]))]
     pub velvet_smoothing: Option<f64>,
     /// Leave weights and moments alone where the gradient is exactly zero, as in the embeddings of tokens
-    /// that a batch does not have (velvet). Default: false.
+    /// that a batch does not have, if the output head is not tied to them (velvet). Default: false.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("x-aliases" = ["torch: SparseAdam", "lazy_adam"]))]
     pub velvet_sparse: Option<bool>,

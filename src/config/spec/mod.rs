@@ -19,7 +19,7 @@ use super::shape::ModelShape;
 use firebrick_kernels::ternary::Granularity;
 use firebrick_kernels::ternary::layout::compute::BLOCK;
 
-/// What the `model_type` and the class of a model begin with whose output has an activation. No
+/// The prefixes of `model_type` and of the class name, for a model whose output has an activation. No
 /// other program knows these names, so none computes the model without its activation.
 const ERA_PREFIX: &str = "era_";
 const ERA_CLASS: &str = "Era";
