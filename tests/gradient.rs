@@ -5,12 +5,12 @@ mod support;
 
 use burn::tensor::Device;
 use firebrick::config::{
-    AdamWPlan, Architecture, LionPlan, MuonPlan, OptimizerPlan, SoapPlan, VelvetPlan,
+    AdamWPlan, Architecture, LionPlan, MuonPlan, OptimizerPlan, PathSelector, SoapPlan, VelvetPlan,
 };
 use firebrick::data::Batch;
 use firebrick::gradient::{Gradient, ParameterOrder};
 use firebrick::model::{Decoder, parameters};
-use firebrick::objective::backward;
+use firebrick::objective::{CrossEntropy, Precision, backward, backward_with};
 use firebrick::optimizer::Optimizer;
 use support::{batch, distance, tiny};
 
@@ -41,6 +41,58 @@ fn ragged() -> Batch {
         weights[row % 9..].fill(0.0);
     }
     batch
+}
+
+#[test]
+fn p1_frozen_parameters_have_no_gradient_and_checkpointing_gives_the_same() {
+    let frozen: [&[&str]; 6] = [
+        &["embed_tokens"],
+        &["embed_tokens", "layers.0"],
+        &["embed_tokens", "layers"],
+        &["layers.1"],
+        &["layers"],
+        &["embed_tokens", "embed_positions", "layers.0-1", "norm"],
+    ];
+    for architecture in ARCHITECTURES {
+        for tied in [false, true] {
+            for selectors in frozen {
+                // Only the GPT-2 form has learned positions, and something has to be trained.
+                let has_positions = architecture == Architecture::Gpt2;
+                if selectors.contains(&"embed_positions") && (!has_positions || tied) {
+                    continue;
+                }
+                let mut spec = tiny(architecture);
+                spec.shape.tie_word_embeddings = tied;
+                let model = Decoder::new(&spec, 5, &Device::flex().autodiff()).unwrap();
+                let parsed: Vec<PathSelector> =
+                    selectors.iter().map(|text| text.parse().unwrap()).collect();
+                let model = model.with_frozen(&parsed).unwrap();
+                let of = |gradient_checkpointing| {
+                    let precision = Precision {
+                        gradient_checkpointing,
+                        ..Precision::default()
+                    };
+                    backward_with(&model, &[ragged()], &CrossEntropy, precision).unwrap()
+                };
+                let (whole, by_block) = (of(false), of(true));
+                let name = format!("{architecture:?}, tied {tied}, frozen {selectors:?}");
+                assert!((whole.loss() - by_block.loss()).abs() < 1e-5, "{name}");
+                let order = ParameterOrder::of(&model);
+                let is_frozen = |path: &&str| parsed.iter().any(|frozen| frozen.matches(path));
+                let all = order.parameters().iter().map(|p| p.path.as_str());
+                let trained: Vec<&str> = all.filter(|path| !is_frozen(path)).collect();
+                let [whole, by_block] = [whole, by_block].map(|backward| backward.gradient);
+                assert_eq!(whole.paths().collect::<Vec<_>>(), trained, "{name}");
+                assert_eq!(by_block.paths().collect::<Vec<_>>(), trained, "{name}");
+                let [whole, by_block] = [whole, by_block].map(|gradient| gradient.to_tensors());
+                for (path, data) in &whole {
+                    let [a, b] =
+                        [data, &by_block[path]].map(|data| data.iter::<f32>().collect::<Vec<_>>());
+                    assert!(distance(&a, &b) < 1e-5, "{name}, {path}");
+                }
+            }
+        }
+    }
 }
 
 #[test]

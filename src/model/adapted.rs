@@ -176,8 +176,9 @@ impl Decoder {
     /// Whether the embedding is trained: if not, nothing below the first trained block needs a
     /// gradient.
     pub(crate) fn trains_embedding(&self) -> bool {
+        let has_positions = self.embed_positions.is_some();
         self.trained.contains("embed_tokens.weight")
-            || self.trained.contains("embed_positions.weight")
+            || has_positions && self.trained.contains("embed_positions.weight")
     }
 
     /// The same decoder with the parameters that `selectors` name frozen. All other parameters are
