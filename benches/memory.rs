@@ -3,8 +3,8 @@
 //! `cargo bench --bench memory`: for each shape, with and without gradient checkpointing, asks
 //! `runner estimate`, runs `runner train` for a few steps in a process of its own, and prints both
 //! with their ratio. Then the same for the files of `configs/` that have phases, if FIREBRICK_DATA names a
-//! folder with what they train on; those that fine-tune get a base model of 24 layers that is made here. Run
-//! it while nothing else runs: cores that are taken away do not reach their peaks together.
+//! folder with what they train on; those that fine-tune get a base model of 24 layers that is made here. With
+//! `-- phases` only these files run. Run it while nothing else runs: cores that are taken away do not reach their peaks together.
 
 use std::path::Path;
 use std::process::Command;
@@ -108,7 +108,8 @@ fn main() {
         "shape", "checkpointing", "estimate MB", "measured MB", "ratio"
     );
     let folder = tempfile::tempdir().expect("a temporary folder");
-    for (name, config, sets) in SHAPES {
+    let only_phases = std::env::args().any(|argument| argument == "phases");
+    for (name, config, sets) in SHAPES.into_iter().filter(|_| !only_phases) {
         for checkpointing in ["false", "true"] {
             let checkpointed = format!("train.gradient_checkpointing={checkpointing}");
             let sets = [sets.concat(), SHORT.to_vec(), vec![checkpointed.as_str()]].concat();
@@ -141,7 +142,7 @@ fn main() {
         let config = format!("configs/{name}.toml");
         let text = format!("data.datasets.0.path={}", text.display());
         let answers = format!("phase.1.data.datasets.0.path={}", rows.display());
-        let mut sets = vec![text.as_str(), PHASED[0], PHASED[1], PHASED[2]];
+        let mut sets = vec![text.as_str(), length_of(&config), PHASED[0], PHASED[1]];
         if name == "pretrain-then-sft" {
             sets.push(&answers);
         } else {
@@ -152,21 +153,27 @@ fn main() {
     for name in PHASES_OF_A_BASE {
         let config = format!("configs/{name}.toml");
         let rows = format!("data.datasets.0.path={}", rows.display());
-        let sets = [
-            &[rows.as_str(), base.as_str(), "data.overlong=drop"],
-            &PHASED[..],
-        ]
-        .concat();
+        let own = [rows.as_str(), base.as_str(), "data.overlong=drop"];
+        let sets = [&own[..], &[length_of(&config)], &PHASED].concat();
         row((name, "false"), &config, &sets, &folder.path().join("run"));
     }
 }
 
-/// A run short enough, in which every phase has steps.
-const PHASED: [&str; 3] = [
-    "train.max_steps=12",
-    "eval.eval_steps=6",
-    "checkpoint.save_steps=3",
-];
+/// Evaluations and saves in a short run.
+const PHASED: [&str; 2] = ["eval.eval_steps=6", "checkpoint.save_steps=3"];
+
+/// A length in the unit of the file, short but with steps in every phase.
+fn length_of(config: &str) -> &'static str {
+    let text = std::fs::read_to_string(config).expect("a file of configs/");
+    let has = |key: &str| text.lines().any(|line| line.starts_with(key));
+    if has("max_tokens") {
+        "train.max_tokens=12000"
+    } else if has("num_epochs") {
+        "train.num_epochs=0.01"
+    } else {
+        "train.max_steps=12"
+    }
+}
 
 /// Prints the estimate and the measurement of one run.
 fn row((name, checkpointing): (&str, &str), config: &str, sets: &[&str], run: &Path) {

@@ -4,12 +4,12 @@
 #
 #   PYTHON=/path/to/venv/bin/python bash benches/speedrun/char.sh TINYSHAKESPEARE > record.jsonl
 #
-# PYTHON needs torch. One JSON object a line: who, seed, steps, parameters, val_loss over the whole split,
+# PYTHON needs torch. PART=torch or PART=llama runs only one of the two comparisons. One JSON object a line: who, seed, steps, parameters, val_loss over the whole split,
 # train_seconds (evaluation and saving apart). The last lines are the ratios, by seed and as geometric means:
 # PyTorch's seconds over ours where our loss is not above its, and llama-char's over ours with more steps.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-text=$(realpath "$1") python=${PYTHON:-python3} long=${LONG:-700} rate=${RATE:-6e-3}
+text=$(realpath "$1") python=${PYTHON:-python3} long=${LONG:-680} rate=${RATE:-6e-3} part=${PART:-both}
 cargo build --release --quiet
 runner="${CARGO_TARGET_DIR:-target}/release/runner"
 runs=$(mktemp -d)
@@ -36,10 +36,14 @@ PY
 }
 
 for seed in 1 2 3; do
-  "$python" benches/peers/nanogpt_char.py "$text" --seed "$seed" --steps 2000
-  ours speedrun-char speedrun-char "$seed"
-  ours llama-char llama-char "$seed"
-  ours speedrun-char-long speedrun-char "$seed" "train.max_steps=$long" "optimizer.learning_rate=$rate"
+  if [ "$part" != llama ]; then
+    "$python" benches/peers/nanogpt_char.py "$text" --seed "$seed" --steps 2000
+    ours speedrun-char speedrun-char "$seed"
+  fi
+  if [ "$part" != torch ]; then
+    ours llama-char llama-char "$seed"
+    ours speedrun-char-long speedrun-char "$seed" "train.max_steps=$long" "optimizer.learning_rate=$rate"
+  fi
 done | tee "$runs/all.jsonl"
 
 "$python" - "$runs/all.jsonl" <<'PY'
@@ -47,8 +51,10 @@ import json, math, sys
 rows = [json.loads(line) for line in open(sys.argv[1])]
 by = {(row["who"].split(",")[0], row["seed"]): row for row in rows}
 names = {name for name, _ in by}
-torch = next(name for name in names if name not in ("speedrun-char", "llama-char", "speedrun-char-long"))
+torch = next((name for name in names if name.startswith("torch")), None)
 for other, mine in ((torch, "speedrun-char"), ("llama-char", "speedrun-char-long")):
+    if other not in names:
+        continue
     ratios = []
     for seed in (1, 2, 3):
         theirs, ours = by[other, seed], by[mine, seed]
