@@ -25,8 +25,10 @@ pub mod lossy;
 mod panel;
 #[cfg(test)]
 mod samples;
+pub mod sketch;
 pub mod ternary;
 mod vector;
+pub mod vsa;
 mod ways;
 
 pub use ways::Way;
