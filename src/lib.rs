@@ -64,3 +64,8 @@ pub mod train;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/rust-api.md")]
 struct RustApiPage;
+
+/// As above, of the chapter on hypervectors.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/vsa.md")]
+struct VsaPage;

@@ -92,3 +92,35 @@ fn p1_custom_phase_trains_a_block_more_in_each_phase() {
     // Bytes at random have ln 257 = 5.5 nats.
     assert!(outcome.evaluation.unwrap().val_loss < 3.0);
 }
+
+#[allow(dead_code)]
+#[path = "../examples/vsa.rs"]
+mod vsa;
+
+#[test]
+fn t8_records_answer_and_sentences_are_told_apart() {
+    let answers: Vec<&str> = vsa::analogies()
+        .iter()
+        .map(|(_, answer, _)| *answer)
+        .collect();
+    assert_eq!(answers, ["Mexico City", "dollar", "peso", "Washington"]);
+    let languages: Vec<&str> = vsa::languages().iter().map(|(_, name, _)| *name).collect();
+    assert_eq!(languages, ["English", "German", "Spanish"]);
+}
+
+#[allow(dead_code)]
+#[path = "../examples/custom_compressor.rs"]
+mod custom_compressor;
+
+#[test]
+fn g1_a_custom_compressor_trains_four_ranks_alike_on_a_sixteenth_of_the_bytes() {
+    let ranks = custom_compressor::run(60).unwrap();
+    assert_eq!(ranks.len(), 4);
+    for (weights, reports) in &ranks {
+        assert_eq!(*weights, ranks[0].0, "the same bits on every rank");
+        assert!(reports[59].loss < reports[0].loss - 0.5);
+        let exchange = reports[59].exchange.unwrap();
+        assert!(exchange.gradient_bytes > 12 * exchange.sent_bytes);
+        assert_eq!(exchange.received_bytes, 3 * exchange.sent_bytes);
+    }
+}

@@ -4,12 +4,14 @@
 
 mod support;
 
-use std::sync::{Arc, Barrier, Mutex};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use burn::tensor::{Device, FloatDType};
-use firebrick::collective::{Collective, CollectiveError, SingleProcess};
+use firebrick::collective::{Collective, CollectiveError, SingleProcess, ThreadRank};
 use firebrick::config::{AdamWPlan, Architecture, OptimizerPlan};
 use firebrick::data::Batch;
+use firebrick::gradient::compress::{Compression, CompressionSettings, Sparse};
 use firebrick::gradient::{Gradient, ParameterOrder, Pipeline, PipelineError, Stage, StepContext};
 use firebrick::model::{Decoder, Tensors, parameters};
 use firebrick::objective::CrossEntropy;
@@ -22,64 +24,32 @@ use support::{batch, distance, tiny};
 const RANKS: usize = 4;
 const STEPS: u64 = 5;
 
-/// Threads that exchange values at a barrier. Each thread writes its values to its own place, and
-/// the values are added in the order of the ranks.
-struct Meeting {
-    barrier: Barrier,
-    places: Mutex<Vec<Vec<f64>>>,
-}
-
-struct ThreadRank {
-    rank: usize,
-    meeting: Arc<Meeting>,
-    /// The parameters whose gradients were summed, in the order of the sums.
+/// A rank that records the parameters whose gradients were summed, in the order of the sums.
+struct Recorded {
+    rank: ThreadRank,
     summed: Mutex<Vec<String>>,
 }
 
-impl ThreadRank {
-    fn exchange(&self, values: Vec<f64>) -> Vec<f64> {
-        self.meeting.places.lock().unwrap()[self.rank] = values;
-        self.meeting.barrier.wait();
-        let places = self.meeting.places.lock().unwrap().clone();
-        // No thread writes new values before every thread has read these.
-        self.meeting.barrier.wait();
-        let mut sums = places[0].clone();
-        for other in &places[1..] {
-            assert_eq!(
-                sums.len(),
-                other.len(),
-                "the ranks met for different things"
-            );
-            for (sum, value) in sums.iter_mut().zip(other) {
-                *sum += value;
-            }
-        }
-        sums
-    }
-}
-
-impl Collective for ThreadRank {
+impl Collective for Recorded {
     fn rank(&self) -> usize {
-        self.rank
+        self.rank.rank()
     }
 
     fn ranks(&self) -> usize {
-        RANKS
+        self.rank.ranks()
     }
 
     fn sum(&self, values: &mut [f64]) -> Result<(), CollectiveError> {
-        let sums = self.exchange(values.to_vec());
-        values.copy_from_slice(&sums);
-        Ok(())
+        self.rank.sum(values)
     }
 
     fn sum_gradient(&self, path: &str, values: &mut [f32]) -> Result<(), CollectiveError> {
         self.summed.lock().unwrap().push(path.to_string());
-        let sums = self.exchange(values.iter().map(|&value| f64::from(value)).collect());
-        for (value, sum) in values.iter_mut().zip(sums) {
-            *value = sum as f32;
-        }
-        Ok(())
+        self.rank.sum_gradient(path, values)
+    }
+
+    fn gather(&self, bytes: Vec<u8>) -> Result<Vec<Vec<u8>>, CollectiveError> {
+        self.rank.gather(bytes)
     }
 }
 
@@ -140,7 +110,7 @@ fn rows(step: u64) -> Batch {
     batch
 }
 
-fn step_of_rank(state: &mut TrainState, step: u64, collective: &ThreadRank) -> StepReport {
+fn step_of_rank(state: &mut TrainState, step: u64, collective: &Recorded) -> StepReport {
     let rank = collective.rank();
     let own = rows(step).rows(2 * rank..2 * rank + 2);
     train_step(state, &[own], &CrossEntropy, &settings(), collective).unwrap()
@@ -151,24 +121,19 @@ fn step_of_rank(state: &mut TrainState, step: u64, collective: &ThreadRank) -> S
 type EndOfRank = (Tensors, Vec<StepReport>, Vec<Seen>, Vec<String>);
 
 fn train_ranks(poison: Option<(usize, u64)>) -> Vec<EndOfRank> {
-    let meeting = Arc::new(Meeting {
-        barrier: Barrier::new(RANKS),
-        places: Mutex::new(vec![Vec::new(); RANKS]),
-    });
-    let threads = (0..RANKS).map(|rank| {
-        let meeting = meeting.clone();
+    let group = ThreadRank::group(RANKS, Duration::from_secs(300));
+    let threads = group.into_iter().enumerate().map(|(number, rank)| {
         std::thread::spawn(move || {
-            let collective = ThreadRank {
+            let collective = Recorded {
                 rank,
-                meeting,
                 summed: Mutex::default(),
             };
             let looker = Looker::default();
             let mut state = state(vec![Box::new(looker.clone())]);
             let mut reports = Vec::new();
             for step in 0..STEPS {
-                if poison == Some((rank, step)) {
-                    let mut own = rows(step).rows(2 * rank..2 * rank + 2);
+                if poison == Some((number, step)) {
+                    let mut own = rows(step).rows(2 * number..2 * number + 2);
                     own.weights[0] = f32::NAN;
                     let report =
                         train_step(&mut state, &[own], &CrossEntropy, &settings(), &collective);
@@ -244,6 +209,57 @@ fn ranks_train_as_one_process_with_all_of_their_rows() {
         assert!(distance(&found, &expected) < 1e-4, "{path}");
     }
     assert_eq!(ends[0].0.len(), alone.len());
+}
+
+#[test]
+fn g1_ranks_train_alike_on_rotated_signs_and_close_to_the_whole_gradient() {
+    const LONG: u64 = 60;
+    let train = |density: Option<f64>| {
+        let group = ThreadRank::group(RANKS, Duration::from_secs(300));
+        std::thread::scope(|scope| {
+            let ranks = group.into_iter().map(|rank| {
+                scope.spawn(move || {
+                    let mut state = state(Vec::new());
+                    if let Some(density) = density {
+                        let code = Box::new(Sparse::rotated(density).unwrap());
+                        let compression = Compression::new(code, CompressionSettings::default());
+                        let pipeline = std::mem::take(&mut state.pipeline);
+                        state.pipeline = pipeline.with_exchange(Box::new(compression.unwrap()));
+                    }
+                    let mut last = None;
+                    for step in 0..LONG {
+                        let number = rank.rank();
+                        let own = rows(step).rows(2 * number..2 * number + 2);
+                        let report =
+                            train_step(&mut state, &[own], &CrossEntropy, &settings(), &rank);
+                        last = Some(report.unwrap());
+                    }
+                    (parameters(state.model()), last.unwrap())
+                })
+            });
+            let ranks: Vec<_> = ranks.collect();
+            let ends: Vec<_> = ranks.into_iter().map(|rank| rank.join().unwrap()).collect();
+            assert!(ends.iter().all(|end| end.0 == ends[0].0), "the same bits");
+            ends.into_iter().next().unwrap().1
+        })
+    };
+    let (whole, sent) = (train(None), train(Some(0.25)));
+    let exchange = sent.exchange.unwrap();
+    assert!(whole.exchange.is_none());
+    assert!(
+        exchange.sent_energy > 0.5 && exchange.sent_energy < 0.8,
+        "{exchange:?}"
+    );
+    assert!(
+        exchange.gradient_bytes > 15 * exchange.sent_bytes,
+        "{exchange:?}"
+    );
+    assert!(
+        sent.loss < whole.loss + 0.5,
+        "{} and {}",
+        sent.loss,
+        whole.loss
+    );
 }
 
 #[test]

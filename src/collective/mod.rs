@@ -5,6 +5,10 @@
 //! finite, and sum their gradients. A [`Collective`] provides these exchanges. Every rank has to
 //! take part in each of them, in the same order.
 
+mod threads;
+
+pub use threads::ThreadRank;
+
 /// The connection of one rank to all ranks of the run.
 pub trait Collective: Send + Sync {
     /// The number of this rank, counted from 0.
@@ -25,6 +29,12 @@ pub trait Collective: Send + Sync {
     /// # Errors
     /// As [`sum`](Self::sum).
     fn sum_gradient(&self, path: &str, values: &mut [f32]) -> Result<(), CollectiveError>;
+
+    /// Every rank's bytes, in the order of the ranks. Ranks may give different numbers of bytes.
+    ///
+    /// # Errors
+    /// As [`sum`](Self::sum).
+    fn gather(&self, bytes: Vec<u8>) -> Result<Vec<Vec<u8>>, CollectiveError>;
 
     /// Whether every rank votes yes.
     ///
@@ -66,5 +76,9 @@ impl Collective for SingleProcess {
 
     fn sum_gradient(&self, _path: &str, _values: &mut [f32]) -> Result<(), CollectiveError> {
         Ok(())
+    }
+
+    fn gather(&self, bytes: Vec<u8>) -> Result<Vec<Vec<u8>>, CollectiveError> {
+        Ok(vec![bytes])
     }
 }

@@ -5,6 +5,8 @@
 //! the same in every process. burn keys gradients by random ids; these are dropped after the
 //! backward pass.
 
+pub mod compress;
+mod exchange;
 mod loss_scale;
 mod order;
 mod pipeline;
@@ -14,6 +16,7 @@ use std::sync::Arc;
 use burn::module::{Module, Param};
 use burn::tensor::{Device, FloatDType, Gradients, Tensor, TensorData};
 
+pub use exchange::{Exchange, ExchangeReport};
 pub use loss_scale::LossScale;
 pub use order::{NamedParameter, ParameterOrder};
 pub use pipeline::{Pipeline, PipelineError, Stage, StepContext};

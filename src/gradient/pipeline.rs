@@ -1,11 +1,12 @@
 //! Stages that process the gradient between the backward pass and the update.
 //!
 //! A [`Pipeline`] is a list of stages, empty by default. Each [`Stage`] receives the gradient of
-//! this rank and may change it; the output of the last stage is summed over the ranks. A stage that
-//! keeps something from step to step, such as the residual of error feedback, saves it in the
+//! this rank and may change it; the output of the last stage is summed over the ranks, in f32 or by
+//! an [`Exchange`]. A stage that keeps something from step to step, such as the residual of error feedback, saves it in the
 //! checkpoint as [`ExtraState`] under its own name.
 
 use super::Gradient;
+use super::exchange::{Exchange, ExchangeReport, OWNER};
 use crate::collective::{Collective, CollectiveError};
 use crate::extra::{ExtraState, Extras, is_owner};
 
@@ -83,10 +84,12 @@ pub enum PipelineError {
 #[derive(Default)]
 pub struct Pipeline {
     stages: Vec<Box<dyn Stage>>,
+    /// None adds the gradients in f32.
+    exchange: Option<Box<dyn Exchange>>,
 }
 
 /// Owners of state that are not stages.
-const RESERVED: [&str; 3] = ["average", "predictor", "regulator"];
+const RESERVED: [&str; 4] = ["average", OWNER, "predictor", "regulator"];
 
 impl Pipeline {
     /// A pipeline of these stages, in this order.
@@ -117,12 +120,23 @@ impl Pipeline {
                 });
             }
         }
-        Ok(Self { stages })
+        Ok(Self {
+            stages,
+            exchange: None,
+        })
+    }
+
+    /// The same stages with another way to add the gradients of the ranks.
+    pub fn with_exchange(self, exchange: Box<dyn Exchange>) -> Self {
+        Self {
+            exchange: Some(exchange),
+            ..self
+        }
     }
 
     /// Whether the pipeline leaves every gradient unchanged.
     pub fn is_identity(&self, collective: &dyn Collective) -> bool {
-        self.stages.is_empty() && collective.ranks() == 1
+        self.stages.is_empty() && self.exchange.is_none() && collective.ranks() == 1
     }
 
     /// Passes the gradient of this rank through all stages and sums it over the ranks.
@@ -138,6 +152,9 @@ impl Pipeline {
         for stage in &mut self.stages {
             gradient = stage.apply(gradient, context)?;
         }
+        if let Some(exchange) = &mut self.exchange {
+            return exchange.reduce(gradient, context);
+        }
         if context.collective.ranks() > 1 {
             gradient.try_update(|parameter, values| {
                 context.collective.sum_gradient(&parameter.path, values)
@@ -146,17 +163,27 @@ impl Pipeline {
         Ok(gradient)
     }
 
-    /// The saved state of the stages, by owner. A stage that keeps nothing has an empty entry.
-    pub fn state(&self) -> Extras {
-        let stages = self.stages.iter();
-        stages
-            .map(|stage| (stage.owner().to_string(), stage.state()))
-            .collect()
+    /// What the last exchange was; None for a sum in f32, and before the first step.
+    pub fn exchange_report(&self) -> Option<ExchangeReport> {
+        self.exchange.as_ref()?.report()
     }
 
-    /// Restores what [`state`](Self::state) returned. Removes the states of this pipeline's stages
-    /// from `extras` and leaves those of other owners. Returns the owners without a state in
-    /// `extras`: their stages begin from an empty state.
+    /// The saved state of the stages and of the exchange, by owner. A stage that keeps nothing has
+    /// an empty entry.
+    pub fn state(&self) -> Extras {
+        let stages = self.stages.iter();
+        let mut all: Extras = stages
+            .map(|stage| (stage.owner().to_string(), stage.state()))
+            .collect();
+        if let Some(exchange) = &self.exchange {
+            all.insert(OWNER.to_string(), exchange.state());
+        }
+        all
+    }
+
+    /// Restores what [`state`](Self::state) returned. Removes the states of this pipeline from
+    /// `extras` and leaves those of other owners. Returns the owners without a state in `extras`:
+    /// they begin from an empty state.
     ///
     /// # Errors
     /// [`PipelineError::State`]
@@ -166,6 +193,12 @@ impl Pipeline {
             match extras.remove(stage.owner()) {
                 Some(state) => stage.load(state)?,
                 None => new.push(stage.owner().to_string()),
+            }
+        }
+        if let Some(exchange) = &mut self.exchange {
+            match extras.remove(OWNER) {
+                Some(state) => exchange.load(state)?,
+                None => new.push(OWNER.to_string()),
             }
         }
         Ok(new)

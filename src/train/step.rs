@@ -8,7 +8,7 @@ use super::TrainState;
 use super::regulator::{Irregular, StepLimits};
 use crate::collective::{Collective, CollectiveError};
 use crate::data::Batch;
-use crate::gradient::{PipelineError, StepContext};
+use crate::gradient::{ExchangeReport, PipelineError, StepContext};
 use crate::model::ModelError;
 use crate::objective::{Metrics, Objective, Precision, backward_part, weight_of};
 use crate::optimizer::StepFacts;
@@ -63,6 +63,8 @@ pub struct StepReport {
     pub grad_norm: f64,
     /// The other metrics of the objective.
     pub metrics: Metrics,
+    /// What the exchange of the gradients was; None if they were added in f32.
+    pub exchange: Option<ExchangeReport>,
     /// Whether the weights were updated.
     pub outcome: StepOutcome,
     /// The time that the parts of the step took.
@@ -187,6 +189,7 @@ pub fn train_step(
     let metrics = objective.step_metrics(&found.sums, weight);
     let mut gradient = found.gradient;
     let mut grad_norm = gradient.norm();
+    let mut exchange = None;
     let mut is_finite = collective.all(loss.is_finite() && grad_norm.is_finite())?;
     if is_finite && !state.pipeline.is_identity(collective) {
         let context = StepContext {
@@ -195,6 +198,7 @@ pub fn train_step(
             collective,
         };
         gradient = state.pipeline.reduce(gradient, &context)?;
+        exchange = state.pipeline.exchange_report();
         // All ranks have the same bits, so they all decide alike.
         grad_norm = gradient.norm();
         is_finite = grad_norm.is_finite();
@@ -204,6 +208,7 @@ pub fn train_step(
         tokens,
         grad_norm,
         metrics,
+        exchange,
         outcome: StepOutcome::Updated,
         time: StepTime {
             backward,
