@@ -159,10 +159,10 @@ fn main() {
     }
 }
 
-/// Evaluations and saves in a short run.
+/// How often a short run evaluates and saves.
 const PHASED: [&str; 2] = ["eval.eval_steps=6", "checkpoint.save_steps=3"];
 
-/// A length in the unit of the file, short but with steps in every phase.
+/// A short length, in the unit that the file uses, with steps in every phase.
 fn length_of(config: &str) -> &'static str {
     let text = std::fs::read_to_string(config).expect("a file of configs/");
     let has = |key: &str| text.lines().any(|line| line.starts_with(key));

@@ -1,12 +1,12 @@
-//! Hypervectors, rotations and sparse trits beside the memory that they have to read and write.
+//! The speed of hypervectors, rotations and sparse codes, compared with memory bandwidth.
 //!
 //!     cargo bench --bench sketch [-- --threads 1,2] [--seconds 3]
 //!
-//! Each operation works on 2^24 elements of random data, in pieces that all threads share. Its limit is the time in which
-//! memory is read that holds as many bytes as the operation has to read and write at least; it is probed in turns with the
-//! operation. Counted is the time that a tenth of the samples beat. `compress` is a step of error feedback: the gradient
-//! is added to the residual, which is rotated and coded, and the error is rotated back and kept. Without `--bench`, which
-//! `cargo bench` gives, small sizes run once (`cargo test --benches`).
+//! Each operation processes 2^24 random elements, split over all threads. An operation cannot be faster than memory can
+//! deliver the bytes that it reads and writes. To measure this limit, the bench reads the same number of bytes in turns
+//! with the operation. Both times are the tenth percentile of their samples. `compress` is one step of error feedback:
+//! it adds the gradient to the residual, rotates and codes the sum, and keeps the error, rotated back. `cargo bench`
+//! passes `--bench`; without it, small sizes run once (`cargo test --benches`).
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -20,17 +20,17 @@ use rayon::prelude::*;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Elements of a piece: what one thread works on at a time.
+/// The number of elements that one thread processes at a time.
 const PIECE: usize = 1 << 18;
 
-/// Elements of a block that is rotated.
+/// The number of elements that are rotated together.
 const BLOCK: usize = 4096;
 
 struct Operation {
     name: String,
-    /// Bytes that are read and written at least, for each element.
+    /// The bytes that have to be read and written for each element.
     bytes: f64,
-    /// Runs once over all elements. Returns the bytes of what it coded, 0 if it codes nothing.
+    /// Processes all elements once. Returns the number of bytes coded, or 0 if it codes nothing.
     run: Box<dyn FnMut() -> usize + Send>,
 }
 
@@ -80,7 +80,8 @@ fn main() {
     }
 }
 
-/// Billions of elements a second of the operation and of its limit, and the bytes of what it coded.
+/// Measures an operation and its limit in turns. Returns the speed of both in billions of elements
+/// per second, and the number of bytes that the operation coded.
 fn measure(operation: &mut Operation, elements: usize, seconds: f64) -> [f64; 3] {
     let words: Vec<u32> = (0..1 << 26).collect();
     let mut samples = [const { Vec::new() }; 2];
@@ -108,7 +109,7 @@ fn measure(operation: &mut Operation, elements: usize, seconds: f64) -> [f64; 3]
     [own, limit, coded as f64]
 }
 
-/// Near Gaussian: sums of four random numbers.
+/// Random values that are close to Gaussian: each is a sum of four uniform ones.
 fn gradient(elements: usize) -> Vec<f32> {
     let seed = Seed::new(5);
     let value = |i: usize| {

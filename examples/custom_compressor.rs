@@ -1,10 +1,11 @@
-//! A gradient compressor of your own: four ranks, threads of this process, train one model, and
-//! each sends one element in sixteen of every gradient.
+//! A custom gradient compressor. Four ranks, which are threads of this process, train one model.
+//! Each of them sends one element in sixteen of every gradient.
 //!
 //!     cargo run --release --example custom_compressor
 //!
-//! The elements are chosen by a random key that all ranks share, so their places need not be sent
-//! (random-k; Stich, Cordonnier and Jaggi, 2018). Error feedback keeps the others for later steps.
+//! All ranks choose the same elements at random, from a seed that they share, so the indices need
+//! not be sent (random-k; Stich, Cordonnier and Jaggi, 2018). Error feedback adds the elements that
+//! were not sent to the gradient of the next step.
 
 use std::error::Error;
 use std::thread;
@@ -25,14 +26,14 @@ use firebrick::train::{StepReport, StepSettings, TrainState, train_step};
 
 const RANKS: usize = 4;
 
-/// Sends a random element in so many.
+/// Sends one random element in `one_in`.
 #[derive(Debug, Clone, Copy)]
 struct RandomElements {
     one_in: u64,
 }
 
 impl RandomElements {
-    /// The places of a step, the same on every rank.
+    /// The indices of the elements that a step sends. They are the same on every rank.
     fn places(self, tensor: &TensorContext, len: usize) -> impl Iterator<Item = usize> {
         let seed = tensor.seed;
         (0..len).filter(move |place| seed.word(*place as u64).is_multiple_of(self.one_in))
@@ -48,7 +49,7 @@ impl Compressor for RandomElements {
     ) -> Result<(), CompressError> {
         for place in self.places(tensor, values.len()) {
             bytes.extend(values[place].to_le_bytes());
-            // Nothing of this element is left for a later step.
+            // The element was sent whole, so its error is 0.
             values[place] = 0.0;
         }
         Ok(())
@@ -73,7 +74,7 @@ impl Compressor for RandomElements {
     }
 }
 
-/// The weights of a rank after its last step, and the reports of all its steps.
+/// The final weights of one rank, and the report of each of its steps.
 type EndOfRank = (Tensors, Vec<StepReport>);
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -92,7 +93,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Trains on every rank for so many steps.
+/// Trains all ranks for `steps` steps.
 pub fn run(steps: u64) -> Result<Vec<EndOfRank>, Box<dyn Error>> {
     let group = ThreadRank::group(RANKS, Duration::from_secs(60));
     let threads: Vec<_> = group

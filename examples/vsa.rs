@@ -19,12 +19,12 @@ fn main() {
     }
 }
 
-/// The vector of a name: random, and the same in every run.
+/// The vector of a name. It is random, but the same in every run.
 fn symbol(name: &str) -> Hypervector {
     Hypervector::bipolar(LEN, Seed::new(2026).with_name(name))
 }
 
-/// The name whose vector is the most similar, and that similarity.
+/// Returns the name whose vector is most similar to `vector`, and the similarity.
 fn closest<'a>(vector: &Hypervector, names: &[&'a str]) -> (&'a str, f64) {
     let similarities = names
         .iter()
@@ -34,14 +34,14 @@ fn closest<'a>(vector: &Hypervector, names: &[&'a str]) -> (&'a str, f64) {
         .unwrap_or(("", 0.0))
 }
 
-/// One vector for a country: the sum of its fields, each bound to its value.
+/// Makes one vector of a country: binds each field to its value and adds up the results.
 fn country(name: &str, capital: &str, currency: &str) -> Hypervector {
     let fields = [("name", name), ("capital", capital), ("currency", currency)];
     let bound = fields.map(|(field, value)| symbol(field).bind(&symbol(value)));
     Bundle::of(LEN, &bound).majority()
 }
 
-/// Questions about two records, each with the answer that was found and its similarity.
+/// Asks questions about two records. Returns each question with its answer and the similarity.
 pub fn analogies() -> Vec<(&'static str, &'static str, f64)> {
     const VALUES: [&str; 6] = [
         "Mexico",
@@ -78,7 +78,8 @@ pub fn analogies() -> Vec<(&'static str, &'static str, f64)> {
     .into()
 }
 
-/// The sum of a text's trigrams: in each, the first letter is moved two places, the second one.
+/// Adds up the trigrams of a text. In each of them the first letter is rotated by two places and
+/// the second by one, so that the order of letters counts.
 fn profile(text: &str) -> Hypervector {
     let letters: Vec<char> = text.to_lowercase().chars().collect();
     let mut bundle = Bundle::new(LEN);
@@ -89,7 +90,8 @@ fn profile(text: &str) -> Hypervector {
     bundle.majority()
 }
 
-/// Sentences, each with the language that was found and the similarity to each language.
+/// Tells the language of three sentences. Returns each sentence with its language and its
+/// similarity to each language.
 pub fn languages() -> Vec<(&'static str, &'static str, Vec<f64>)> {
     const KNOWN: [(&str, &str); 3] = [
         (

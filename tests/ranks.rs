@@ -24,7 +24,7 @@ use support::{batch, distance, tiny};
 const RANKS: usize = 4;
 const STEPS: u64 = 5;
 
-/// A rank that records the parameters whose gradients were summed, in the order of the sums.
+/// Wraps a rank and records the paths of the gradients that it sums, in order.
 struct Recorded {
     rank: ThreadRank,
     summed: Mutex<Vec<String>>,

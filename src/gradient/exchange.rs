@@ -3,8 +3,7 @@
 use super::{Gradient, PipelineError, StepContext};
 use crate::extra::ExtraState;
 
-/// The sum of the gradients over the ranks, by a way of its own. A pipeline without one adds them
-/// in f32.
+/// Sums the gradients over the ranks in a way of its own. A pipeline without one sums them in f32.
 pub trait Exchange: Send {
     /// The sum of all ranks' gradients, the same bits on every rank. Called on every rank, for the
     /// same steps in the same order.
@@ -17,7 +16,7 @@ pub trait Exchange: Send {
         context: &StepContext,
     ) -> Result<Gradient, PipelineError>;
 
-    /// What the last exchange was, on this rank; None before the first.
+    /// The report of the last exchange, on this rank. None before the first.
     fn report(&self) -> Option<ExchangeReport>;
 
     /// The state that the exchange needs to continue exactly; empty for one without memory.
@@ -30,7 +29,7 @@ pub trait Exchange: Send {
     fn load(&mut self, state: ExtraState) -> Result<(), PipelineError>;
 }
 
-/// What an exchange was, on one rank.
+/// The cost and the loss of an exchange, on one rank.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct ExchangeReport {
     /// Bytes that this rank sent to each other one: codes, scales, vectors, everything.

@@ -1,9 +1,9 @@
 //! Stages that process the gradient between the backward pass and the update.
 //!
 //! A [`Pipeline`] is a list of stages, empty by default. Each [`Stage`] receives the gradient of
-//! this rank and may change it; the output of the last stage is summed over the ranks, in f32 or by
-//! an [`Exchange`]. A stage that keeps something from step to step, such as the residual of error feedback, saves it in the
-//! checkpoint as [`ExtraState`] under its own name.
+//! this rank and may change it. The output of the last stage is summed over the ranks, in f32 or by
+//! an [`Exchange`]. A stage that keeps something from step to step saves it in the checkpoint as
+//! [`ExtraState`] under its own name.
 
 use super::Gradient;
 use super::exchange::{Exchange, ExchangeReport, OWNER};

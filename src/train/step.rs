@@ -63,7 +63,7 @@ pub struct StepReport {
     pub grad_norm: f64,
     /// The other metrics of the objective.
     pub metrics: Metrics,
-    /// What the exchange of the gradients was; None if they were added in f32.
+    /// The report of the gradient exchange. None if the gradients were added in f32.
     pub exchange: Option<ExchangeReport>,
     /// Whether the weights were updated.
     pub outcome: StepOutcome,

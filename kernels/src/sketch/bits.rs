@@ -1,4 +1,4 @@
-//! Bits in bytes, the first in the lowest bit.
+//! A stream of bits in bytes. The first bit is the lowest bit of the first byte.
 
 /// Appends bits to bytes.
 pub(super) struct BitWriter<'a> {
@@ -8,7 +8,7 @@ pub(super) struct BitWriter<'a> {
     count: u32,
 }
 
-/// Most bits of one call.
+/// The largest number of bits of one call.
 pub(super) const MOST: u32 = 56;
 
 impl<'a> BitWriter<'a> {
@@ -93,7 +93,7 @@ impl<'a> BitReader<'a> {
         }
     }
 
-    /// Bytes that were begun.
+    /// The number of bytes of which at least one bit was read.
     pub fn bytes_read(&self) -> usize {
         self.place.div_ceil(8)
     }

@@ -6,10 +6,10 @@ use crate::panel::Path;
 use crate::vector::vectorised;
 use crate::vsa::Seed;
 
-/// Elements of a line: what one register of 512 bits holds.
+/// The number of elements of a line. A line fits one register of 512 bits.
 const LANES: usize = 16;
 
-/// Lines that one pass holds in registers.
+/// The number of lines that one pass holds in registers.
 const LINES: usize = 16;
 
 type Line = [f32; LANES];
@@ -67,7 +67,7 @@ pub(super) fn rotate_piece_back(
     }
 }
 
-/// The blocks of a vector, each with the place where it begins.
+/// Iterates over the blocks of a vector and the index of the first element of each.
 fn blocks(values: &mut [f32], block: usize) -> impl Iterator<Item = (usize, &mut [f32])> {
     assert!(block.is_power_of_two(), "a block of {block} elements");
     let (mut rest, mut place) = (values, 0);
@@ -80,7 +80,7 @@ fn blocks(values: &mut [f32], block: usize) -> impl Iterator<Item = (usize, &mut
     })
 }
 
-/// H x + y, or x - H y: the butterflies of elements that are `D` places apart in a line.
+/// Computes the butterflies (a + b, a - b) of elements that are `D` places apart in a line.
 #[inline(always)]
 fn within<const D: usize>(line: Line) -> Line {
     from_fn(|i| {
@@ -92,7 +92,7 @@ fn within<const D: usize>(line: Line) -> Line {
     })
 }
 
-/// The butterflies of `R` lines.
+/// Computes all butterflies among `R` lines, element by element.
 #[inline(always)]
 fn across<const R: usize>(lines: &mut [Line; R]) {
     let mut distance = 1;
@@ -106,7 +106,7 @@ fn across<const R: usize>(lines: &mut [Line; R]) {
     }
 }
 
-/// Transforms pieces of `R` lines that follow each other.
+/// Transforms each run of `R` consecutive lines.
 #[inline(always)]
 fn pieces<const R: usize>(lines: &mut [Line]) {
     for piece in lines.as_chunks_mut::<R>().0 {
@@ -119,7 +119,7 @@ fn pieces<const R: usize>(lines: &mut [Line]) {
     }
 }
 
-/// The butterflies of `R` lines that are `distance` lines apart, for all of them.
+/// Computes the butterflies among lines that are `distance` lines apart, `R` of them at a time.
 #[inline(always)]
 fn apart<const R: usize>(lines: &mut [Line], distance: usize, scale: f32) {
     for group in lines.chunks_exact_mut(R * distance) {
@@ -173,7 +173,7 @@ vectorised! {
         }
     }
 
-    /// Multiplies the values by their signs; `place` is the place of the first one in the whole vector.
+    /// Multiplies the values by their signs. `place` is the index of the first value in the whole vector.
     fn flip(seed: Seed, place: usize, values: &mut [f32]) {
         for (i, values) in values.chunks_mut(64).enumerate() {
             // Blocks begin at multiples of their length, so one may begin within a word.

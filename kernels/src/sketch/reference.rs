@@ -1,4 +1,4 @@
-//! The same in plain scalar Rust and f64, against which the loops are tested.
+//! The rotation in plain scalar Rust and f64. The loops are tested against it.
 
 use crate::vsa::Seed;
 

@@ -6,9 +6,10 @@ use crate::panel::Path;
 
 /// The element-wise sums of many hypervectors.
 ///
-/// How often an element was 1, and how often -1, are numbers in binary, of which each digit is a
-/// plane of bits: adding a vector takes a few operations for 64 elements. Sums are exact, so a
-/// bundle of bundles is the bundle of all their vectors, in whatever order.
+/// A bundle counts how often each element was 1 and how often it was -1. The counts are binary
+/// numbers, and each of their digits is a plane of bits, so adding a vector takes a few operations
+/// for 64 elements. Sums are exact: merging bundles gives the bundle of all their vectors, in any
+/// order.
 ///
 /// Operations panic if lengths differ.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,7 +17,7 @@ pub struct Bundle {
     len: usize,
     /// How many vectors were added.
     vectors: u64,
-    /// Digits of how often each element was 1, the lowest first.
+    /// How often each element was 1, as planes of binary digits, the lowest first.
     plus: Counter,
     /// The same for -1.
     minus: Counter,

@@ -1,4 +1,4 @@
-//! Loops over planes, once for each set of instructions.
+//! Loops over planes, compiled for each set of instructions.
 
 use crate::vector::vectorised;
 
@@ -40,8 +40,8 @@ vectorised! {
             .sum()
     }
 
-    /// Adds 1 to the numbers at the set bits of `carry`, in one of their binary digits; `carry` becomes what goes on to
-    /// the next digit. Returns whether anything does.
+    /// Adds the bits of `carry` to one binary digit of many numbers, and puts the carries to the next digit into `carry`.
+    /// Returns whether there are any.
     pub(super) fn add_digit(digit: &mut [u64], carry: &mut [u64]) -> bool {
         let mut rest = 0;
         for (digit, carry) in digit.iter_mut().zip(carry) {
@@ -51,7 +51,7 @@ vectorised! {
         rest != 0
     }
 
-    /// Adds the same digit of other numbers, with what the digit before has carried.
+    /// Adds the same digit of other numbers and the carries of the digit before, and puts the new carries into `carry`.
     pub(super) fn add_digits(digit: &mut [u64], other: &[u64], carry: &mut [u64]) {
         for ((digit, other), carry) in digit.iter_mut().zip(other).zip(carry) {
             let sum = *digit ^ other;
@@ -59,8 +59,8 @@ vectorised! {
         }
     }
 
-    /// Goes on comparing two rows of numbers with a higher digit of them: bits of `above` and `below` tell where the
-    /// first row's number is larger and smaller so far.
+    /// Updates a comparison of two rows of numbers with their next higher digit. `above` and `below` mark where the first
+    /// number is larger and smaller so far.
     pub(super) fn compare_digit(a: &[u64], b: &[u64], above: &mut [u64], below: &mut [u64]) {
         for (i, (above, below)) in above.iter_mut().zip(below).enumerate() {
             let (more, less) = (a[i] & !b[i], b[i] & !a[i]);

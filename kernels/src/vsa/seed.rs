@@ -1,10 +1,10 @@
-//! Random bits that are a function of a name and a place.
+//! Seeds of random bits. A seed is made of numbers and names.
 
-/// What random numbers follow from. Seeds with the same derivation are equal in every process and
-/// on every machine.
+/// The seed of a sequence of random words. Seeds that are made of the same numbers and names are
+/// equal in every process and on every machine.
 ///
 /// The words of a seed are the sequence of splitmix64 (Steele, Lea and Flood, 2014, "Fast splittable
-/// pseudorandom number generators") that begins at it. They are no secret.
+/// pseudorandom number generators") that begins at it. They are not secure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Seed(u64);
 
@@ -12,19 +12,19 @@ pub struct Seed(u64);
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
 impl Seed {
-    /// The seed of a number.
+    /// Makes a seed of a number.
     pub fn new(number: u64) -> Self {
         Self(mix(number ^ GOLDEN))
     }
 
-    /// The seed of this one and a number, such as a step.
+    /// Makes a new seed of this one and a number, such as a step.
     pub fn with(self, number: u64) -> Self {
         Self(mix(
             self.0.rotate_left(32) ^ mix(number.wrapping_add(GOLDEN))
         ))
     }
 
-    /// The seed of this one and a name, such as the path of a parameter.
+    /// Makes a new seed of this one and a name, such as the path of a parameter.
     pub fn with_name(self, name: &str) -> Self {
         let words = name.as_bytes().chunks(8).map(|bytes| {
             let word = bytes.iter().rev();
@@ -34,7 +34,7 @@ impl Seed {
         words.fold(self.with(!(name.len() as u64)), Self::with)
     }
 
-    /// 64 random bits, the same for the same place.
+    /// The word at an index of the sequence: 64 random bits.
     #[inline(always)]
     pub fn word(self, place: u64) -> u64 {
         mix(self

@@ -1,5 +1,5 @@
-//! The codes of all tensors of a step in one message: the length of each in four bytes, then the
-//! codes.
+//! The codes of all tensors of a step in one message: the length of each in eight bytes, then
+//! the codes.
 
 /// Puts codes together.
 #[derive(Debug, Default)]
@@ -9,10 +9,9 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// Appends a code of less than 4 GiB.
+    /// Appends a code.
     pub fn push(&mut self, code: &[u8]) {
-        let length = u32::try_from(code.len()).expect("a tensor's code is smaller than the tensor");
-        self.lengths.extend(length.to_le_bytes());
+        self.lengths.extend((code.len() as u64).to_le_bytes());
         self.codes.extend_from_slice(code);
     }
 
@@ -31,10 +30,10 @@ pub(super) struct Reader<'a> {
 impl<'a> Reader<'a> {
     /// None for a message that is not of so many codes.
     pub fn new(message: &'a [u8], codes: usize) -> Option<Self> {
-        let (lengths, mut rest) = message.split_at_checked(codes.checked_mul(4)?)?;
+        let (lengths, mut rest) = message.split_at_checked(codes.checked_mul(8)?)?;
         let mut found = Vec::with_capacity(codes);
-        for length in lengths.as_chunks::<4>().0 {
-            let length = u32::from_le_bytes(*length) as usize;
+        for length in lengths.as_chunks::<8>().0 {
+            let length = usize::try_from(u64::from_le_bytes(*length)).ok()?;
             let (code, after) = rest.split_at_checked(length)?;
             found.push(code);
             rest = after;

@@ -98,6 +98,10 @@ pub enum CompressError {
 }
 
 /// Error feedback around a [`Compressor`].
+///
+/// If a step is skipped after its exchange, because its gradient norm is above the limit of the
+/// settings or the sum is not finite, the part that was sent is lost and the rest stays in the
+/// residual.
 #[derive(Debug)]
 pub struct Compression {
     compressor: Box<dyn Compressor>,
@@ -394,7 +398,8 @@ fn is_matrix(parameter: &NamedParameter) -> bool {
 
 fn squares(values: &[f32]) -> f64 {
     let chunks = values.par_chunks(1 << 14);
-    let of_chunk = |values: &[f32]| values.iter().map(|x| f64::from(x * x)).sum::<f64>();
+    // Squares of large f32 are finite in f64.
+    let of_chunk = |values: &[f32]| values.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
     // Collected first: the order of the sum must not depend on the threads.
     let sums: Vec<f64> = chunks.map(of_chunk).collect();
     sums.into_iter().sum()

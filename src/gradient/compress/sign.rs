@@ -2,6 +2,7 @@
 
 use firebrick_kernels::difference::Element;
 use firebrick_kernels::lossy::{self, Levels, NO_LIMIT, Path, Quantised, Rounding};
+use half::bf16;
 
 use super::{CompressError, Compressor, TensorContext};
 
@@ -57,7 +58,7 @@ impl Compressor for Sign {
             let codes = quantised.codes.chunks(LEVELS.block());
             let blocks = values.chunks_mut(LEVELS.block()).zip(codes);
             for ((values, codes), scale) in blocks.zip(&quantised.scales) {
-                add_codes(values, codes, -widened(*scale));
+                add_codes(values, codes, -bf16::from_bits(*scale).to_f32());
             }
         }
         Ok(())
@@ -89,7 +90,7 @@ impl Compressor for Sign {
                 .chunks_mut(LEVELS.block())
                 .zip(codes.chunks(LEVELS.block()));
             for ((sum, codes), scale) in blocks.zip(scales.as_chunks::<2>().0) {
-                let scale = widened(u16::from_le_bytes(*scale));
+                let scale = bf16::from_le_bytes(*scale).to_f32();
                 if !scale.is_finite() {
                     let reason = "a scale that is not finite".to_string();
                     return Err(CompressError::Damaged(reason));
@@ -109,9 +110,4 @@ fn add_codes(values: &mut [f32], codes: &[i8], scale: f32) {
     for (value, code) in values.iter_mut().zip(codes) {
         *value += f32::from(*code) * scale;
     }
-}
-
-/// bf16 as f32.
-fn widened(bits: u16) -> f32 {
-    f32::from_bits(u32::from(bits) << 16)
 }

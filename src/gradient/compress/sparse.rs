@@ -4,12 +4,12 @@ use firebrick_kernels::sketch::{Kept, Path, SparseCode, SparseError, rotate_back
 
 use super::{CompressError, Compressor, TensorContext};
 
-/// Sends the largest elements of each block of a matrix: their values (top-k), or their signs and
-/// one level (ternary), of the matrix itself or of its rotation.
+/// Sends the largest elements of each block of a matrix. It sends their values (top-k), their signs
+/// and one magnitude (ternary), or the signs of the rotated block (rotated).
 ///
-/// A rotation spreads the energy of a block evenly, so that signs and one level describe it well
-/// whatever it was. It takes from top-k what top-k lives of, a few large elements, and so does not
-/// go together with values.
+/// A rotation spreads the energy of a block evenly, so that signs and one magnitude describe it well
+/// whatever it held. Top-k needs a few large elements, which a rotation removes, so values are never
+/// rotated.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sparse {
     code: SparseCode,
@@ -20,7 +20,7 @@ pub struct Sparse {
 const BLOCK: usize = 4096;
 
 impl Sparse {
-    /// The values of the largest elements of each block of 4,096, in bf16.
+    /// Sends the values of the largest elements of each block of 4,096, in bf16.
     ///
     /// # Errors
     /// A density that is not above 0 and at most 1.
@@ -31,7 +31,8 @@ impl Sparse {
         })
     }
 
-    /// The signs of the largest elements of each block of 4,096, with one level.
+    /// Sends the signs of the largest elements of each block of 4,096, with one magnitude for the
+    /// block.
     ///
     /// # Errors
     /// As [`top_k`](Self::top_k).
@@ -42,8 +43,8 @@ impl Sparse {
         })
     }
 
-    /// The same of the matrix bound to a random key and transformed by Walsh and Hadamard, block by
-    /// block.
+    /// Binds the matrix to a random key, transforms it by Walsh and Hadamard block by block, and sends
+    /// the result as [`ternary`](Self::ternary) does.
     ///
     /// # Errors
     /// As [`top_k`](Self::top_k).

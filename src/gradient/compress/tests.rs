@@ -176,7 +176,7 @@ fn g1_the_bytes_of_a_step_are_counted_whole() {
     });
     let elements = DIMS[0] * DIMS[1];
     // Lengths of two codes, a scale for each 128 elements, a bit for each, the vector in f32.
-    let expected = 8 + 2 * elements.div_ceil(128) + elements.div_ceil(8) + 4 * DIMS[1];
+    let expected = 16 + 2 * elements.div_ceil(128) + elements.div_ceil(8) + 4 * DIMS[1];
     for (_, reports, _) in &ends {
         assert_eq!(reports[0].sent_bytes, expected as u64);
         assert_eq!(reports[0].received_bytes, expected as u64);
@@ -324,7 +324,7 @@ proptest! {
         let mut message = message.finish();
         prop_assert!(Reader::new(&message, 2).is_some());
         prop_assert!(Reader::new(&message, 1).is_none());
-        message[change.0 % 8] ^= change.1;
+        message[change.0 % 16] ^= change.1;
         prop_assert!(Reader::new(&message, 2).is_none());
     }
 }

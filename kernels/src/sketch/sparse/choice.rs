@@ -1,10 +1,10 @@
-//! Which elements of a block are kept.
+//! Selects the elements of a block that are kept.
 
 use super::{Kept, narrowed};
 use crate::panel::Path;
 use crate::vector::vectorised;
 
-/// What a block keeps.
+/// The elements of a block that are kept.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Choice {
     /// Elements of a magnitude above this are kept, by the bits of the magnitude.
@@ -21,8 +21,8 @@ pub(super) struct Choice {
 const MAGNITUDE: u32 = 0x7fff_ffff;
 
 impl Choice {
-    /// `near` is a threshold that may be close, such as the one of the block before.
-    /// `None` if an element is not finite.
+    /// Selects at most `keep` elements. `near` is a first guess of the threshold, such as the previous
+    /// block's. Returns `None` if an element is not finite.
     pub fn of(path: Path, values: &[f32], (kept, keep): (Kept, usize), near: u32) -> Option<Self> {
         let largest = largest_magnitude(path, values);
         if largest > f32::MAX.to_bits() {
@@ -51,7 +51,7 @@ impl Choice {
         let at_threshold = f32::from_bits(threshold) * scale;
         let sum = sum + ties as f32 * at_threshold;
         let level = sum / keep as f32;
-        // The least that is promised, and elements that are worth their bits.
+        // The block keeps the share that `delta` promises, and its smallest kept element is not far below the mean.
         if sum * level >= squares * share(values.len(), keep) && 2.0 * at_threshold >= level {
             return Some(Self {
                 threshold,
@@ -63,7 +63,7 @@ impl Choice {
         Some(Self::of_least_error(values, keep, scale))
     }
 
-    /// The choice of the j <= `keep` largest elements that leaves the least error, by sorting.
+    /// Finds the number of elements, at most `keep`, that leaves the least error. Sorts the block.
     fn of_least_error(values: &[f32], keep: usize, scale: f32) -> Self {
         let mut magnitudes: Vec<u32> = values.iter().map(|x| x.to_bits() & MAGNITUDE).collect();
         magnitudes.sort_unstable_by(|a, b| b.cmp(a));
@@ -104,10 +104,10 @@ fn power_near_inverse(magnitude: u32) -> f32 {
     f32::from_bits(exponent.max(1) << 23)
 }
 
-/// The magnitude above which there are at most `keep` elements, and how many that equal it are to
-/// be kept so that there are `keep`.
+/// Finds a magnitude above which there are at most `keep` elements. Returns it with the number of
+/// elements of exactly that magnitude that make them `keep`.
 fn threshold(path: Path, values: &[f32], keep: usize, [near, largest]: [u32; 2]) -> (u32, usize) {
-    /// A thirty-second in the bits of a number.
+    /// Changes a number by about 3 %, added to its bits.
     const FIRST_STEP: u32 = 1 << 18;
     let at_least = |bits: u32| count_at_least(path, values, bits);
     // At least `keep` elements are as large as `low`, fewer are as large as `high`.
@@ -163,7 +163,7 @@ vectorised! {
         [above.iter().sum(), squares.iter().sum()]
     }
 
-    /// Bits of up to 64 elements: those above a magnitude, and those that equal it.
+    /// Marks which of up to 64 elements are above a magnitude, and which are equal to it.
     pub(super) fn marks(values: &[f32], magnitude: u32) -> [u64; 2] {
         let (mut above, mut equal) = (0, 0);
         for (i, x) in values.iter().enumerate() {
