@@ -150,6 +150,7 @@ fn by_hand(plan: &Plan) -> (Vec<f64>, Vec<f64>, Decoder) {
                 max_grad_norm: phase.max_grad_norm,
                 learning_rate: schedule.learning_rate(at),
                 seed,
+                workers: 1,
             };
             let report = train_step(
                 &mut state,

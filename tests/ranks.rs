@@ -12,7 +12,9 @@ use firebrick::collective::{Collective, CollectiveError, SingleProcess, ThreadRa
 use firebrick::config::{AdamWPlan, Architecture, OptimizerPlan};
 use firebrick::data::Batch;
 use firebrick::gradient::compress::{Compression, CompressionSettings, Sparse};
-use firebrick::gradient::{Gradient, ParameterOrder, Pipeline, PipelineError, Stage, StepContext};
+use firebrick::gradient::{
+    Gradient, ParameterOrder, Pipeline, PipelineError, Restored, Stage, StepContext,
+};
 use firebrick::model::{Decoder, Tensors, parameters};
 use firebrick::objective::CrossEntropy;
 use firebrick::optimizer::Optimizer;
@@ -98,6 +100,7 @@ fn settings() -> StepSettings {
         max_grad_norm: 0.5,
         learning_rate: 1e-2,
         seed: 1,
+        workers: 1,
     }
 }
 
@@ -289,15 +292,20 @@ fn a_pipeline_tells_its_stages_apart_and_refuses_state_that_is_not_theirs() {
     let mut extras = firebrick::extra::Extras::default();
     // A stage without saved state begins from an empty state, and a stage that keeps nothing has an
     // empty entry.
-    assert_eq!(pipeline.load(&mut extras).unwrap(), ["looker"]);
+    assert_eq!(
+        pipeline.load(&mut extras, &SingleProcess).unwrap().new,
+        ["looker"]
+    );
     let mut saved = pipeline.state();
     assert_eq!(saved.keys().collect::<Vec<_>>(), ["looker"]);
-    assert!(pipeline.load(&mut saved).unwrap().is_empty());
+    let restored = pipeline.load(&mut saved, &SingleProcess).unwrap();
+    assert_eq!(restored, Restored::default());
     let mut state = firebrick::extra::ExtraState::default();
     let count = firebrick::extra::StateScalar::Uint(3);
     state.scalars.insert("count".to_string(), count);
     extras.insert("looker".to_string(), state);
-    let error = pipeline.load(&mut extras).unwrap_err().to_string();
+    let error = pipeline.load(&mut extras, &SingleProcess);
+    let error = error.unwrap_err().to_string();
     assert!(error.contains("`looker` cannot be used"), "{error}");
 }
 

@@ -242,6 +242,12 @@ pub struct Cost {
     pub flops: f64,
     /// Wall-clock seconds.
     pub train_seconds: f64,
+    /// Bytes that a worker sent to exchange gradients, with compression.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub sent_bytes: u64,
+    /// Bytes that a worker received from the others, with compression.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub received_bytes: u64,
 }
 
 impl Cost {
@@ -255,6 +261,8 @@ impl std::ops::AddAssign for Cost {
         self.backward_passes += more.backward_passes;
         self.flops += more.flops;
         self.train_seconds += more.train_seconds;
+        self.sent_bytes += more.sent_bytes;
+        self.received_bytes += more.received_bytes;
     }
 }
 

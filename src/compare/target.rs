@@ -123,6 +123,7 @@ mod tests {
                     backward_passes: 2 * step,
                     flops: 1e3 * step as f64,
                     train_seconds: (step * step) as f64,
+                    ..Cost::default()
                 },
                 val_loss,
             }

@@ -17,6 +17,7 @@ mod checks;
 mod document;
 mod era;
 mod error;
+mod gradient;
 mod hints;
 mod keys;
 mod length;
@@ -45,6 +46,7 @@ pub use era::EraOutput;
 pub use error::{ConfigError, Issue};
 pub use firebrick_kernels::blockwise::Format as BlockFormat;
 pub use firebrick_kernels::ternary::Granularity;
+pub use gradient::CompressionPlan;
 pub use keys::*;
 pub use length::Length;
 pub use optimizer::{

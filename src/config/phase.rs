@@ -29,8 +29,11 @@ pub struct PhasePlan {
     pub eval_sequence_len: Option<usize>,
     /// Sequences per forward and backward pass.
     pub micro_batch_size: usize,
-    /// Passes per optimizer step.
+    /// Passes per optimizer step, of each worker.
     pub gradient_accumulation_steps: usize,
+    /// Workers that take part in a step; each has its own passes. A record leaves the default out.
+    #[serde(skip_serializing_if = "is_one")]
+    pub workers: usize,
     /// Largest norm of the whole gradient; 0 = no limit.
     pub max_grad_norm: f64,
     /// Dtype of the forward and backward pass.
@@ -64,6 +67,11 @@ pub struct PhasePlan {
 
 /// A phase that computes with ternary weights as such.
 const TERNARY: [f64; 2] = [1.0, 1.0];
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_one(workers: &usize) -> bool {
+    *workers == 1
+}
 
 fn is_ternary(blend: &[f64; 2]) -> bool {
     *blend == TERNARY
@@ -181,6 +189,10 @@ impl PhasePlan {
                 .filter(|_| config.task == Task::Pretrain),
             micro_batch_size: train.micro_batch_size,
             gradient_accumulation_steps: train.gradient_accumulation_steps,
+            workers: config
+                .gradient
+                .as_ref()
+                .map_or(1, |gradient| gradient.logical_workers),
             max_grad_norm: train.max_grad_norm,
             dtype: config.model.dtype,
             gradient_checkpointing: train.gradient_checkpointing,
@@ -198,7 +210,12 @@ impl PhasePlan {
 
     /// Sequences per optimizer step.
     pub fn sequences_per_step(&self) -> u64 {
-        (self.micro_batch_size * self.gradient_accumulation_steps) as u64
+        self.micro_batch_size as u64 * self.micro_batches_per_step()
+    }
+
+    /// Forward and backward passes per optimizer step, of all workers.
+    pub fn micro_batches_per_step(&self) -> u64 {
+        (self.gradient_accumulation_steps * self.workers) as u64
     }
 
     /// Whether both phases evaluate the same tokens of the same split with the same loss, so that

@@ -14,6 +14,7 @@ use super::adapter::AdapterPlan;
 use super::check::check;
 use super::document::Document;
 use super::error::{ConfigError, Issue};
+use super::gradient::CompressionPlan;
 use super::keys::{
     AdapterInit, Config, DataConfig, QuantizationConfig, Sampling, Task, TokenizerConfig,
 };
@@ -37,6 +38,8 @@ pub struct Plan {
     pub adapter: Option<AdapterPlan>,
     /// How long to train.
     pub length: Length,
+    /// How the gradients of workers are compressed; None adds them in f32.
+    pub compression: Option<CompressionPlan>,
     /// The phases of the run in order, at least one. Settings that may differ between phases are
     /// read from here and not from `config`.
     pub phases: Vec<PhasePlan>,

@@ -30,6 +30,8 @@ pub enum Moment {
     LastBlock,
     /// The end of the backward pass: all gradients are there.
     FirstBlock,
+    /// The gradients of the workers are exchanged.
+    Exchange,
     /// A checkpoint is being written.
     Saving,
 }
@@ -52,6 +54,7 @@ impl Moment {
             Moment::Loss => "when the loss is computed",
             Moment::LastBlock => "when the last block is recomputed",
             Moment::FirstBlock => "at the end of the backward pass",
+            Moment::Exchange => "while gradients are exchanged",
             Moment::Saving => "while a checkpoint is written",
         }
     }
@@ -79,8 +82,11 @@ impl Memory {
                 (Moment::Saving, sizes.saving()),
             ]
         };
+        let moments = moments
+            .into_iter()
+            .chain([(Moment::Exchange, sizes.exchange())]);
         let always = sizes.always();
-        let sums = moments.into_iter().map(|(moment, own)| {
+        let sums = moments.map(|(moment, own)| {
             let passing = sum(&own);
             let mut terms = always.clone();
             terms.extend(own);
@@ -118,6 +124,10 @@ pub(super) struct Counts {
     pub(super) optimizer_state: u64,
     /// Number of weights that have an average.
     pub(super) averaged: u64,
+    /// Number of weights of trained matrices.
+    pub(super) matrices: u64,
+    /// Number of weights that a phase up to this one has made anew from a base and an adapter.
+    pub(super) merged: u64,
 }
 
 /// What the terms are made of.
@@ -137,6 +147,12 @@ struct Sizes {
     prediction: u64,
     /// Bytes of the average of the weights.
     average: u64,
+    /// Bytes of the weights before an adapter was merged into them.
+    before_merging: u64,
+    /// Bytes of the residuals of compressed gradients, of all workers of this process.
+    residuals: u64,
+    /// Bytes of the gradients of this process's workers that are there together.
+    exchanged: u64,
     /// Bytes of the weights that are rounded once a step, to the compute dtype or to trits.
     rounded: Term,
     /// Bytes of an element of the compute dtype.
@@ -154,7 +170,8 @@ struct Sizes {
     logit_tokens: u64,
     /// Bytes of what is there of each logit, and what that is.
     logit: (u64, &'static str),
-    accumulates: bool,
+    /// Gradients that wait while another micro-batch is computed.
+    waiting: u64,
     process: u64,
     saves: Saves,
     /// Bytes that attention works in, on all threads.
@@ -212,6 +229,18 @@ impl Sizes {
                 Some(PredictMethod::LeastSquares) => product([8, counts.trainable]),
             },
             average: product([4, counts.averaged]),
+            before_merging: product([4, counts.merged]),
+            residuals: match of.compression {
+                Some(plan) if plan.error_feedback => {
+                    product([4, counts.matrices, phase.workers as u64])
+                }
+                _ => 0,
+            },
+            exchanged: match of.compression {
+                // The workers' own, their sum, and the sum over all workers.
+                Some(_) => product([4, counts.trainable, phase.workers as u64 + 2]),
+                None => 0,
+            },
             rounded: rounded(of, shape, counts, element),
             element,
             lanes,
@@ -230,7 +259,14 @@ impl Sizes {
                 (true, _) => (8, "logits and their gradient: 8"),
                 (false, _) => (12, "logits, softmax, gradient: 12"),
             },
-            accumulates: phase.gradient_accumulation_steps > 1,
+            waiting: match of.compression {
+                // Those of the workers before stay apart.
+                Some(_) => {
+                    let own = u64::from(phase.gradient_accumulation_steps > 1);
+                    phase.workers as u64 - 1 + own
+                }
+                None => u64::from(phase.micro_batches_per_step() > 1),
+            },
             process: conditions.process_bytes,
             saves: match (config.checkpoint.format, config.checkpoint.background) {
                 (CheckpointFormat::Full, _) => Saves::Whole,
@@ -272,15 +308,24 @@ impl Sizes {
                 format!("4 bytes x {}", grouped(self.average / 4)),
             ),
             term(
+                "residuals",
+                self.residuals,
+                "what workers have not sent: 4 bytes x weights of matrices x workers".to_string(),
+            ),
+            term(
                 "summed gradient",
-                if self.accumulates { product([4, p]) } else { 0 },
-                format!("4 bytes x {}, of the micro-batches before", grouped(p)),
+                product([4, p, self.waiting]),
+                match self.waiting {
+                    0 | 1 => format!("4 bytes x {}, of the micro-batches before", grouped(p)),
+                    more => format!("4 bytes x {} x {more}, of the workers before", grouped(p)),
+                },
             ),
             term(
                 "copy being saved",
                 match self.saves {
                     Saves::Behind => product([4, self.copied])
                         .saturating_add(self.optimizer_state)
+                        .saturating_add(self.residuals)
                         .saturating_add(self.prediction)
                         .saturating_add(self.average),
                     Saves::Whole | Saves::AtOnce => 0,
@@ -352,6 +397,15 @@ impl Sizes {
 
     fn first_block(&self) -> Vec<Term> {
         vec![self.gradients(), self.one_block(), self.passing()]
+    }
+
+    /// The gradients that waited are counted already.
+    fn exchange(&self) -> Vec<Term> {
+        let bytes = self
+            .exchanged
+            .saturating_sub(product([4, self.trainable, self.waiting]));
+        let what = "gradients of the workers, their sum, and that over all workers".to_string();
+        vec![term("exchange", bytes, what)]
     }
 
     fn gradients(&self) -> Term {
@@ -455,13 +509,21 @@ impl Sizes {
                 "chunks being saved",
                 match self.saves {
                     Saves::Whole => 0,
-                    Saves::AtOnce | Saves::Behind => SAVED_PER_LANE * self.lanes,
+                    Saves::AtOnce | Saves::Behind => {
+                        let saved = product([4, self.copied]).saturating_add(self.optimizer_state);
+                        let [least, most] = SAVED_PER_LANE;
+                        (saved / 6).clamp(least, most) * self.lanes
+                    }
                 },
                 "what a checkpoint is written from, for each thread".to_string(),
             ),
             term(
                 "allocator",
-                ALLOCATOR_PER_LANE * self.lanes + passing / 4 + self.gradients().bytes / 7,
+                ALLOCATOR_PER_LANE * self.lanes
+                    + passing / 4
+                    + self.gradients().bytes / 7
+                    + product([2, self.trainable, self.waiting.min(1)])
+                    + self.before_merging,
                 "kept for reuse: measured, see docs/performance.md".to_string(),
             ),
         ]
@@ -470,13 +532,15 @@ impl Sizes {
 
 /// What mimalloc keeps beside what is in use, with what no term counts, for each thread that computes. It
 /// never gives back what comes and goes in every step: a quarter of it, and a seventh of the gradients
-/// of weights, fit nothing that comes later. Fitted to the runs of benches/memory.rs and
+/// of weights, fit nothing that comes later. Half of the gradients that wait for other micro-batches, and the weights into
+/// which an adapter has been merged, are kept too. Fitted to the runs of benches/memory.rs and
 /// benches/peers/qlora.py.
 const ALLOCATOR_PER_LANE: u64 = 18_000_000;
 
 /// What coding a checkpoint works in on each thread: chunks of weights and moments, of those they are held against, and of
-/// what is to be written, as far as the allocator keeps them. Measured.
-const SAVED_PER_LANE: u64 = 12_000_000;
+/// what is to be written, as far as the allocator keeps them: a sixth of what is saved, between these bounds. Measured with
+/// 3 and with 20 million weights.
+const SAVED_PER_LANE: [u64; 2] = [12_000_000, 48_000_000];
 
 /// Bytes that the CPU's attention keeps for its work on each thread: keys and values of a sequence four
 /// times, turned and as panels, and the scores of 64 queries and their gradients.

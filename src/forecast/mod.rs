@@ -19,7 +19,10 @@ pub use fit::{Shortage, available_bytes, fit};
 pub use flops::Flops;
 pub use memory::{Memory, Moment, Term};
 
-use crate::config::{AdapterPlan, Config, DecoderSpec, Dtype, Held, PhaseModel, PhasePlan, Plan};
+use crate::config::{
+    AdapterPlan, CompressionPlan, Config, DecoderSpec, Dtype, Held, PhaseModel, PhasePlan, Plan,
+};
+use crate::gradient::trained_parameters;
 use crate::model::{Decoder, ModelError, VisitParameters};
 use crate::optimizer::Optimizer;
 
@@ -64,6 +67,8 @@ struct OfPhase<'a> {
     /// Whether the reference of a preference loss is the base model that is already in memory. A
     /// later phase loads the base model again if modules beside the adapter are trained in full.
     shares_base: bool,
+    /// How the gradients of workers are compressed.
+    compression: Option<&'a CompressionPlan>,
 }
 
 /// The model of a phase in a run that begins with a model of `spec`. Its shapes are correct, but
@@ -92,6 +97,7 @@ impl Forecast {
             "optimizer",
             "prediction",
             "average",
+            "residuals",
             "copy being saved",
             "process",
         ];
@@ -121,6 +127,7 @@ impl Forecast {
             adapter,
             held: model.held(),
             shares_base: model.held() == Held::Adapter && (begins_run || is_base_as_it_was),
+            compression: plan.compression.as_ref(),
         };
         let parameters = outline.params();
         let trainable = outline.trained_params() as u64;
@@ -129,11 +136,21 @@ impl Forecast {
             parameters,
             trainable,
             copied: match of.held {
-                Held::Weights | Held::Adapter => trainable,
+                // Frozen parameters are saved too.
+                Held::Weights | Held::Adapter => outline.saved_params() as u64,
                 Held::Both => parameters,
             },
             optimizer_state: state,
             averaged: averaged_weights((plan, phase, model), spec)?,
+            merged: match has_merged(plan, phase) {
+                true => parameters,
+                false => 0,
+            },
+            matrices: trained_parameters(&outline)
+                .iter()
+                .filter(|parameter| parameter.dims.len() > 1)
+                .map(|matrix| matrix.dims.iter().product::<usize>() as u64)
+                .sum(),
         };
         let memory = Memory::new(of, spec, counts, conditions);
         let has_phases = plan.phases.len() > 1;
@@ -146,6 +163,16 @@ impl Forecast {
             memory,
         })
     }
+}
+
+/// Whether a phase up to `phase` begins by merging the adapter of the one before.
+fn has_merged(plan: &Plan, phase: &PhasePlan) -> bool {
+    let models = PhaseModel::of_plan(plan);
+    let last = plan.phases.iter().position(|other| other == phase);
+    let until = &models[..=last.unwrap_or(0)];
+    until.windows(2).any(|pair| {
+        pair[0].adapter_since.is_some() && pair[0].adapter_since != pair[1].adapter_since
+    })
 }
 
 /// The number of weights that the average of a run holds in a phase: those that the phase trains,
@@ -196,6 +223,7 @@ pub fn flops_of_phase(
         adapter: model.adapter(plan),
         held: model.held(),
         shares_base: false,
+        compression: None,
     };
     Ok(flops::per_token(of, outline.spec(), &outline))
 }

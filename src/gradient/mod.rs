@@ -18,8 +18,8 @@ use burn::tensor::{Device, FloatDType, Gradients, Tensor, TensorData};
 
 pub use exchange::{Exchange, ExchangeReport};
 pub use loss_scale::LossScale;
-pub use order::{NamedParameter, ParameterOrder};
-pub use pipeline::{Pipeline, PipelineError, Stage, StepContext};
+pub use order::{NamedParameter, ParameterOrder, trained_parameters};
+pub use pipeline::{Pipeline, PipelineError, Restored, Stage, StepContext};
 
 use crate::device::read_now;
 use crate::model::{MapParameters, Tensors, VisitParameters, map_parameters, visit_parameters};

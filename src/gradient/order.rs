@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::Tensor;
 
-use crate::model::{VisitParameters, visit_parameters};
+use crate::model::{Decoder, VisitParameters, visit_parameters};
 
 /// The float parameters of a model: their paths and dimensions, in the order in which the modules
 /// declare them. All operations on a gradient use this order, so that floating-point sums do not
@@ -48,6 +48,13 @@ impl ParameterOrder {
     pub(super) fn place_of(&self, path: &str) -> Option<usize> {
         self.by_path.get(path).copied()
     }
+}
+
+/// The parameters of a model that are trained, in order. No weight is read.
+pub fn trained_parameters(model: &Decoder) -> Vec<NamedParameter> {
+    let mut order = ParameterOrder::default();
+    model.visit_trained(&mut order);
+    order.parameters
 }
 
 impl VisitParameters for ParameterOrder {

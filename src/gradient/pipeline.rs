@@ -5,8 +5,9 @@
 //! an [`Exchange`]. A stage that keeps something from step to step saves it in the checkpoint as
 //! [`ExtraState`] under its own name.
 
-use super::Gradient;
+use super::compress::RatioError;
 use super::exchange::{Exchange, ExchangeReport, OWNER};
+use super::{Gradient, NamedParameter};
 use crate::collective::{Collective, CollectiveError};
 use crate::extra::{ExtraState, Extras, is_owner};
 
@@ -70,6 +71,9 @@ pub enum PipelineError {
         /// What happened.
         reason: String,
     },
+    /// A ratio that a method of compression does not reach.
+    #[error(transparent)]
+    Ratio(#[from] RatioError),
     /// A saved state that does not belong to the stage.
     #[error("the saved state of gradient stage `{owner}` cannot be used: {reason}")]
     State {
@@ -139,21 +143,42 @@ impl Pipeline {
         self.stages.is_empty() && self.exchange.is_none() && collective.ranks() == 1
     }
 
-    /// Passes the gradient of this rank through all stages and sums it over the ranks.
+    /// Whether the gradients of a rank's logical workers stay apart until [`reduce`](Self::reduce).
+    /// Without an exchange their sum is as good.
+    pub fn needs_each_worker(&self) -> bool {
+        self.exchange.is_some()
+    }
+
+    /// Passes the gradient of this rank through all stages and sums it over the ranks. With several
+    /// logical workers, `gradients` are theirs.
     ///
     /// # Errors
-    /// [`PipelineError`]
+    /// [`PipelineError`]; also for stages with several logical workers, whose states a stage cannot
+    /// tell apart.
     pub fn reduce(
         &mut self,
-        gradient: Gradient,
+        gradients: Vec<Gradient>,
         context: &StepContext,
     ) -> Result<Gradient, PipelineError> {
-        let mut gradient = gradient;
+        if let (Some(exchange), true) = (&mut self.exchange, self.stages.is_empty()) {
+            return exchange.reduce(gradients, context);
+        }
+        if let (Some(stage), 2..) = (self.stages.first(), gradients.len()) {
+            return Err(PipelineError::Stage {
+                owner: stage.owner().to_string(),
+                reason: "stages and a compressed exchange go together with one logical worker only"
+                    .to_string(),
+            });
+        }
+        let mut gradient = gradients
+            .into_iter()
+            .reduce(Gradient::add)
+            .unwrap_or_default();
         for stage in &mut self.stages {
             gradient = stage.apply(gradient, context)?;
         }
         if let Some(exchange) = &mut self.exchange {
-            return exchange.reduce(gradient, context);
+            return exchange.reduce(vec![gradient], context);
         }
         if context.collective.ranks() > 1 {
             gradient.try_update(|parameter, values| {
@@ -181,14 +206,32 @@ impl Pipeline {
         all
     }
 
-    /// Restores what [`state`](Self::state) returned. Removes the states of this pipeline from
-    /// `extras` and leaves those of other owners. Returns the owners without a state in `extras`:
-    /// they begin from an empty state.
+    /// Enters a phase that trains the parameters `trained`; `is_new` says which of them begin anew.
+    ///
+    /// # Errors
+    /// As [`Exchange::enter_phase`].
+    pub fn enter_phase(
+        &mut self,
+        trained: &[NamedParameter],
+        is_new: &dyn Fn(&str) -> bool,
+    ) -> Result<(), PipelineError> {
+        match &mut self.exchange {
+            Some(exchange) => exchange.enter_phase(trained, is_new),
+            None => Ok(()),
+        }
+    }
+
+    /// Restores what [`state`](Self::state) returned, on all ranks together. Removes the states of
+    /// this pipeline from `extras` and leaves those of other owners.
     ///
     /// # Errors
     /// [`PipelineError::State`]
-    pub fn load(&mut self, extras: &mut Extras) -> Result<Vec<String>, PipelineError> {
-        let mut new = Vec::new();
+    pub fn load(
+        &mut self,
+        extras: &mut Extras,
+        collective: &dyn Collective,
+    ) -> Result<Restored, PipelineError> {
+        let (mut new, mut note) = (Vec::new(), None);
         for stage in &mut self.stages {
             match extras.remove(stage.owner()) {
                 Some(state) => stage.load(state)?,
@@ -197,12 +240,25 @@ impl Pipeline {
         }
         if let Some(exchange) = &mut self.exchange {
             match extras.remove(OWNER) {
-                Some(state) => exchange.load(state)?,
-                None => new.push(OWNER.to_string()),
+                Some(state) => note = exchange.load(state, collective)?,
+                None => {
+                    // Also drops what it kept until now.
+                    exchange.load(ExtraState::default(), collective)?;
+                    new.push(OWNER.to_string());
+                }
             }
         }
-        Ok(new)
+        Ok(Restored { new, note })
     }
+}
+
+/// What was restored of a saved state.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Restored {
+    /// The owners without a saved state: they begin from an empty one.
+    pub new: Vec<String>,
+    /// What a user should know about what was restored.
+    pub note: Option<String>,
 }
 
 impl std::fmt::Debug for Pipeline {

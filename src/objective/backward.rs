@@ -38,6 +38,9 @@ pub struct Precision {
     /// What decides which inputs of adapters are dropped: run and step. None drops
     /// nothing, as in evaluation.
     pub dropout_seed: Option<[u64; 2]>,
+    /// The number of the first row among those of the whole step. It decides, together with the
+    /// seed, what is dropped.
+    pub first_row: u64,
 }
 
 impl Default for Precision {
@@ -49,6 +52,7 @@ impl Default for Precision {
             int8_forward: false,
             ternary_blend: 1.0,
             dropout_seed: None,
+            first_row: 0,
         }
     }
 }
@@ -165,7 +169,7 @@ pub fn backward_part(
     };
     let compute = computing(model, precision);
     let (lanes, together) = (lanes(&model.device()), objective.rows_together());
-    let mut first = 0;
+    let mut first = precision.first_row;
     for batch in batches {
         assert!(
             batch.rows.is_multiple_of(together),

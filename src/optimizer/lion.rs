@@ -15,19 +15,20 @@ use crate::config::LionPlan;
 const MOMENTUM: &str = "momentum";
 
 pub(super) fn rules(plan: &LionPlan) -> Rules {
-    let rule = |decay| {
-        Own(Lion {
-            betas: plan.betas.map(|beta| beta as f32),
-            decay,
-        })
-    };
     let decay = Decay::new(plan.weight_decay, plan.cautious_weight_decay);
-    Rules::uniform(rule(decay), rule(Decay::NONE))
+    Rules::uniform(rule(plan, decay), rule(plan, Decay::NONE))
+}
+
+pub(super) fn rule(plan: &LionPlan, decay: Decay) -> Own<Lion> {
+    Own(Lion {
+        betas: plan.betas.map(|beta| beta as f32),
+        decay,
+    })
 }
 
 /// The rule with its parameters.
 #[derive(Debug, Clone, Copy)]
-struct Lion {
+pub(super) struct Lion {
     betas: [f32; 2],
     decay: Decay,
 }

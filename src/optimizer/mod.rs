@@ -34,6 +34,7 @@ mod rule;
 mod rules;
 mod schedule;
 mod sgd;
+mod sign;
 mod soap;
 mod state;
 mod take_over;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::rule::UpdateRule;
-use super::{adafactor, adam, adamw, adamw8bit, lion, muon, normuon, sgd, soap};
+use super::{adafactor, adam, adamw, adamw8bit, lion, muon, normuon, sgd, sign, soap};
 use crate::config::OptimizerPlan;
 
 /// One rule per parameter group.
@@ -32,6 +32,7 @@ impl Rules {
                 nesterov,
                 weight_decay,
             } => sgd::rules(momentum, nesterov, weight_decay),
+            OptimizerPlan::Sign(plan) => sign::rules(plan),
             OptimizerPlan::Lion(plan) => lion::rules(plan),
             &OptimizerPlan::Adafactor { weight_decay } => adafactor::rules(weight_decay),
             OptimizerPlan::Muon(plan) => muon::rules(plan),

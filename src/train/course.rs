@@ -85,6 +85,8 @@ impl Course {
                     backward_passes: end.backward_passes,
                     flops: end.flops,
                     train_seconds: end.train_seconds,
+                    sent_bytes: end.sent_bytes,
+                    received_bytes: end.received_bytes,
                 },
                 val_loss: end.val_loss,
             };

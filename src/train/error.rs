@@ -290,7 +290,9 @@ fn times(in_a_row: u32) -> String {
 impl From<StepError> for TrainError {
     fn from(error: StepError) -> Self {
         match error {
-            StepError::NoBatches => unreachable!("every phase has passes, of sequences"),
+            StepError::NoBatches | StepError::Uneven { .. } => {
+                unreachable!("every worker has the passes of its phase")
+            }
             StepError::Model(error) => Self::Model(error),
             StepError::Collective(error) => Self::Collective(error),
             StepError::Pipeline(error) => Self::Pipeline(error),
@@ -341,6 +343,7 @@ impl TrainError {
             | Self::NothingTrained { .. }
             | Self::Timeline(_)
             | Self::NotEmpty { .. }
+            | Self::Pipeline(PipelineError::Ratio(_))
             | Self::NotARun { .. } => "config",
             Self::Device(_) => "device",
             Self::Memory(_) => "memory",

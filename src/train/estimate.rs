@@ -119,6 +119,7 @@ fn time_phase(init: &ModelInit, inputs: &RunInputs, phase: &Phase) -> Result<f64
         // With a learning rate of 0 the weights do not change, so every timed step does the same
         // work.
         learning_rate: 0.0,
+        workers: 1,
         ..active.settings(middle, init.plan.config.seed)
     };
     let batch = [active.data.view.batch(0, phase.plan.micro_batch_size)];
@@ -130,7 +131,7 @@ fn time_phase(init: &ModelInit, inputs: &RunInputs, phase: &Phase) -> Result<f64
         let begun = Instant::now();
         state.model().norm.weight.val().into_data();
         let rest = report.time.gradient + report.time.update + begun.elapsed();
-        let passes = phase.plan.gradient_accumulation_steps as f64;
+        let passes = phase.plan.micro_batches_per_step() as f64;
         seconds.push(report.time.backward.as_secs_f64() * passes + rest.as_secs_f64());
     }
     seconds.remove(0);

@@ -6,6 +6,7 @@ use super::TrainError;
 use super::regulator::Irregular;
 use crate::checkpoint::Cost;
 use crate::config::SpikeAction;
+use crate::gradient::ExchangeReport;
 use crate::objective::{Evaluation, Metrics, ObjectiveSpec};
 
 /// Something that happened in a run.
@@ -288,6 +289,9 @@ pub struct StepRecord {
     /// predicted step is that of the batch before, after the update; it has no gradient norm.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prediction: Option<Prediction>,
+    /// How the gradients of the workers became one; None if they were added in f32.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exchange: Option<ExchangeReport>,
     /// The cost of all steps so far, this one included.
     #[serde(default)]
     pub cost: Cost,

@@ -94,9 +94,20 @@ pub(super) struct FinalRecord {
     /// Seconds of training steps, evaluation and saving left out.
     #[serde(default)]
     pub(super) train_seconds: f64,
+    /// Bytes that a worker sent to exchange gradients; absent without compression.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(super) sent_bytes: u64,
+    /// Bytes that a worker received from the others.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(super) received_bytes: u64,
     /// Why the run was ended before its last step, by whoever ran it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) cut: Option<String>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl RunRecord {
@@ -171,6 +182,8 @@ impl FinalRecord {
             backward_passes: cost.backward_passes,
             flops: cost.flops,
             train_seconds: cost.train_seconds,
+            sent_bytes: cost.sent_bytes,
+            received_bytes: cost.received_bytes,
             cut: None,
         }
     }

@@ -22,6 +22,8 @@ use crate::forecast::{
     Conditions, Flops, Forecast, Shortage, available_bytes, fit, flops_of_phase, outline,
 };
 use crate::generate::{GenerateError, check_prompt};
+use crate::gradient::compress::Method;
+use crate::gradient::trained_parameters;
 use crate::model::{ModelError, check_vocabulary, folder as model_folder};
 use crate::phase::{self, Timeline};
 
@@ -37,6 +39,8 @@ pub(super) struct RunInputs {
     pub(super) parameters: u64,
     /// Number of parameters that the first phase trains.
     pub(super) trainable: u64,
+    /// What a step of the first phase sends, in words; None without compression.
+    traffic: Option<String>,
     /// Multiplications and additions for one token of each phase, forward and backward.
     pub(super) flops_per_token: Vec<Flops>,
     /// The base model's files; empty without a base model.
@@ -64,7 +68,7 @@ impl RunInputs {
         let epochs: Vec<EpochSize> = data.iter().map(|data| data.view.epoch()).collect();
         let timeline = Timeline::new(plan, &epochs)?;
         let spec = decoder_spec(plan, exported_data(&data))?;
-        let (mut parameters, mut trainable) = (0, 0);
+        let (mut parameters, mut trainable, mut traffic) = (0, 0, None);
         for phase in timeline.phases().iter().rev() {
             // Checks the selectors of every phase before the first step: each has to match a
             // parameter.
@@ -72,6 +76,11 @@ impl RunInputs {
             if model.trained_params() == 0 {
                 let phase = phase.plan.name.clone();
                 return Err(TrainError::NothingTrained { phase });
+            }
+            if let Some(compression) = &plan.compression {
+                let (trained, workers) = (trained_parameters(&model), phase.plan.workers);
+                let method = Method::new(compression, &trained, workers)?;
+                traffic = Some(method.describe(compression, workers));
             }
             // The loop runs from the last phase to the first, so the first phase's numbers remain.
             (parameters, trainable) = (model.params(), model.trained_params() as u64);
@@ -88,6 +97,7 @@ impl RunInputs {
             average: average.transpose()?,
             parameters,
             trainable,
+            traffic,
             flops_per_token,
             base: base_files(plan)?,
             program_bytes,
@@ -99,7 +109,7 @@ impl RunInputs {
         let mut cost = Cost::default();
         for (phase, flops) in timeline.phases().iter().zip(&self.flops_per_token) {
             let steps = steps.saturating_sub(phase.first_step).min(phase.steps);
-            cost.backward_passes += steps * phase.plan.gradient_accumulation_steps as u64;
+            cost.backward_passes += steps * phase.plan.micro_batches_per_step();
             let view = &self.data[phase.number].view;
             let tokens = steps * phase.sequences_per_step() * view.rows_per_sequence() as u64;
             cost.flops += tokens as f64 * view.widest() as f64 * flops.step;
@@ -178,6 +188,7 @@ impl RunInputs {
                 "warning: with this output_activation the loss cannot fall below {least:.3} nats per token"
             ));
         }
+        notes.extend(self.traffic.clone());
         let mut said: Vec<&Arc<dyn TrainingData>> = Vec::new();
         for data in &self.data {
             if !said.iter().any(|other| Arc::ptr_eq(other, &data.source)) {

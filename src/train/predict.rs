@@ -60,6 +60,7 @@ impl Session {
             backward_passes: 0,
             flops: tokens as f64 * flops,
             train_seconds: begun.elapsed().as_secs_f64(),
+            ..Cost::default()
         };
         let step = state.progress.step + u64::from(!is_kept);
         self.emit(&Event::Predicted {
@@ -83,6 +84,7 @@ impl Session {
                 memory_bytes: resident_memory_bytes(),
                 regulated: state.decisions(),
                 prediction: state.prediction(Some(Role::Predict)),
+                exchange: None,
                 cost: state.progress.cost,
                 metrics: Default::default(),
             };

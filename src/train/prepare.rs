@@ -7,7 +7,9 @@ use super::clock::Clock;
 use super::folder::{RunRecord, data_record, device_record};
 use super::inputs::RunInputs;
 use super::model_init::ModelInit;
-use super::observers::{Journal, LogEvents, PHASE, PREDICTION, REGULATED, WEIGHTS};
+use super::observers::{
+    EXCHANGE, Journal, LogEvents, PHASE, PREDICTION, REGULATED, TRAFFIC, WEIGHTS,
+};
 use super::predictor::Predictor;
 use super::regulator::Regulator;
 use super::report::HtmlReport;
@@ -20,11 +22,13 @@ use super::{
     TensorboardEvents, TrainError,
 };
 use crate::checkpoint::{Cost, Progress};
+use crate::collective::SingleProcess;
 use crate::config::{Plan, Report};
 use crate::device::ComputeDevice;
 use crate::environment::Environment;
 use crate::forecast::{Forecast, Shortage};
-use crate::gradient::{Pipeline, Stage};
+use crate::gradient::compress::Method;
+use crate::gradient::{Pipeline, Stage, trained_parameters};
 
 /// How to run a plan.
 #[derive(Default)]
@@ -112,13 +116,20 @@ impl Run {
         check_phase(&state.progress, phase.number)?;
         notes.extend(count_older_cost(&mut state.progress, &inputs));
         state.pipeline = Pipeline::new(options.stages)?;
+        if let Some(compression) = &plan.compression {
+            let (trained, workers) = (trained_parameters(state.model()), phase.plan.workers);
+            let method = Method::new(compression, &trained, workers)?;
+            state.pipeline =
+                std::mem::take(&mut state.pipeline).with_exchange(Box::new(method.compression));
+        }
         state.regulator = plan.config.regulator.map(Regulator::new);
         state.average = inputs.average.map(Average::new);
         state.predictor = phase.plan.predict.map(Predictor::new);
-        let new_owners = state.restore_extras(initial.extras, &device.device)?;
+        let restored = state.restore_extras(initial.extras, &device.device, &SingleProcess)?;
         if checkpoint.is_some() {
             let new = |owner| format!("{owner} is new to this run: it begins anew");
-            notes.extend(new_owners.into_iter().map(new));
+            notes.extend(restored.new.into_iter().map(new));
+            notes.extend(restored.note);
         }
 
         // The future goes before its metrics: a crash in between leaves no hole in them.
@@ -374,6 +385,10 @@ fn reports(
     }
     if plan.phases.iter().any(|phase| phase.predict.is_some()) {
         optional.extend(PREDICTION);
+    }
+    if plan.compression.is_some() {
+        optional.extend(EXCHANGE);
+        optional.extend(TRAFFIC);
     }
     let asked = &plan.config.logging.report_to;
     // What an earlier session wrote and this one does not goes no further than the run either.

@@ -6,7 +6,9 @@ use super::regulator::{Irregular, Regulator, StepLimits};
 use super::session::ActivePhase;
 use super::{Event, Session, StepReport, TrainError, TrainState};
 use crate::checkpoint::SkipTo;
+use crate::collective::SingleProcess;
 use crate::config::SpikeAction;
+use crate::gradient::trained_parameters;
 
 impl Session {
     /// Asks the regulator about a step that was not taken, and does what it decides.
@@ -69,11 +71,13 @@ impl Session {
         let mut initial = init.resumed(&self.folder, (step, &phase), record.as_ref())?;
         let restored = &mut initial.state;
         restored.pipeline = std::mem::take(&mut state.pipeline);
+        let trained = trained_parameters(restored.model());
+        restored.pipeline.enter_phase(&trained, &|_| false)?;
         let config = self.plan.config.regulator;
         restored.regulator = config.map(Regulator::new);
         restored.average = self.average.map(Average::new);
         restored.predictor = phase.plan.predict.map(Predictor::new);
-        restored.restore_extras(initial.extras, &self.device.device)?;
+        restored.restore_extras(initial.extras, &self.device.device, &SingleProcess)?;
         let before = &state.progress;
         let progress = &mut restored.progress;
         if progress.phase == before.phase {

@@ -42,7 +42,7 @@ impl std::str::FromStr for Resume {
 /// where what has not begun begins.
 /// The number of threads and the device may change too, at the price of bit-equality, which is
 /// announced.
-const FREE: [&str; 11] = [
+const FREE: [&str; 12] = [
     "train.max_steps",
     "train.num_epochs",
     "train.max_tokens",
@@ -55,6 +55,8 @@ const FREE: [&str; 11] = [
     "output_dir",
     // An average that has begun cannot be moved: its saved state says where it began.
     "average.start",
+    // Residuals of other workers are shared out.
+    "gradient.logical_workers",
 ];
 
 /// Whether a resumed run may change a key.

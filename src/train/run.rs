@@ -244,7 +244,7 @@ impl Session {
             &SingleProcess,
         )?;
         state.progress.sequences += self.active.phase.sequences_per_step();
-        state.progress.cost += self.cost_of(&batches, begun);
+        state.progress.cost += self.cost_of(&batches, &report, begun);
         self.clock.stepped(
             report.time.backward + report.time.gradient + report.time.update,
             report.tokens,
@@ -272,6 +272,7 @@ impl Session {
                 memory_bytes: resident_memory_bytes(),
                 regulated: state.decisions(),
                 prediction: state.prediction(role),
+                exchange: report.exchange,
                 cost: state.progress.cost,
                 metrics: report.metrics,
             })),
@@ -284,12 +285,15 @@ impl Session {
     }
 
     /// The cost of a step on these batches. Masked tokens and padding are computed too.
-    fn cost_of(&self, batches: &[Batch], begun: Instant) -> Cost {
+    fn cost_of(&self, batches: &[Batch], report: &StepReport, begun: Instant) -> Cost {
+        let exchange = report.exchange.unwrap_or_default();
         let tokens: usize = batches.iter().map(|batch| batch.rows * batch.cols).sum();
         Cost {
             backward_passes: batches.len() as u64,
             flops: tokens as f64 * self.flops_per_token[self.active.phase.number].step,
             train_seconds: begun.elapsed().as_secs_f64(),
+            sent_bytes: exchange.sent_bytes,
+            received_bytes: exchange.received_bytes,
         }
     }
 

@@ -91,6 +91,7 @@ impl ActivePhase {
             learning_rate: self.phase.learning_rate(step),
             limits: StepLimits::default(),
             seed,
+            workers: plan.workers,
         }
     }
 
@@ -98,7 +99,7 @@ impl ActivePhase {
     pub(super) fn micro_batches(&self, first: u64) -> Vec<Batch> {
         let phase = &self.phase.plan;
         let rows = phase.micro_batch_size;
-        (0..phase.gradient_accumulation_steps as u64)
+        (0..phase.micro_batches_per_step())
             .map(|pass| self.data.view.batch(first + pass * rows as u64, rows))
             .collect()
     }

@@ -8,10 +8,11 @@ use super::predictor::{self, Predictor, Role};
 use super::regulator::{self, Regulator};
 use super::{EvaluatedWeights, Prediction, TrainError};
 use crate::checkpoint::Progress;
+use crate::collective::Collective;
 use crate::extra::Extras;
-use crate::gradient::Pipeline;
+use crate::gradient::{Pipeline, Restored, trained_parameters};
 use crate::model::Decoder;
-use crate::optimizer::{Optimizer, OptimizerError};
+use crate::optimizer::Optimizer;
 
 /// The state that a training step changes: weights, optimizer state, the state of the gradient
 /// pipeline, and progress. A process may have several states; they share nothing.
@@ -67,14 +68,17 @@ impl TrainState {
     /// has taken its path. Returns the trained parameters that begin without state.
     ///
     /// # Errors
-    /// A state that does not fit its parameter.
+    /// A state that does not fit its parameter; a compression that does not reach its ratio with the
+    /// parameters of the phase.
     pub(super) fn enter_phase(
         &mut self,
         model: Decoder,
         rules: Optimizer,
         is_new: impl Fn(&str) -> bool,
         device: &Device,
-    ) -> Result<Vec<String>, OptimizerError> {
+    ) -> Result<Vec<String>, TrainError> {
+        self.pipeline
+            .enter_phase(&trained_parameters(&model), &is_new)?;
         let mut before = std::mem::replace(&mut self.optimizer, rules);
         before.forget(is_new);
         let fresh = self.optimizer.take_over(&before, &model, device)?;
@@ -100,13 +104,13 @@ impl TrainState {
         extras
     }
 
-    /// Restores what [`extras`](Self::extras) returned. Returns the owners that have no saved state.
-    /// State without an owner is refused, because the next save would lose it.
+    /// Restores what [`extras`](Self::extras) returned. State without an owner is refused, because the next save would lose it.
     pub(super) fn restore_extras(
         &mut self,
         mut extras: Extras,
         device: &Device,
-    ) -> Result<Vec<String>, TrainError> {
+        collective: &dyn Collective,
+    ) -> Result<Restored, TrainError> {
         let mut new = Vec::new();
         if let Some(mut predictor) = self.predictor.take() {
             match extras.remove(predictor::OWNER) {
@@ -128,7 +132,7 @@ impl TrainState {
             }
             self.average = Some(average);
         }
-        let stages = self.pipeline.load(&mut extras)?;
+        let Restored { new: stages, note } = self.pipeline.load(&mut extras, collective)?;
         new.extend(
             stages
                 .into_iter()
@@ -136,7 +140,7 @@ impl TrainState {
         );
         match extras.into_keys().next() {
             Some(owner) => Err(TrainError::UnknownOwner { owner }),
-            None => Ok(new),
+            None => Ok(Restored { new, note }),
         }
     }
 

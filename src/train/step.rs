@@ -8,9 +8,9 @@ use super::TrainState;
 use super::regulator::{Irregular, StepLimits};
 use crate::collective::{Collective, CollectiveError};
 use crate::data::Batch;
-use crate::gradient::{ExchangeReport, PipelineError, StepContext};
+use crate::gradient::{ExchangeReport, Gradient, PipelineError, StepContext};
 use crate::model::ModelError;
-use crate::objective::{Metrics, Objective, Precision, backward_part, weight_of};
+use crate::objective::{Metrics, Objective, Precision, Sums, backward_part, weight_of};
 use crate::optimizer::StepFacts;
 
 /// The settings of a step.
@@ -34,10 +34,12 @@ pub struct StepSettings {
     /// The seed for the random numbers of dropout and the gradient pipeline, together with the
     /// step.
     pub seed: u64,
+    /// Logical workers of this rank, at least 1. Each takes an equal part of the micro-batches.
+    pub workers: usize,
 }
 
 impl Default for StepSettings {
-    /// f32 throughout, a norm of at most 1, a learning rate of 1e-3, seed 0.
+    /// f32 throughout, a norm of at most 1, a learning rate of 1e-3, seed 0, one worker.
     fn default() -> Self {
         Self {
             dtype: FloatDType::F32,
@@ -48,6 +50,7 @@ impl Default for StepSettings {
             learning_rate: 1e-3,
             limits: StepLimits::default(),
             seed: 0,
+            workers: 1,
         }
     }
 }
@@ -105,6 +108,14 @@ pub enum StepError {
     /// This rank has no micro-batches. Every rank needs a part of the step.
     #[error("a step without micro-batches")]
     NoBatches,
+    /// The micro-batches cannot be shared out evenly.
+    #[error("{batches} micro-batches for {workers} logical workers")]
+    Uneven {
+        /// Micro-batches of this rank.
+        batches: usize,
+        /// Logical workers of this rank.
+        workers: usize,
+    },
     /// The model refuses a batch.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -165,6 +176,12 @@ pub fn train_step(
     if batches.is_empty() {
         return Err(StepError::NoBatches);
     }
+    if settings.workers == 0 || !batches.len().is_multiple_of(settings.workers) {
+        return Err(StepError::Uneven {
+            batches: batches.len(),
+            workers: settings.workers,
+        });
+    }
     let begun = Instant::now();
     // The weight of the whole step, by which each rank divides its own losses.
     let own_tokens: f64 = batches.iter().map(Batch::weight).sum();
@@ -179,30 +196,42 @@ pub fn train_step(
         int8_forward: settings.int8_forward,
         ternary_blend: settings.ternary_blend,
         dropout_seed: Some([settings.seed, state.progress.step]),
+        first_row: 0,
     };
-    let mut found = backward_part(state.model(), batches, objective, (precision, weight))?;
+    let (mut sums, mut gradients) = backward_workers(
+        state,
+        (batches, settings.workers),
+        objective,
+        (precision, weight),
+        collective.rank(),
+    )?;
     let backward = begun.elapsed();
 
-    collective.sum(std::slice::from_mut(&mut found.sums.loss))?;
-    collective.sum(&mut found.sums.others)?;
-    let loss = found.loss();
-    let metrics = objective.step_metrics(&found.sums, weight);
-    let mut gradient = found.gradient;
-    let mut grad_norm = gradient.norm();
+    collective.sum(std::slice::from_mut(&mut sums.loss))?;
+    collective.sum(&mut sums.others)?;
+    let loss = sums.loss / weight;
+    let metrics = objective.step_metrics(&sums, weight);
+    let norms: Vec<f64> = gradients.iter().map(Gradient::norm).collect();
     let mut exchange = None;
-    let mut is_finite = collective.all(loss.is_finite() && grad_norm.is_finite())?;
-    if is_finite && !state.pipeline.is_identity(collective) {
+    let are_finite = norms.iter().all(|norm| norm.is_finite());
+    let mut is_finite = collective.all(loss.is_finite() && are_finite)?;
+    let (gradient, grad_norm) = if is_finite && !state.pipeline.is_identity(collective) {
         let context = StepContext {
             step: state.progress.step,
             seed: settings.seed,
             collective,
         };
-        gradient = state.pipeline.reduce(gradient, &context)?;
+        let gradient = state.pipeline.reduce(gradients, &context)?;
         exchange = state.pipeline.exchange_report();
         // All ranks have the same bits, so they all decide alike.
-        grad_norm = gradient.norm();
-        is_finite = grad_norm.is_finite();
-    }
+        let norm = gradient.norm();
+        is_finite = norm.is_finite();
+        (gradient, norm)
+    } else {
+        // Several gradients are left only if one of them is not finite.
+        let norm = norms.iter().sum();
+        (gradients.pop().unwrap_or_default(), norm)
+    };
     let mut report = StepReport {
         loss,
         tokens,
@@ -242,6 +271,35 @@ pub fn train_step(
     }
     report.time.update = begun.elapsed() - backward - report.time.gradient;
     Ok(report)
+}
+
+/// The sums of all logical workers of this rank, and their gradients: one for each worker if the
+/// pipeline needs them apart, else their sum.
+fn backward_workers(
+    state: &TrainState,
+    (batches, workers): (&[Batch], usize),
+    objective: &dyn Objective,
+    (precision, weight): (Precision, f64),
+    rank: usize,
+) -> Result<(Sums, Vec<Gradient>), ModelError> {
+    let (mut sums, mut gradients) = (Sums::default(), Vec::new());
+    let of_worker = batches.len() / workers;
+    for (worker, batches) in batches.chunks(of_worker).enumerate() {
+        let rows: usize = batches.iter().map(|batch| batch.rows).sum();
+        let precision = Precision {
+            first_row: ((rank * workers + worker) * rows) as u64,
+            ..precision
+        };
+        let found = backward_part(state.model(), batches, objective, (precision, weight))?;
+        sums.add(&found.sums);
+        match gradients.pop() {
+            Some(before) if !state.pipeline.needs_each_worker() => {
+                gradients.push(Gradient::add(before, found.gradient));
+            }
+            before => gradients.extend(before.into_iter().chain([found.gradient])),
+        }
+    }
+    Ok((sums, gradients))
 }
 
 impl TrainState {

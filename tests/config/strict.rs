@@ -136,7 +136,7 @@ fn r1_hints_name_the_key_that_was_meant() {
         // Values.
         (
             "optimizer.name=\"adamww\"",
-            "did you mean \"adamw\"? (one of: adamw, adamw8bit, adam, sgd, lion, adafactor, muon, normuon, soap, velvet)",
+            "did you mean \"adamw\"? (one of: adamw, adamw8bit, adam, sgd, sign, lion, adafactor, muon, normuon, soap, velvet)",
         ),
         ("device.backend=\"tpu\"", "one of: auto, cpu, cuda, wgpu"),
         (

@@ -298,8 +298,8 @@ fn g1_extreme_blocks() {
 #[test]
 fn g1_what_is_no_code_is_refused() {
     assert_eq!(
-        SparseCode::new(100, 0.1, Kept::Signs),
-        Err(SparseError::Block(100))
+        SparseCode::new(0, 0.1, Kept::Signs),
+        Err(SparseError::Block(0))
     );
     assert_eq!(
         SparseCode::new(1 << 16, 0.1, Kept::Signs),

@@ -13,6 +13,7 @@ mod adapter;
 mod average;
 mod data;
 mod dpo;
+mod gradient;
 mod model;
 mod phase;
 mod predict;
@@ -30,6 +31,7 @@ pub use adapter::*;
 pub use average::*;
 pub use data::*;
 pub use dpo::*;
+pub use gradient::*;
 pub use model::*;
 pub use phase::*;
 pub use predict::*;
@@ -84,6 +86,10 @@ pub struct Config {
     /// The learning rate over the run.
     #[schemars(extend("x-aliases" = ["scheduler", "lr_schedule"]))]
     pub lr_scheduler: LrSchedulerConfig,
+    /// The gradients of several workers, and how they become one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-aliases" = ["distributed", "ddp", "parallel"]))]
+    pub gradient: Option<GradientConfig>,
     /// What to do with a step whose loss or gradient norm leaps.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("x-aliases" = ["watchdog", "loss_watchdog"]))]
@@ -124,6 +130,7 @@ impl Default for Config {
             train: TrainConfig::default(),
             optimizer: OptimizerConfig::default(),
             lr_scheduler: LrSchedulerConfig::default(),
+            gradient: None,
             regulator: None,
             average: None,
             eval: EvalConfig::default(),

@@ -25,13 +25,13 @@ pub struct OptimizerConfig {
     /// Peak learning rate.
     #[schemars(extend("exclusiveMinimum" = 0.0, "x-aliases" = ["lr", "max_lr", "peak_lr"]))]
     pub learning_rate: f64,
-    /// Decay of the moment estimates (adamw, adamw8bit, adam, lion, soap, velvet, and the adamw half of muon and
-    /// normuon). Default: [0.9, 0.95]; lion: [0.9, 0.99]; soap: [0.95, 0.95].
+    /// Decay of the moment estimates (adamw, adamw8bit, adam, lion, soap, velvet, the adamw half of muon and
+    /// normuon, the lion half of sign). Default: [0.9, 0.95]; lion and sign: [0.9, 0.99]; soap: [0.95, 0.95].
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(inner(range(min = 0.0, max = 0.999999)), extend("x-aliases" = ["HF: adam_beta1", "HF: adam_beta2", "beta1", "beta2"]))]
     pub betas: Option<[f64; 2]>,
     /// Updates over which the second of the betas rises in a straight line from beta2_start to its
-    /// value (the same rules as betas, except adam and lion). Each parameter counts its own updates. Default: 0, no
+    /// value (the same rules as betas, except adam, lion and sign). Each parameter counts its own updates. Default: 0, no
     /// warm-up.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 1000000))]
@@ -41,7 +41,7 @@ pub struct OptimizerConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0, max = 0.999999), extend("examples" = [0.9]))]
     pub beta2_start: Option<f64>,
-    /// Added to the denominator (the same rules as betas, except lion). Default: 1e-8.
+    /// Added to the denominator (the same rules as betas, except lion and sign). Default: 1e-8.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("exclusiveMinimum" = 0.0, "x-aliases" = ["HF: adam_epsilon", "epsilon"]))]
     pub eps: Option<f64>,
@@ -157,6 +157,10 @@ pub enum OptimizerName {
     Adam,
     /// Stochastic gradient descent with momentum.
     Sgd,
+    /// Sign of what compressed gradients bring, whose residual is the momentum (Peng et al., 2024), for
+    /// matrices; lion for norms and biases, which travel whole. Goes with [gradient.compression] and
+    /// residual_decay below 1.
+    Sign,
     /// Sign of the momentum (Chen et al., 2023). Wants about a tenth of AdamW's learning rate.
     Lion,
     /// Factored second moments (Shazeer and Stern, 2018).
@@ -272,11 +276,12 @@ const VELVET: &[&str] = &[
 
 impl OptimizerName {
     /// Every rule, in the order in which error messages list them.
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Adamw,
         Self::Adamw8bit,
         Self::Adam,
         Self::Sgd,
+        Self::Sign,
         Self::Lion,
         Self::Adafactor,
         Self::Muon,
@@ -291,7 +296,7 @@ impl OptimizerName {
             Self::Adamw | Self::Adamw8bit => &[ADAMW],
             Self::Adam => &[&["betas", "eps"]],
             Self::Sgd => &[&["momentum", "nesterov"]],
-            Self::Lion => &[&["betas", "cautious_weight_decay"]],
+            Self::Sign | Self::Lion => &[&["betas", "cautious_weight_decay"]],
             Self::Adafactor => &[],
             Self::Muon => &[ADAMW, MUON],
             Self::NorMuon => &[ADAMW, MUON, &["neuron_beta"]],
@@ -317,11 +322,8 @@ impl OptimizerName {
                 nesterov: *keys.nesterov.get_or_insert(false),
                 weight_decay,
             },
-            Self::Lion => OptimizerPlan::Lion(LionPlan {
-                betas: *keys.betas.get_or_insert([0.9, 0.99]),
-                weight_decay,
-                cautious_weight_decay: *keys.cautious_weight_decay.get_or_insert(false),
-            }),
+            Self::Sign => OptimizerPlan::Sign(keys.lion()),
+            Self::Lion => OptimizerPlan::Lion(keys.lion()),
             Self::Adafactor => OptimizerPlan::Adafactor { weight_decay },
             Self::Muon => OptimizerPlan::Muon(keys.muon()),
             Self::NorMuon => OptimizerPlan::NorMuon {
@@ -361,6 +363,14 @@ impl OptimizerConfig {
             weight_decay: self.weight_decay,
             cautious_weight_decay: *self.cautious_weight_decay.get_or_insert(false),
             beta2_warmup: Ramp::new(self.beta2_start, steps),
+        }
+    }
+
+    fn lion(&mut self) -> LionPlan {
+        LionPlan {
+            betas: *self.betas.get_or_insert([0.9, 0.99]),
+            weight_decay: self.weight_decay,
+            cautious_weight_decay: *self.cautious_weight_decay.get_or_insert(false),
         }
     }
 

@@ -30,6 +30,8 @@ pub enum OptimizerPlan {
         /// Decay of matrices and embeddings.
         weight_decay: f64,
     },
+    /// Sign of the gradient for matrices, Lion for vectors, decoupled weight decay.
+    Sign(LionPlan),
     /// Sign of the momentum, decoupled weight decay.
     Lion(LionPlan),
     /// Factored second moments.

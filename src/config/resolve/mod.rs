@@ -6,6 +6,7 @@
 
 mod adapter;
 mod average;
+mod gradient;
 mod model;
 mod phases;
 mod quantization;
@@ -49,6 +50,7 @@ pub(super) fn resolve(
     }
     let adapter = checks.adapter(&mut config, shape.as_ref());
     let phases = checks.phases(&mut config, &lengths, length);
+    let compression = checks.compression(&mut config, &phases);
     let plan = match (length, shape) {
         (Some(length), Some((shape, base))) if checks.is_empty() => Plan {
             phases,
@@ -57,6 +59,7 @@ pub(super) fn resolve(
             base,
             adapter,
             length,
+            compression,
         },
         _ => return Err(checks.into_issues()),
     };
@@ -95,14 +98,20 @@ impl Checks<'_> {
 
     pub(super) fn tokens_per_step(&mut self, config: &Config) {
         let train = &config.train;
+        let workers = config
+            .gradient
+            .as_ref()
+            .map_or(1, |gradient| gradient.logical_workers);
         let tokens = train.micro_batch_size as f64
             * train.gradient_accumulation_steps as f64
+            * workers as f64
             * config.data.sequence_len as f64;
         if tokens > MOST_TOKENS_PER_STEP {
             self.refuse(
                 &[
                     "train.micro_batch_size",
                     "train.gradient_accumulation_steps",
+                    "gradient.logical_workers",
                 ],
                 format!("{tokens:.1e} tokens in one optimizer step"),
                 "lower micro_batch_size, gradient_accumulation_steps or sequence_len",

@@ -19,6 +19,15 @@ const PIECE: usize = 1 << 14;
 
 const LEVELS: Levels = Levels::Sign;
 
+impl Sign {
+    /// The bytes of a matrix of `len` elements.
+    pub(super) fn bytes(len: usize) -> usize {
+        let pieces = [len / PIECE, usize::from(!len.is_multiple_of(PIECE))];
+        let of_piece = |len: usize| 2 * len.div_ceil(LEVELS.block()) + LEVELS.packed(len);
+        pieces[0] * of_piece(PIECE) + pieces[1] * of_piece(len % PIECE)
+    }
+}
+
 impl Compressor for Sign {
     fn encode(
         &self,

@@ -19,6 +19,16 @@ pub struct Sparse {
 /// Elements of a block.
 const BLOCK: usize = 4096;
 
+/// A density, if it is one.
+pub(super) fn checked(density: f64) -> Result<f64, SparseError> {
+    SparseCode::new(1, density, Kept::Values).map(|_| density)
+}
+
+/// The code of values in bf16, of blocks of so many elements.
+pub(super) fn values(block: usize, density: f64) -> Result<SparseCode, SparseError> {
+    SparseCode::new(block, density, Kept::Values)
+}
+
 impl Sparse {
     /// Sends the values of the largest elements of each block of 4,096, in bf16.
     ///
@@ -26,7 +36,7 @@ impl Sparse {
     /// A density that is not above 0 and at most 1.
     pub fn top_k(density: f64) -> Result<Self, SparseError> {
         Ok(Self {
-            code: SparseCode::new(BLOCK, density, Kept::Values)?,
+            code: values(BLOCK, density)?,
             is_rotated: false,
         })
     }
@@ -53,6 +63,12 @@ impl Sparse {
             is_rotated: true,
             ..Self::ternary(density)?
         })
+    }
+
+    /// The bits that a matrix of `len` elements takes if the elements that are sent lie at random
+    /// places.
+    pub(super) fn expected_bits(&self, len: usize) -> f64 {
+        self.code.expected_bits(len)
     }
 
     /// The share of the squared norm that a matrix of `len` elements sends at least, δ.

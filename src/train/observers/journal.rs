@@ -165,6 +165,7 @@ mod tests {
             step,
             regulated: None,
             prediction: None,
+            exchange: None,
             phase: None,
             tokens: step * 8,
             loss: 1.5,

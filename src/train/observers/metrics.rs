@@ -57,7 +57,22 @@ impl Row {
                     (cosine, json!(prediction.cosine)),
                 ]);
             }
+            if let Some(exchange) = &record.exchange {
+                let [energy, cosine, residual] = EXCHANGE;
+                cells.extend([
+                    (energy, json!(exchange.sent_energy)),
+                    (cosine, json!(exchange.cosine)),
+                    (residual, json!(exchange.residual_norm)),
+                ]);
+            }
             cells.extend(numbers(&record.metrics));
+        }
+        if self.cost.sent_bytes > 0 {
+            let [sent, received] = TRAFFIC;
+            cells.extend([
+                (sent, json!(self.cost.sent_bytes)),
+                (received, json!(self.cost.received_bytes)),
+            ]);
         }
         cells.extend([
             ("backward_passes", json!(self.cost.backward_passes)),
@@ -100,6 +115,11 @@ pub(in crate::train) const REGULATED: &str = "regulated";
 
 /// The columns of prediction.
 pub(in crate::train) const PREDICTION: [&str; 4] = ["mode", "predicted", "rejected", "cosine"];
+
+/// The columns of compressed gradients: of the step, and added up over the run.
+pub(in crate::train) const EXCHANGE: [&str; 3] =
+    ["sent_energy", "exchange_cosine", "residual_norm"];
+pub(in crate::train) const TRAFFIC: [&str; 2] = ["sent_bytes", "received_bytes"];
 
 /// A value as a cell of a CSV file (RFC 4180): texts are quoted.
 fn csv_cell(value: &Value) -> String {
@@ -376,6 +396,7 @@ mod tests {
             step,
             regulated: None,
             prediction: None,
+            exchange: None,
             phase: None,
             tokens: step * 8,
             loss: 1.5,
@@ -393,6 +414,7 @@ mod tests {
             backward_passes: 2 * step,
             flops: 1e9 * step as f64,
             train_seconds: 0.25 * step as f64,
+            ..Cost::default()
         }
     }
 

@@ -7,7 +7,7 @@ mod terminal;
 
 pub(super) use journal::{Entries, Entry, Journal, now};
 pub use metrics::{CsvMetrics, JsonlMetrics};
-pub(super) use metrics::{PHASE, PREDICTION, REGULATED, WEIGHTS};
+pub(super) use metrics::{EXCHANGE, PHASE, PREDICTION, REGULATED, TRAFFIC, WEIGHTS};
 pub use tensorboard::TensorboardEvents;
 pub use terminal::{EventLines, Terminal};
 pub(super) use terminal::{LogEvents, of_weights, stopped_early};

@@ -394,6 +394,7 @@ mod tests {
             step: 1,
             regulated: None,
             prediction: None,
+            exchange: None,
             phase: None,
             tokens: 8,
             loss: 1.5,

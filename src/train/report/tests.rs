@@ -23,6 +23,7 @@ fn step(step: u64, loss: f64) -> Event {
         step,
         regulated: None,
         prediction: None,
+        exchange: None,
         phase: None,
         tokens: step * 64,
         loss,

@@ -49,8 +49,8 @@ pub enum Kept {
 /// Why a vector cannot be coded, or bytes cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
 pub enum SparseError {
-    /// The block size is not a power of two from 16 to 32768.
-    #[error("a block of {0} elements: a power of two from 16 to 32768 is needed")]
+    /// The block size is not from 1 to 32768.
+    #[error("a block of {0} elements: a number from 1 to 32768 is needed")]
     Block(usize),
     /// The density is not above 0 and at most 1.
     #[error("a density of {0}: it has to be above 0 and at most 1")]
@@ -80,22 +80,16 @@ impl SparseCode {
     /// of each.
     ///
     /// # Errors
-    /// [`SparseError::Block`] for a block that is no power of two from 16 to 32768,
-    /// [`SparseError::Density`] for a density that is not above 0 and at most 1.
+    /// [`SparseError::Block`] for a block that is not from 1 to 32768, [`SparseError::Density`] for a density that is not above 0 and at most 1.
     pub fn new(block: usize, density: f64, kept: Kept) -> Result<Self, SparseError> {
-        if !block.is_power_of_two() || !(16..=1 << 15).contains(&block) {
+        if !(1..=1 << 15).contains(&block) {
             return Err(SparseError::Block(block));
         }
         if !(density > 0.0 && density <= 1.0) {
             return Err(SparseError::Density(density));
         }
-        // Bits of a Rice code for distances of this density: r, and one for each whole 2^r.
-        let expected = |rice: u32| {
-            let beyond = (0..rice).fold(1.0 - density, |power, _| power * power);
-            f64::from(rice) + 1.0 / (1.0 - beyond)
-        };
         let mut rice = 0;
-        while rice < 15 && expected(rice + 1) < expected(rice) {
+        while rice < 15 && distance_bits(density, rice + 1) < distance_bits(density, rice) {
             rice += 1;
         }
         Ok(Self {
@@ -114,6 +108,22 @@ impl SparseCode {
     /// The largest number of elements that a block of `n` elements keeps.
     pub fn keep(&self, n: usize) -> usize {
         ((self.density * n as f64).round() as usize).clamp(1, n.max(1))
+    }
+
+    /// The bits that the code of `len` elements takes if the kept ones lie at random places. Kept
+    /// elements that lie together take fewer.
+    pub fn expected_bits(&self, len: usize) -> f64 {
+        let of_block = |n: usize| {
+            let keep = self.keep(n) as f64;
+            let place = distance_bits(keep / n as f64, self.rice);
+            match self.kept {
+                Kept::Values => keep * (place + 16.0),
+                Kept::Signs => keep * (place + 1.0) + 16.0,
+            }
+        };
+        let rest = len % self.block;
+        let whole = (len / self.block) as f64 * of_block(self.block);
+        whole + if rest > 0 { of_block(rest) } else { 0.0 }
     }
 
     /// The share of the squared norm that a vector of `len` elements keeps at least.
@@ -150,6 +160,9 @@ impl SparseCode {
     ///
     /// # Errors
     /// As [`encode`](Self::encode).
+    ///
+    /// # Panics
+    /// If this code's block is not a power of two.
     pub fn encode_rotated(
         &self,
         path: Path,
@@ -310,6 +323,13 @@ impl SparseCode {
             more => Err(SparseError::Rest(more)),
         }
     }
+}
+
+/// The bits of a distance in a Rice code, on average, for elements of this density at random places:
+/// `rice`, and one for each whole 2^rice.
+fn distance_bits(density: f64, rice: u32) -> f64 {
+    let beyond = (0..rice).fold(1.0 - density, |power, _| power * power);
+    f64::from(rice) + 1.0 / (1.0 - beyond)
 }
 
 /// The sign bit of bf16.

@@ -1,11 +1,14 @@
+mod methods;
+mod workers;
+
 use std::time::Duration;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use proptest::prelude::*;
 
 use super::*;
-use crate::collective::{Collective, ThreadRank};
-use crate::gradient::{Pipeline, StepContext};
+use crate::collective::{Collective, SingleProcess, ThreadRank};
+use crate::gradient::{Pipeline, Restored, StepContext};
 use crate::model::Tensors;
 
 /// A model of one matrix and one vector.
@@ -61,7 +64,7 @@ fn steps_of(
 ) -> (Vec<Tensors>, Vec<ExchangeReport>, ExtraState) {
     let mut compression = Compression::new(compressor, settings).unwrap();
     if let Some(saved) = saved {
-        compression.load(saved).unwrap();
+        compression.load(saved, rank).unwrap();
     }
     let (mut sums, mut reports) = (Vec::new(), Vec::new());
     for step in steps {
@@ -70,7 +73,7 @@ fn steps_of(
             seed: 7,
             collective: rank,
         };
-        let sum = compression.reduce(gradient(rank.rank(), step), &context);
+        let sum = compression.reduce(vec![gradient(rank.rank(), step)], &context);
         sums.push(sum.unwrap().to_tensors());
         reports.push(compression.report().unwrap());
     }
@@ -175,8 +178,9 @@ fn g1_the_bytes_of_a_step_are_counted_whole() {
         )
     });
     let elements = DIMS[0] * DIMS[1];
-    // Lengths of two codes, a scale for each 128 elements, a bit for each, the vector in f32.
-    let expected = 16 + 2 * elements.div_ceil(128) + elements.div_ceil(8) + 4 * DIMS[1];
+    // Lengths of two codes, of two bytes each, and of both together; a scale for each 128 elements,
+    // a bit for each, the vector in f32.
+    let expected = 4 + 2 + 2 * elements.div_ceil(128) + elements.div_ceil(8) + 4 * DIMS[1];
     for (_, reports, _) in &ends {
         assert_eq!(reports[0].sent_bytes, expected as u64);
         assert_eq!(reports[0].received_bytes, expected as u64);
@@ -193,8 +197,12 @@ fn g1_a_saved_residual_goes_on_to_the_same_bits() {
     let rotated = || -> Box<dyn Compressor> { Box::new(Sparse::rotated(0.05).unwrap()) };
     let whole = on_ranks(2, |rank| steps_of(rank, (rotated(), settings), None, 0..4));
     let first = on_ranks(2, |rank| steps_of(rank, (rotated(), settings), None, 0..2));
+    let mut all = ExtraState::default();
+    for (_, _, state) in &first {
+        all.tensors.extend(state.tensors.clone());
+    }
     let second = on_ranks(2, |rank| {
-        let saved = first[rank.rank()].2.clone();
+        let saved = all.clone();
         steps_of(rank, (rotated(), settings), Some(saved), 2..4)
     });
     for (whole, second) in whole.iter().zip(&second) {
@@ -251,48 +259,50 @@ fn g1_states_that_are_not_residuals_are_refused() {
         ("rank0.weight", TensorData::new(vec![0i32], [1])),
         ("rank0.weight", TensorData::new(vec![f32::NAN], [1])),
     ] {
-        let error = compression.load(state(name, data)).unwrap_err();
+        let error = compression
+            .load(state(name, data), &SingleProcess)
+            .unwrap_err();
         assert!(matches!(error, PipelineError::State { .. }), "{error}");
     }
     // Of another shape: found at the first step.
     let other = TensorData::new(vec![0.0f32; 3], [3]);
-    compression.load(state("rank0.weight", other)).unwrap();
+    compression
+        .load(state("rank0.weight", other), &SingleProcess)
+        .unwrap();
     let context = StepContext {
         step: 0,
         seed: 7,
-        collective: &crate::collective::SingleProcess,
+        collective: &SingleProcess,
     };
-    let error = compression.reduce(gradient(0, 0), &context).unwrap_err();
+    let error = compression
+        .reduce(vec![gradient(0, 0)], &context)
+        .unwrap_err();
     assert!(error.to_string().contains("its residual 3"), "{error}");
-    // Of another rank.
+    // One of the workers is missing.
     let other = TensorData::new(vec![0.0f32; DIMS[0] * DIMS[1]], [DIMS[0] * DIMS[1]]);
-    compression.load(state("rank2.weight", other)).unwrap();
-    let error = compression.reduce(gradient(0, 0), &context).unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .contains("those of rank 2, and this is rank 0"),
-        "{error}"
-    );
+    let error = compression.load(state("rank2.weight", other), &SingleProcess);
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("residuals of 1 workers"), "{error}");
 }
 
 #[test]
 fn g1_an_exchange_is_the_end_of_the_pipeline_and_saved_with_it() {
     let compression = Compression::new(Box::new(Sign), CompressionSettings::default()).unwrap();
     let pipeline = Pipeline::new(Vec::new()).unwrap();
-    assert!(pipeline.is_identity(&crate::collective::SingleProcess));
+    assert!(pipeline.is_identity(&SingleProcess));
     let mut pipeline = pipeline.with_exchange(Box::new(compression));
-    assert!(!pipeline.is_identity(&crate::collective::SingleProcess));
+    assert!(!pipeline.is_identity(&SingleProcess));
     let context = StepContext {
         step: 0,
         seed: 7,
-        collective: &crate::collective::SingleProcess,
+        collective: &SingleProcess,
     };
-    pipeline.reduce(gradient(0, 0), &context).unwrap();
+    pipeline.reduce(vec![gradient(0, 0)], &context).unwrap();
     let mut saved = pipeline.state();
     assert_eq!(saved.keys().collect::<Vec<_>>(), ["gradient"]);
     assert_eq!(saved["gradient"].tensors.len(), 1);
-    assert!(pipeline.load(&mut saved).unwrap().is_empty() && saved.is_empty());
+    let restored = pipeline.load(&mut saved, &SingleProcess).unwrap();
+    assert!(restored == Restored::default() && saved.is_empty());
 }
 
 proptest! {
@@ -324,7 +334,8 @@ proptest! {
         let mut message = message.finish();
         prop_assert!(Reader::new(&message, 2).is_some());
         prop_assert!(Reader::new(&message, 1).is_none());
-        message[change.0 % 16] ^= change.1;
+        let lengths = message.len() - code.len() - 2;
+        message[change.0 % lengths] ^= change.1;
         prop_assert!(Reader::new(&message, 2).is_none());
     }
 }
