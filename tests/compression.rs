@@ -47,6 +47,7 @@ impl Bench {
         config.gradient = Some(GradientConfig {
             logical_workers: workers,
             compression,
+            ..GradientConfig::default()
         });
         config
     }

@@ -296,7 +296,7 @@ fn a_pipeline_tells_its_stages_apart_and_refuses_state_that_is_not_theirs() {
         pipeline.load(&mut extras, &SingleProcess).unwrap().new,
         ["looker"]
     );
-    let mut saved = pipeline.state();
+    let mut saved = pipeline.state(&SingleProcess).unwrap();
     assert_eq!(saved.keys().collect::<Vec<_>>(), ["looker"]);
     let restored = pipeline.load(&mut saved, &SingleProcess).unwrap();
     assert_eq!(restored, Restored::default());

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use super::report::{self, Diagnostic};
 use crate::adapter::AdapterError;
 use crate::checkpoint::CheckpointError;
+use crate::collective::LaunchError;
 use crate::compare::CompareError;
 use crate::config::{ConfigError, SweepError};
 use crate::data::DataError;
@@ -24,6 +25,9 @@ pub enum CliError {
     /// Training.
     #[error(transparent)]
     Train(#[from] TrainError),
+    /// Ranks that cannot meet.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
     /// A comparison.
     #[error(transparent)]
     Compare(#[from] CompareError),
@@ -133,7 +137,7 @@ impl CliError {
     /// The process exit code.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Sweep(_) | Self::Device(_) => 2,
+            Self::Config(_) | Self::Sweep(_) | Self::Device(_) | Self::Launch(_) => 2,
             Self::Compare(error) => error.exit_code(),
             Self::Train(error) => error.exit_code(),
             Self::Data(error) => error.exit_code(),
@@ -168,6 +172,7 @@ impl CliError {
     fn diagnostic(&self) -> Diagnostic {
         let (kind, help) = match self {
             Self::Config(_) | Self::Sweep(_) => ("config", None),
+            Self::Launch(error) => ("ranks", Some(error.help().to_string())),
             Self::Compare(error) => (error.kind(), error.help()),
             Self::Train(error) => (error.kind(), error.help()),
             Self::Model(error) => ("model", error.help()),

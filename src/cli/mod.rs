@@ -28,6 +28,7 @@ use std::process::ExitCode;
 use burn::tensor::Device;
 use clap::{Args, Parser, Subcommand};
 
+use crate::collective::{self, LaunchError};
 use crate::config::Backend;
 use crate::device::{self, ComputeDevice};
 
@@ -89,6 +90,11 @@ pub fn run() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
+    if let (Some(ranks @ 2..), false) = (collective::started_ranks(), is_train(&cli.verb)) {
+        let error = CliError::from(LaunchError::OneProcess { ranks });
+        error.print();
+        return ExitCode::from(error.exit_code());
+    }
     let result = match cli.verb {
         Verb::Train(args) => train::run(&args),
         Verb::Compare(args) => compare::run(&args),
@@ -115,6 +121,11 @@ pub fn run() -> ExitCode {
             ExitCode::from(error.exit_code())
         }
     }
+}
+
+/// Whether a verb shares its work among ranks.
+fn is_train(verb: &Verb) -> bool {
+    matches!(verb, Verb::Train(_))
 }
 
 /// Says something on standard error, to whoever still listens.

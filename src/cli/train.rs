@@ -2,14 +2,18 @@
 
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 
 use super::CliError;
+use crate::collective::{self, Collective};
 use crate::config::{self, Plan};
 use crate::readable::duration;
 use crate::train::{
     EvaluatedWeights, EventLines, Interrupt, Observer, Options, Outcome, Resume, Run, Terminal,
+    TrainError,
 };
 
 /// Arguments of `runner train`.
@@ -44,6 +48,45 @@ pub(super) fn run(args: &TrainArgs) -> Result<(), CliError> {
     if args.dry_run {
         return dry_run(args, &plan);
     }
+    let collective = collective::started_together(timeout(&plan))?;
+    let trained = train(args, &plan, &collective);
+    if let (Err(error), 2..) = (&trained, collective.ranks()) {
+        give_up(error, collective);
+    }
+    trained
+}
+
+/// How long a rank waits for the others.
+fn timeout(plan: &Plan) -> Duration {
+    let gradient = plan.config.gradient.clone().unwrap_or_default();
+    Duration::from_secs(gradient.timeout_seconds)
+}
+
+/// Reports an error of one of several ranks and ends all of them. Ranks that were asked to stop, and have
+/// saved, end by themselves; rank 0 reports it.
+fn give_up(error: &CliError, collective: Arc<dyn Collective>) {
+    if let CliError::Train(TrainError::Interrupted { .. }) = error {
+        let rank = collective.rank();
+        drop(collective);
+        if rank > 0 {
+            std::process::exit(i32::from(error.exit_code()));
+        }
+        return;
+    }
+    let is_of_all = matches!(error, CliError::Train(error) if error.is_of_all_ranks());
+    if is_of_all && collective.rank() > 0 {
+        // Rank 0 reports it, if it still can.
+        std::thread::sleep(Duration::from_secs(2));
+    }
+    if collective.rank() > 0 {
+        super::remark(&format!("rank {}:", collective.rank()));
+    }
+    error.print();
+    collective.abandon(i32::from(error.exit_code()));
+}
+
+fn train(args: &TrainArgs, plan: &Plan, collective: &Arc<dyn Collective>) -> Result<(), CliError> {
+    let is_lead = collective.rank() == 0;
     let reporter: Box<dyn Observer> = if args.json {
         Box::new(EventLines)
     } else {
@@ -56,18 +99,25 @@ pub(super) fn run(args: &TrainArgs) -> Result<(), CliError> {
         resume: args.resume,
         config_text: Some(text).filter(|text| !text.is_empty()),
         interrupt: interrupt.clone(),
-        observers: vec![reporter],
+        observers: is_lead.then_some(reporter).into_iter().collect(),
+        collective: Some(collective.clone()),
         ..Options::default()
     };
-    let Some(run) = Run::prepare(&plan, options)? else {
-        return say(args, &already_complete(&plan));
+    let Some(run) = Run::prepare(plan, options)? else {
+        return match is_lead {
+            true => say(args, &already_complete(plan)),
+            false => Ok(()),
+        };
     };
     // Only now is there something to save; before, a signal ends the process as usual.
     interrupt
         .listen()
         .map_err(CliError::io("signal handlers"))?;
     let outcome = run.train()?;
-    say(args, &summary(&plan, &outcome))
+    match is_lead {
+        true => say(args, &summary(plan, &outcome)),
+        false => Ok(()),
+    }
 }
 
 /// Prose for people; with `--json` the events have said it all.

@@ -19,11 +19,7 @@ pub(super) trait Messages {
 
     /// Sends every rank its message. Returns what each of them sent to this one, in the order of the
     /// ranks, its own message included.
-    fn exchange(
-        &self,
-        what: What,
-        outgoing: Outgoing,
-    ) -> Result<Vec<Vec<u8>>, CollectiveError>;
+    fn exchange(&self, what: What, outgoing: Outgoing) -> Result<Vec<Vec<u8>>, CollectiveError>;
 }
 
 /// The purpose of an exchange. Ranks that meet for different ones are told so.
@@ -31,7 +27,9 @@ pub(super) trait Messages {
 pub(super) enum What {
     Sum = 1,
     SumOfGradient,
+    #[cfg(feature = "mpi")]
     Gather,
+    #[cfg(feature = "mpi")]
     Collect,
 }
 
@@ -124,7 +122,10 @@ macro_rules! number {
     ($number:ty) => {
         impl Number for $number {
             fn to_bytes(values: &[Self]) -> Vec<u8> {
-                values.iter().flat_map(|value| value.to_le_bytes()).collect()
+                values
+                    .iter()
+                    .flat_map(|value| value.to_le_bytes())
+                    .collect()
             }
 
             fn from_bytes(bytes: &[u8], values: &mut [Self]) -> Option<()> {
@@ -143,3 +144,120 @@ macro_rules! number {
 
 number!(f32);
 number!(f64);
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::collective::{Collective, ThreadRank};
+
+    /// Threads that send each other messages.
+    struct Post {
+        rank: usize,
+        outgoing: Vec<Sender<Vec<u8>>>,
+        incoming: Vec<Receiver<Vec<u8>>>,
+    }
+
+    impl Messages for Post {
+        fn rank(&self) -> usize {
+            self.rank
+        }
+
+        fn ranks(&self) -> usize {
+            self.outgoing.len()
+        }
+
+        fn exchange(
+            &self,
+            _what: What,
+            outgoing: Outgoing,
+        ) -> Result<Vec<Vec<u8>>, CollectiveError> {
+            for (other, sender) in self.outgoing.iter().enumerate() {
+                sender.send(outgoing.to(other).to_vec()).unwrap();
+            }
+            let incoming = self.incoming.iter();
+            Ok(incoming.map(|receiver| receiver.recv().unwrap()).collect())
+        }
+    }
+
+    fn post(ranks: usize) -> Vec<Post> {
+        // By sender, then by receiver.
+        let mut senders: Vec<Vec<Sender<Vec<u8>>>> = vec![Vec::new(); ranks];
+        let mut posts = Vec::new();
+        for _ in 0..ranks {
+            let (all, incoming): (Vec<_>, Vec<_>) = (0..ranks).map(|_| channel()).unzip();
+            senders
+                .iter_mut()
+                .zip(all)
+                .for_each(|(of, sender)| of.push(sender));
+            posts.push(incoming);
+        }
+        let both = senders.into_iter().zip(posts).enumerate();
+        let post = both.map(|(rank, (outgoing, incoming))| Post {
+            rank,
+            outgoing,
+            incoming,
+        });
+        post.collect()
+    }
+
+    fn numbers(rank: usize, len: usize, seed: u32) -> Vec<f32> {
+        let number = |i: usize| {
+            let mixed =
+                (i as u32 ^ seed).wrapping_mul(0x9e37_79b9) ^ (rank as u32).wrapping_mul(77);
+            (mixed as f32 / 4e9 - 0.5) * 10f32.powi((mixed % 13) as i32 - 6)
+        };
+        (0..len).map(number).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, cases: 24, ..ProptestConfig::default() })]
+
+        #[test]
+        fn n1_sums_of_slices_are_the_sums_in_the_order_of_the_ranks(
+            ranks in 1usize..6, len in 0usize..5000, seed in any::<u32>()
+        ) {
+            let timeout = std::time::Duration::from_secs(60);
+            let groups = post(ranks).into_iter().zip(ThreadRank::group(ranks, timeout));
+            std::thread::scope(|scope| {
+                for (post, thread) in groups {
+                    scope.spawn(move || {
+                        let mut found = numbers(post.rank, len, seed);
+                        let mut expected = found.clone();
+                        sum(&post, What::SumOfGradient, &mut found).unwrap();
+                        thread.sum_gradient("", &mut expected).unwrap();
+                        assert_eq!(found, expected);
+                    });
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn n1_another_number_of_values_is_an_error_that_names_the_rank() {
+        let ends = std::thread::scope(|scope| {
+            let threads: Vec<_> = post(2)
+                .into_iter()
+                .map(|post| {
+                    scope.spawn(move || {
+                        let mut values = vec![1.0f64; 3 + post.rank];
+                        sum(&post, What::Sum, &mut values).unwrap_err().to_string()
+                    })
+                })
+                .collect();
+            let ends = threads.into_iter().map(|thread| thread.join().unwrap());
+            ends.collect::<Vec<String>>()
+        });
+        assert!(
+            ends[0].contains("rank 1 has another number of values"),
+            "{ends:?}"
+        );
+        assert!(
+            ends[1].contains("rank 0 has another number of values"),
+            "{ends:?}"
+        );
+    }
+}

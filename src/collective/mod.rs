@@ -5,8 +5,17 @@
 //! finite, and sum their gradients. A [`Collective`] provides these exchanges. Every rank has to
 //! take part in each of them, in the same order.
 
+#[cfg(any(feature = "mpi", test))]
+mod messages;
+#[cfg(feature = "mpi")]
+mod mpi;
 mod threads;
 
+use std::sync::Arc;
+use std::time::Duration;
+
+#[cfg(feature = "mpi")]
+pub use mpi::MpiRank;
 pub use threads::ThreadRank;
 
 /// The connection of one rank to all ranks of the run.
@@ -36,6 +45,15 @@ pub trait Collective: Send + Sync {
     /// As [`sum`](Self::sum).
     fn gather(&self, bytes: Vec<u8>) -> Result<Vec<Vec<u8>>, CollectiveError>;
 
+    /// Every rank's bytes on rank 0, in the order of the ranks. What the other ranks get means
+    /// nothing.
+    ///
+    /// # Errors
+    /// As [`sum`](Self::sum).
+    fn collect(&self, bytes: Vec<u8>) -> Result<Vec<Vec<u8>>, CollectiveError> {
+        self.gather(bytes)
+    }
+
     /// Whether every rank votes yes.
     ///
     /// # Errors
@@ -44,6 +62,86 @@ pub trait Collective: Send + Sync {
         let mut noes = [f64::from(u8::from(!vote))];
         self.sum(&mut noes)?;
         Ok(noes[0] == 0.0)
+    }
+
+    /// Ends all ranks with this exit code, where they are processes that would otherwise wait for
+    /// this one.
+    fn abandon(&self, _code: i32) {}
+}
+
+/// This process's connection to the ranks that it was started with: by `mpirun` or a program like
+/// it. A process that was started alone is the only rank.
+///
+/// # Errors
+/// [`LaunchError`]
+pub fn started_together(timeout: Duration) -> Result<Arc<dyn Collective>, LaunchError> {
+    let Some(ranks) = started_ranks() else {
+        return Ok(Arc::new(SingleProcess));
+    };
+    #[cfg(feature = "mpi")]
+    {
+        let _ = ranks;
+        Ok(Arc::new(MpiRank::join(timeout)?))
+    }
+    #[cfg(not(feature = "mpi"))]
+    {
+        let _ = timeout;
+        match ranks {
+            1 => Ok(Arc::new(SingleProcess)),
+            _ => Err(LaunchError::NotCompiledIn { ranks }),
+        }
+    }
+}
+
+/// How many ranks this process was started as one of, as its launcher says; None without a launcher.
+pub fn started_ranks() -> Option<usize> {
+    launched_ranks(|name| std::env::var(name).ok())
+}
+
+/// How many ranks a launcher says it has started; None without a launcher. Open MPI, then MPICH and
+/// Intel MPI, then Slurm's own launcher.
+fn launched_ranks(variable: impl Fn(&str) -> Option<String>) -> Option<usize> {
+    let number = |name| variable(name).and_then(|value| value.parse().ok());
+    let of_slurm = || variable("PMIX_RANK").and_then(|_| number("SLURM_NTASKS"));
+    number("OMPI_COMM_WORLD_SIZE")
+        .or_else(|| number("PMI_SIZE"))
+        .or_else(of_slurm)
+}
+
+/// Ranks were started that cannot meet.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LaunchError {
+    /// This build has no MPI.
+    #[error(
+        "{ranks} ranks were started, and this build has no MPI: each of them would be a run of its own"
+    )]
+    NotCompiledIn {
+        /// The number of ranks.
+        ranks: usize,
+    },
+    /// A program that does not share its work has been started as several ranks.
+    #[error("{ranks} ranks were started, and only `runner train` shares its work among them")]
+    OneProcess {
+        /// The number of ranks.
+        ranks: usize,
+    },
+    /// MPI itself failed.
+    #[error(transparent)]
+    Mpi(#[from] CollectiveError),
+}
+
+impl LaunchError {
+    /// What to do about it.
+    pub fn help(&self) -> &'static str {
+        match self {
+            Self::NotCompiledIn { .. } => {
+                "build with --features mpi, or start one process and set gradient.logical_workers"
+            }
+            Self::OneProcess { .. } => "start it without mpirun",
+            Self::Mpi(_) => {
+                "start the ranks with the mpirun of the MPI that this build is linked to"
+            }
+        }
     }
 }
 
@@ -80,5 +178,26 @@ impl Collective for SingleProcess {
 
     fn gather(&self, bytes: Vec<u8>) -> Result<Vec<Vec<u8>>, CollectiveError> {
         Ok(vec![bytes])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn n1_launchers_are_recognised_by_what_they_set() {
+        let of = |set: &[(&str, &str)]| {
+            launched_ranks(|name| {
+                let found = set.iter().find(|(key, _)| *key == name);
+                found.map(|(_, value)| (*value).to_string())
+            })
+        };
+        assert_eq!(of(&[]), None);
+        assert_eq!(of(&[("OMPI_COMM_WORLD_SIZE", "4")]), Some(4));
+        assert_eq!(of(&[("PMI_SIZE", "2")]), Some(2));
+        // A batch job of Slurm that starts one process by itself.
+        assert_eq!(of(&[("SLURM_NTASKS", "8")]), None);
+        assert_eq!(of(&[("SLURM_NTASKS", "8"), ("PMIX_RANK", "3")]), Some(8));
     }
 }

@@ -8,10 +8,10 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use mpi::Threading;
 use mpi::request::{LocalScope, Request, scope};
 use mpi::topology::{Communicator, SimpleCommunicator};
 use mpi::traits::{Destination, Source};
-use mpi::Threading;
 
 use super::messages::{self, Messages, Outgoing, What};
 use super::{Collective, CollectiveError};
@@ -115,11 +115,7 @@ impl Messages for MpiRank {
         self.ranks
     }
 
-    fn exchange(
-        &self,
-        what: What,
-        outgoing: Outgoing,
-    ) -> Result<Vec<Vec<u8>>, CollectiveError> {
+    fn exchange(&self, what: What, outgoing: Outgoing) -> Result<Vec<Vec<u8>>, CollectiveError> {
         let (answer, hear) = sync_channel(1);
         let timeout = self.timeout;
         let is_heard = self.call(Call::Exchange {
@@ -241,13 +237,19 @@ impl Meeting<'_> {
         let sent = others.iter().zip(&heads);
         self.pass(
             sent.map(|(other, head)| (*other, head.as_slice())),
-            others.iter().copied().zip(arrived.iter_mut().map(Vec::as_mut_slice)),
+            others
+                .iter()
+                .copied()
+                .zip(arrived.iter_mut().map(Vec::as_mut_slice)),
         );
 
         let mut found = Vec::new();
         for (other, head) in others.iter().zip(&arrived) {
             let (fields, _) = head[..FIELDS].as_chunks();
-            let fields: Vec<u64> = fields.iter().map(|field| u64::from_le_bytes(*field)).collect();
+            let fields: Vec<u64> = fields
+                .iter()
+                .map(|field| u64::from_le_bytes(*field))
+                .collect();
             if fields[..2] != [number, what] {
                 return Err(format!("rank {other} came to another exchange"));
             }

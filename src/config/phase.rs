@@ -31,9 +31,12 @@ pub struct PhasePlan {
     pub micro_batch_size: usize,
     /// Passes per optimizer step, of each worker.
     pub gradient_accumulation_steps: usize,
-    /// Workers that take part in a step; each has its own passes. A record leaves the default out.
+    /// Workers of each rank; each has its own passes. A record leaves the default out.
     #[serde(skip_serializing_if = "is_one")]
     pub workers: usize,
+    /// Ranks of the run. The same run may go on with another number of them, so records leave it out.
+    #[serde(skip)]
+    pub ranks: usize,
     /// Largest norm of the whole gradient; 0 = no limit.
     pub max_grad_norm: f64,
     /// Dtype of the forward and backward pass.
@@ -193,6 +196,7 @@ impl PhasePlan {
                 .gradient
                 .as_ref()
                 .map_or(1, |gradient| gradient.logical_workers),
+            ranks: 1,
             max_grad_norm: train.max_grad_norm,
             dtype: config.model.dtype,
             gradient_checkpointing: train.gradient_checkpointing,
@@ -213,8 +217,13 @@ impl PhasePlan {
         self.micro_batch_size as u64 * self.micro_batches_per_step()
     }
 
-    /// Forward and backward passes per optimizer step, of all workers.
+    /// Forward and backward passes per optimizer step, of all workers of all ranks.
     pub fn micro_batches_per_step(&self) -> u64 {
+        self.ranks as u64 * self.micro_batches_per_rank()
+    }
+
+    /// Forward and backward passes of one rank per optimizer step.
+    pub fn micro_batches_per_rank(&self) -> u64 {
         (self.gradient_accumulation_steps * self.workers) as u64
     }
 

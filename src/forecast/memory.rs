@@ -265,7 +265,7 @@ impl Sizes {
                     let own = u64::from(phase.gradient_accumulation_steps > 1);
                     phase.workers as u64 - 1 + own
                 }
-                None => u64::from(phase.micro_batches_per_step() > 1),
+                None => u64::from(phase.micro_batches_per_rank() > 1),
             },
             process: conditions.process_bytes,
             saves: match (config.checkpoint.format, config.checkpoint.background) {

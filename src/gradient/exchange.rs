@@ -27,8 +27,13 @@ pub trait Exchange: Send {
     /// The report of the last exchange, on this rank. None before the first.
     fn report(&self) -> Option<ExchangeReport>;
 
-    /// The state that this rank needs to continue exactly; empty for an exchange without memory.
-    fn state(&self) -> ExtraState;
+    /// The state that all ranks together need to continue exactly, on rank 0; empty for an exchange
+    /// without memory. What the other ranks get means nothing. Called on every rank, for the same
+    /// steps.
+    ///
+    /// # Errors
+    /// [`PipelineError::Collective`]
+    fn state(&self, collective: &dyn Collective) -> Result<ExtraState, PipelineError>;
 
     /// Restores the state of this rank from that of all ranks together, as a run of any number of
     /// ranks has saved it. Returns a note for the user if the state does not mean exactly the same

@@ -193,17 +193,35 @@ impl Pipeline {
         self.exchange.as_ref()?.report()
     }
 
-    /// The saved state of the stages and of the exchange, by owner. A stage that keeps nothing has
-    /// an empty entry.
-    pub fn state(&self) -> Extras {
+    /// The state of the stages and of the exchange that is saved on rank 0, by owner. A stage that
+    /// keeps nothing has an empty entry. Called on every rank.
+    ///
+    /// # Errors
+    /// [`PipelineError::Collective`]; [`PipelineError::Stage`] for a stage that does not keep the same
+    /// on every rank: a checkpoint has one state of each stage.
+    pub fn state(&self, collective: &dyn Collective) -> Result<Extras, PipelineError> {
         let stages = self.stages.iter();
         let mut all: Extras = stages
             .map(|stage| (stage.owner().to_string(), stage.state()))
             .collect();
-        if let Some(exchange) = &self.exchange {
-            all.insert(OWNER.to_string(), exchange.state());
+        if collective.ranks() > 1 {
+            for (owner, state) in &all {
+                let of_ranks = collective.gather(fingerprint(state))?;
+                if let Some(rank) = of_ranks.iter().position(|other| *other != of_ranks[0]) {
+                    return Err(PipelineError::Stage {
+                        owner: owner.clone(),
+                        reason: format!(
+                            "it keeps something else on rank {rank} than on rank 0, and a checkpoint has \
+                             one state of each stage"
+                        ),
+                    });
+                }
+            }
         }
-        all
+        if let Some(exchange) = &self.exchange {
+            all.insert(OWNER.to_string(), exchange.state(collective)?);
+        }
+        Ok(all)
     }
 
     /// Enters a phase that trains the parameters `trained`; `is_new` says which of them begin anew.
@@ -250,6 +268,17 @@ impl Pipeline {
         }
         Ok(Restored { new, note })
     }
+}
+
+/// A hash of a state.
+fn fingerprint(state: &ExtraState) -> Vec<u8> {
+    let mut hash = blake3::Hasher::new();
+    for (name, data) in &state.tensors {
+        hash.update(format!("{name} {:?} {:?}", data.dtype(), data.shape()).as_bytes());
+        hash.update(data.as_bytes());
+    }
+    hash.update(format!("{:?}", state.scalars).as_bytes());
+    hash.finalize().as_bytes().to_vec()
 }
 
 /// What was restored of a saved state.

@@ -4,6 +4,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{CrossEntropy, Metrics, Objective, Sums};
+use crate::collective::{Collective, CollectiveError};
 use crate::data::{Batch, TokenStream, eval_batches};
 use crate::device::lanes;
 use crate::model::{Decoder, ModelError};
@@ -39,6 +40,54 @@ pub fn evaluate(
     batches: impl Iterator<Item = Batch>,
     bytes: u64,
 ) -> Result<Evaluation, ModelError> {
+    let (sums, counts) = measure(model, objective, batches)?;
+    Ok(evaluation(objective, &sums, counts, bytes))
+}
+
+/// The same on several ranks, each of which evaluates its share of the batches. All ranks get the
+/// same result, which differs from that of one rank in the rounding of sums.
+///
+/// # Errors
+/// As [`evaluate`], and those of the exchange.
+pub fn evaluate_together(
+    model: &Decoder,
+    objective: &dyn Objective,
+    batches: impl Iterator<Item = Batch>,
+    bytes: u64,
+    collective: &dyn Collective,
+) -> Result<Evaluation, EvaluateError> {
+    let (rank, ranks) = (collective.rank(), collective.ranks());
+    let own = batches.skip(rank).step_by(ranks);
+    let (mut sums, mut counts) = measure(model, objective, own)?;
+    collective.sum(std::slice::from_mut(&mut sums.loss))?;
+    // A rank without a batch does not know how many sums there are.
+    let mut many = vec![0.0; ranks];
+    many[rank] = sums.others.len() as f64;
+    collective.sum(&mut many)?;
+    let others = many.iter().fold(0.0f64, |most, many| most.max(*many));
+    sums.others.resize(others as usize, 0.0);
+    collective.sum(&mut sums.others)?;
+    collective.sum(&mut counts)?;
+    Ok(evaluation(objective, &sums, counts, bytes))
+}
+
+/// Why several ranks could not evaluate a model.
+#[derive(Debug, thiserror::Error)]
+pub enum EvaluateError {
+    /// The model refuses a batch.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// An exchange between ranks failed.
+    #[error(transparent)]
+    Collective(#[from] CollectiveError),
+}
+
+/// The sums over batches, their weight and their trained tokens.
+fn measure(
+    model: &Decoder,
+    objective: &dyn Objective,
+    batches: impl Iterator<Item = Batch>,
+) -> Result<(Sums, [f64; 2]), ModelError> {
     let lanes = lanes(&model.device());
     let mut sums = Sums::default();
     let (mut weight, mut tokens) = (0.0, 0.0);
@@ -58,11 +107,20 @@ pub fn evaluate(
             .sum::<f64>();
         tokens += group.iter().map(Batch::weight).sum::<f64>();
     }
-    Ok(Evaluation {
+    Ok((sums, [weight, tokens]))
+}
+
+fn evaluation(
+    objective: &dyn Objective,
+    sums: &Sums,
+    [weight, tokens]: [f64; 2],
+    bytes: u64,
+) -> Evaluation {
+    Evaluation {
         val_loss: sums.loss / weight,
         tokens: tokens as u64,
-        metrics: objective.evaluation_metrics(&sums, weight, bytes),
-    })
+        metrics: objective.evaluation_metrics(sums, weight, bytes),
+    }
 }
 
 /// Evaluates `model` (on a plain device) on `stream` by cross-entropy. `bytes` is the length of the

@@ -15,7 +15,7 @@ pub use backward::{
     Backward, Precision, ShardPass, backward, backward_part, backward_with, weight_of,
 };
 pub use cross_entropy::CrossEntropy;
-pub use evaluate::{Evaluation, evaluate, evaluate_text};
+pub use evaluate::{EvaluateError, Evaluation, evaluate, evaluate_text, evaluate_together};
 pub use metrics::{Better, MetricSpec, Metrics, ObjectiveSpec};
 pub use preference::{PairLoss, Preference};
 

@@ -15,6 +15,7 @@ use crate::forecast::Shortage;
 use crate::generate::GenerateError;
 use crate::gradient::PipelineError;
 use crate::model::ModelError;
+use crate::objective::EvaluateError;
 use crate::optimizer::OptimizerError;
 use crate::phase::TimelineError;
 
@@ -51,6 +52,24 @@ pub enum TrainError {
     /// A failure of the exchange between ranks.
     #[error(transparent)]
     Collective(#[from] CollectiveError),
+    /// Ranks that do not have the same configuration, version or data.
+    #[error("rank {rank} has another {what} than rank 0:\n{difference}")]
+    RanksDiffer {
+        /// What differs.
+        what: &'static str,
+        /// The first rank that differs.
+        rank: usize,
+        /// The values on both ranks.
+        difference: String,
+    },
+    /// Ranks whose weights are no longer the same.
+    #[error("the weights of rank {rank} are not those of rank 0 after step {step}")]
+    RanksDrifted {
+        /// The first rank that differs.
+        rank: usize,
+        /// Completed steps.
+        step: u64,
+    },
     /// The lengths, adapters or settings of the phases are not possible.
     #[error(transparent)]
     Timeline(#[from] TimelineError),
@@ -300,7 +319,22 @@ impl From<StepError> for TrainError {
     }
 }
 
+impl From<EvaluateError> for TrainError {
+    fn from(error: EvaluateError) -> Self {
+        match error {
+            EvaluateError::Model(error) => Self::Model(error),
+            EvaluateError::Collective(error) => Self::Collective(error),
+        }
+    }
+}
+
 impl TrainError {
+    /// Whether every rank of the run ends with this error, so that one of them is enough to report it.
+    pub fn is_of_all_ranks(&self) -> bool {
+        matches!(self.kind(), "ranks" | "interrupted" | "diverged")
+            || matches!(self, Self::RanksDiffer { .. })
+    }
+
     pub(super) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { path, source }
@@ -344,6 +378,7 @@ impl TrainError {
             | Self::Timeline(_)
             | Self::NotEmpty { .. }
             | Self::Pipeline(PipelineError::Ratio(_))
+            | Self::RanksDiffer { .. }
             | Self::NotARun { .. } => "config",
             Self::Device(_) => "device",
             Self::Memory(_) => "memory",
@@ -354,6 +389,9 @@ impl TrainError {
             Self::InsufficientDisk(_) => "disk",
             Self::Diverged { .. } | Self::Unstable { .. } => "diverged",
             Self::Interrupted { .. } => "interrupted",
+            Self::Collective(_)
+            | Self::Pipeline(PipelineError::Collective(_))
+            | Self::RanksDrifted { .. } => "ranks",
             Self::Sample { .. } => "generate",
             _ => "io",
         }
@@ -371,6 +409,17 @@ impl TrainError {
             Self::Checkpoint(error) => error.help(),
             Self::Sample { source, .. } => source.help(),
             Self::InsufficientDisk(error) => Some(error.help.clone()),
+            Self::Collective(_) | Self::Pipeline(PipelineError::Collective(_)) => Some(
+                "look for the error of that rank; the same command goes on from the last checkpoint, also \
+                 with another number of ranks. If the rank is only slow, raise gradient.timeout_seconds"
+                    .to_string(),
+            ),
+            Self::RanksDiffer { .. } => Some(
+                "start all ranks with the same program, command line and files".to_string(),
+            ),
+            Self::RanksDrifted { .. } => Some(
+                "use the same kind of CPU or GPU for all ranks: others round differently".to_string(),
+            ),
             Self::Locked { .. } => {
                 Some("wait for it, or give this run its own --output-dir".to_string())
             }

@@ -9,6 +9,7 @@ use super::model_init::ModelInit;
 use super::prepare::{on_device, start_threads};
 use super::resume::starting_point;
 use super::session::ActivePhase;
+use super::team::Team;
 use super::{Resume, Run, StepSettings, TrainError, train_step};
 use crate::collective::SingleProcess;
 use crate::config::{Backend, Plan};
@@ -73,12 +74,12 @@ impl Run {
         timed: bool,
         mut note: impl FnMut(&str),
     ) -> Result<Estimate, TrainError> {
-        start_threads(plan.config.train.threads)?;
+        start_threads(plan.config.train.threads, 1)?;
         let (plan, device) = on_device(plan)?;
         let inputs = RunInputs::load(&plan, SystemTime::now())?;
-        let notes = inputs.notes(&plan, &device, &Environment::detect());
+        let notes = inputs.notes(&plan, &device, &Environment::detect(), &Team::alone());
         notes.iter().skip(1).for_each(|text| note(text));
-        let forecast = inputs.forecast(&plan, &device)??;
+        let forecast = inputs.forecast(&plan, &device, 1)??;
         let init = ModelInit {
             plan: &plan,
             spec: &inputs.spec,
@@ -131,7 +132,7 @@ fn time_phase(init: &ModelInit, inputs: &RunInputs, phase: &Phase) -> Result<f64
         let begun = Instant::now();
         state.model().norm.weight.val().into_data();
         let rest = report.time.gradient + report.time.update + begun.elapsed();
-        let passes = phase.plan.micro_batches_per_step() as f64;
+        let passes = phase.plan.micro_batches_per_rank() as f64;
         seconds.push(report.time.backward.as_secs_f64() * passes + rest.as_secs_f64());
     }
     seconds.remove(0);

@@ -5,7 +5,7 @@ use crate::checkpoint::{BestEvaluation, Progress};
 use crate::device::lanes;
 use crate::generate::{GenerateError, Sampling, TextRequest, complete};
 use crate::model::Decoder;
-use crate::objective::{Evaluation, evaluate};
+use crate::objective::{Evaluation, evaluate_together};
 
 impl Session {
     pub(super) fn evaluate_if_due(
@@ -66,12 +66,17 @@ impl Session {
         let rows = (tokens / length).max(1).div_ceil(lanes);
         let bytes = active.data.source.val_bytes();
         let batches = active.data.eval_view.eval_batches(rows);
-        let measured =
-            batches.map(|batches| evaluate(model, active.objective.as_ref(), batches, bytes));
+        let measured = batches.map(|batches| {
+            let objective = active.objective.as_ref();
+            evaluate_together(model, objective, batches, bytes, self.team.collective())
+        });
         Ok(measured.transpose()?)
     }
 
     fn complete_prompts(&mut self, model: &Decoder, step: u64) -> Result<(), TrainError> {
+        if !self.team.is_lead() {
+            return Ok(());
+        }
         for prompt in self.plan.config.eval.sample_prompts.clone() {
             // What cannot be shown is no reason to lose what has been trained.
             let event = match self.sample(model, &prompt) {

@@ -12,8 +12,44 @@ use crate::data::Bigram;
 const BIGRAM_LIMIT: u64 = 50_000_000;
 
 impl Session {
-    /// Exports the best model, else the last, and closes the record.
+    /// Exports the best model, else the last, and closes the record. Rank 0 does, and tells the others
+    /// how it went.
     pub(super) fn finish(
+        &mut self,
+        state: &mut TrainState,
+        evaluation: Option<Evaluation>,
+    ) -> Result<Outcome, TrainError> {
+        if self.team.ranks() == 1 {
+            return self.finish_alone(state, evaluation);
+        }
+        let of_lead = match self.team.is_lead() {
+            true => Some(self.finish_alone(state, evaluation.clone())?),
+            false => None,
+        };
+        let told = self.team.tell(|| {
+            let outcome = of_lead.as_ref();
+            let weights = outcome.and_then(|outcome| outcome.exported_weights);
+            let bigram = outcome.and_then(|outcome| outcome.bigram);
+            (
+                outcome.map_or(0, |outcome| outcome.exported_step),
+                weights,
+                bigram,
+            )
+        })?;
+        let (exported_step, exported_weights, bigram) = told;
+        Ok(of_lead.unwrap_or_else(|| Outcome {
+            folder: self.folder.path().to_path_buf(),
+            progress: state.progress.clone(),
+            evaluation,
+            loss_unit: self.active.objective.spec().loss_unit.into_owned(),
+            bigram,
+            exported_step,
+            exported_weights,
+            stopped_early: self.stops_early(&state.progress),
+        }))
+    }
+
+    fn finish_alone(
         &mut self,
         state: &mut TrainState,
         evaluation: Option<Evaluation>,

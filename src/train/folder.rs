@@ -18,18 +18,22 @@ use crate::durable;
 use crate::environment::{Environment, peak_memory_bytes};
 use crate::model::{DecoderSpec, Tensors, folder as model_folder};
 
-/// A run folder that this process owns until it is dropped.
+/// A run folder that this process owns until it is dropped, or that rank 0 of its run owns.
 #[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
-    /// Held, not read: the lock goes with the file handle, also when the process is killed.
-    _lock: File,
+    /// Held, not read: the lock goes with the file handle, also when the process is killed. None on
+    /// the ranks that only read the folder.
+    _lock: Option<File>,
 }
 
 /// run.json: what ran, on what, with which data, and how it ended.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct RunRecord {
     pub(super) started: String,
+    /// Ranks of the last session; absent if there was one.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub(super) ranks: usize,
     pub(super) git: Option<String>,
     pub(super) environment: serde_json::Value,
     #[serde(default)]
@@ -105,6 +109,15 @@ pub(super) struct FinalRecord {
     pub(super) cut: Option<String>,
 }
 
+fn one() -> usize {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_one(number: &usize) -> bool {
+    *number == 1
+}
+
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
 fn is_zero(number: &u64) -> bool {
     *number == 0
@@ -121,6 +134,7 @@ impl RunRecord {
     ) -> Self {
         Self {
             started: now(),
+            ranks: plan.phases.first().map_or(1, |phase| phase.ranks),
             git: git_commit(),
             environment: json!(environment),
             device: device_record(device),
@@ -220,7 +234,7 @@ impl RunFolder {
             Ok(()) => {
                 let folder = Self {
                     path: path.to_path_buf(),
-                    _lock: lock,
+                    _lock: Some(lock),
                 };
                 folder.sweep()?;
                 Ok(folder)
@@ -229,6 +243,14 @@ impl RunFolder {
                 folder: path.to_path_buf(),
             }),
             Err(TryLockError::Error(source)) => Err(TrainError::io(&lock_path)(source)),
+        }
+    }
+
+    /// The folder of a run that rank 0 owns, to read from.
+    pub(super) fn of_lead(path: &Path) -> Self {
+        Self {
+            path: path.to_path_buf(),
+            _lock: None,
         }
     }
 

@@ -1,5 +1,6 @@
 //! The inputs of a run, and everything that follows from the plan once the data is counted.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -10,6 +11,7 @@ use super::average::AverageSettings;
 use super::estimate::Summary;
 use super::folder::RunRecord;
 use super::resume::StartingPoint;
+use super::team::Team;
 use crate::checkpoint::Cost;
 use crate::config::{DecoderSpec, PhasePlan, Plan, Sampling, Task};
 use crate::data::{
@@ -80,7 +82,7 @@ impl RunInputs {
             if let Some(compression) = &plan.compression {
                 let (trained, workers) = (trained_parameters(&model), phase.plan.workers);
                 let method = Method::new(compression, &trained, workers)?;
-                traffic = Some(method.describe(compression, workers));
+                traffic = Some(method.describe(compression, workers * phase.plan.ranks));
             }
             // The loop runs from the last phase to the first, so the first phase's numbers remain.
             (parameters, trainable) = (model.params(), model.trained_params() as u64);
@@ -140,6 +142,27 @@ impl RunInputs {
         self.data.iter().map(of_phase).collect()
     }
 
+    /// What has to be the same on all ranks.
+    pub(super) fn fingerprint(&self) -> BTreeMap<String, String> {
+        let files = self.data.iter().flat_map(|data| data.source.files());
+        let mut all: BTreeMap<String, String> = files
+            .chain(&self.base)
+            .map(|file| (file.path.display().to_string(), file.blake3.clone()))
+            .collect();
+        for (phase, inputs) in self
+            .token_inputs()
+            .as_array()
+            .into_iter()
+            .flatten()
+            .enumerate()
+        {
+            for (what, value) in inputs.as_object().into_iter().flatten() {
+                all.insert(format!("{what} of phase {phase}"), value.to_string());
+            }
+        }
+        all
+    }
+
     /// Whether the run in the folder has nothing left to do: it has reached its last step or
     /// stopped early, and its model is exported. A crash may have come between the last step and
     /// the export.
@@ -167,16 +190,28 @@ impl RunInputs {
         plan: &Plan,
         device: &ComputeDevice,
         environment: &Environment,
+        team: &Team,
     ) -> Vec<String> {
         let dtype = plan
             .phases
             .first()
             .map_or("f32", |phase| phase.dtype.name());
+        let threads = environment.threads;
+        let threads = match team.ranks() {
+            1 => format!("{threads} threads"),
+            ranks if threads == 1 => format!("{ranks} ranks, one thread each"),
+            ranks => format!("{ranks} ranks, {threads} threads each"),
+        };
+        let device_name = device.describe();
         let mut notes = vec![format!(
-            "device {}, {} threads, computing in {dtype}",
-            device.describe(),
-            environment.threads,
+            "device {device_name}, {threads}, computing in {dtype}"
         )];
+        if team.on_host() > 1 && !is_cpu(&device.device) {
+            notes.push(format!(
+                "warning: the {} ranks of this host compute on the same GPU",
+                team.on_host()
+            ));
+        }
         if let Some(what) = self.spec.shape.of_its_own() {
             notes.push(format!(
                 "warning: only Firebrick can load a model with {what}; transformers cannot"
@@ -260,12 +295,33 @@ impl RunInputs {
         }
     }
 
-    /// Forecasts the memory of the run; a shortage if there is too little. The free memory of a GPU
-    /// is not known.
+    /// Forecasts the memory of a rank; a shortage if there is too little for the `ranks` of this host.
+    /// The free memory of a GPU is not known.
     pub(super) fn forecast(
         &self,
         plan: &Plan,
         device: &ComputeDevice,
+        ranks: usize,
+    ) -> Result<Result<Forecast, Shortage>, TrainError> {
+        let available = available_bytes().filter(|_| is_cpu(&device.device));
+        let available = available.map_or(u64::MAX, |bytes| bytes / ranks as u64);
+        self.forecast_in(plan, device, available)
+    }
+
+    /// The same, whether or not there is memory for it.
+    pub(super) fn forecast_anyway(
+        &self,
+        plan: &Plan,
+        device: &ComputeDevice,
+    ) -> Result<Forecast, TrainError> {
+        Ok(self.forecast_in(plan, device, u64::MAX)??)
+    }
+
+    fn forecast_in(
+        &self,
+        plan: &Plan,
+        device: &ComputeDevice,
+        available: u64,
     ) -> Result<Result<Forecast, Shortage>, TrainError> {
         let is_cpu = is_cpu(&device.device);
         let mut counted: Vec<&Arc<dyn TrainingData>> = Vec::new();
@@ -286,7 +342,6 @@ impl RunInputs {
             phase.data.sequence_len = data.view.widest();
             phase.micro_batch_size *= data.view.rows_per_sequence();
         }
-        let available = available_bytes().filter(|_| is_cpu).unwrap_or(u64::MAX);
         Ok(fit(&plan, &self.spec, conditions, available)?)
     }
 }

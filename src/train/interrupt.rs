@@ -30,6 +30,13 @@ impl Signal {
             Self::HangUp => 129,
         }
     }
+
+    /// The signal with this exit code.
+    pub(super) fn of_exit_code(code: usize) -> Option<Self> {
+        let all = [Self::Interrupt, Self::Terminate, Self::HangUp];
+        all.into_iter()
+            .find(|signal| usize::from(signal.exit_code()) == code)
+    }
 }
 
 impl fmt::Display for Signal {
@@ -88,12 +95,7 @@ impl Interrupt {
 
     /// What asked for a stop, if anything did.
     pub fn raised(&self) -> Option<Signal> {
-        match self.signal.load(Ordering::SeqCst) {
-            130 => Some(Signal::Interrupt),
-            143 => Some(Signal::Terminate),
-            129 => Some(Signal::HangUp),
-            _ => None,
-        }
+        Signal::of_exit_code(self.signal.load(Ordering::SeqCst))
     }
 }
 

@@ -44,10 +44,10 @@ impl Lengths {
     /// Whatever is wrong with the data, the tokenizer or the model's shape;
     /// [`TrainError::Memory`] if the run would not fit.
     pub fn load(plan: &Plan) -> Result<Self, TrainError> {
-        start_threads(plan.config.train.threads)?;
+        start_threads(plan.config.train.threads, 1)?;
         let (plan, device) = on_device(plan)?;
         let inputs = RunInputs::load(&plan, SystemTime::now())?;
-        let forecast = inputs.forecast(&plan, &device)??;
+        let forecast = inputs.forecast(&plan, &device, 1)??;
         Ok(Self {
             plan,
             device,
@@ -217,7 +217,7 @@ impl StepTimer {
     /// A step that fails.
     pub fn step(&mut self) -> Result<f64, TrainError> {
         let begun = Instant::now();
-        let batches = self.active.micro_batches(self.sequences);
+        let batches = self.active.micro_batches(self.sequences, 0);
         let objective = self.active.objective.as_ref();
         let (state, settings) = (&mut self.state, &self.settings);
         train_step(state, &batches, objective, settings, &SingleProcess)?;

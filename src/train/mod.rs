@@ -63,6 +63,7 @@ mod saving;
 mod session;
 mod state;
 mod step;
+mod team;
 
 pub use crate::objective::Evaluation;
 pub(crate) use average::OWNER as AVERAGE_OWNER;

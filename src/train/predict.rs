@@ -41,7 +41,12 @@ impl Session {
             return Ok(false);
         }
         let objective = self.active.objective.as_ref();
-        let tried = forward_loss(state.model(), &batches, objective, settings)?;
+        let mut sums = forward_loss(state.model(), &batches, objective, settings)?;
+        let own: usize = batches.iter().map(|batch| batch.rows * batch.cols).sum();
+        let mut tokens = [own as f64];
+        self.team.collective().sum(&mut sums)?;
+        self.team.collective().sum(&mut tokens)?;
+        let tried = sums[0] / sums[1];
         let is_kept = tried.is_finite() && tried <= loss;
         if is_kept {
             state.progress.step += 1;
@@ -54,11 +59,10 @@ impl Session {
         if let Some(predictor) = &mut state.predictor {
             predictor.count(is_kept);
         }
-        let tokens: usize = batches.iter().map(|batch| batch.rows * batch.cols).sum();
         let flops = self.flops_per_token[self.active.phase.number].forward;
         state.progress.cost += Cost {
             backward_passes: 0,
-            flops: tokens as f64 * flops,
+            flops: tokens[0] * flops,
             train_seconds: begun.elapsed().as_secs_f64(),
             ..Cost::default()
         };
@@ -119,7 +123,7 @@ impl Session {
         let loss = state.predictor.as_ref()?.last_loss()?;
         let sequences = self.active.phase.sequences_per_step();
         let first = state.progress.sequences.checked_sub(sequences)?;
-        Some((loss, self.active.micro_batches(first)))
+        Some((loss, self.active.micro_batches(first, self.team.rank())))
     }
 }
 
@@ -170,13 +174,13 @@ impl TrainState {
     }
 }
 
-/// The mean loss of a step's batches, by a forward pass without gradients.
+/// The summed loss of a step's batches and their weight, by a forward pass without gradients.
 fn forward_loss(
     model: &Decoder,
     batches: &[Batch],
     objective: &dyn Objective,
     settings: &StepSettings,
-) -> Result<f64, ModelError> {
+) -> Result<[f64; 2], ModelError> {
     let model = model
         .valid()
         .with_ternary_blend(settings.ternary_blend)
@@ -202,5 +206,5 @@ fn forward_loss(
         found.iter().for_each(|found| sums.add(found));
         weight += objective.weight(batch);
     }
-    Ok(sums.loss / weight)
+    Ok([sums.loss, weight])
 }

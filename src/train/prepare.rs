@@ -1,5 +1,6 @@
 //! From a plan to a run that only has to be started: threads, folder, data, model, resume.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::average::Average;
@@ -13,22 +14,24 @@ use super::observers::{
 use super::predictor::Predictor;
 use super::regulator::Regulator;
 use super::report::HtmlReport;
-use super::resume::{StartingPoint, starting_point};
+use super::resume::{StartingPoint, flat_config, starting_point};
 use super::same_run::{check_phase, phases_in_code, same_inputs, same_phases, same_starts};
 use super::saving::{Saver, free_space};
 use super::session::{ActivePhase, Session, objective_specs};
+use super::team::Team;
 use super::{
     CsvMetrics, Event, Interrupt, JsonlMetrics, Observer, Resume, Run, RunFolder,
     TensorboardEvents, TrainError,
 };
 use crate::checkpoint::{Cost, Progress};
-use crate::collective::SingleProcess;
+use crate::collective::Collective;
 use crate::config::{Plan, Report};
 use crate::device::ComputeDevice;
 use crate::environment::Environment;
 use crate::forecast::{Forecast, Shortage};
 use crate::gradient::compress::Method;
 use crate::gradient::{Pipeline, Stage, trained_parameters};
+use crate::phase;
 
 /// How to run a plan.
 #[derive(Default)]
@@ -43,6 +46,10 @@ pub struct Options {
     pub observers: Vec<Box<dyn Observer>>,
     /// The stages that each gradient passes between backward pass and update.
     pub stages: Vec<Box<dyn Stage>>,
+    /// The ranks that take part in the run; None for a run with a single one. Every rank prepares and
+    /// trains the same plan. Rank 0 owns the run folder, saves, and writes the reports; the others
+    /// have to be able to read the folder.
+    pub collective: Option<Arc<dyn Collective>>,
 }
 
 impl Run {
@@ -50,21 +57,44 @@ impl Run {
     /// model and the optimizer. Returns none when the run in the folder is already complete.
     ///
     /// # Errors
-    /// Whatever is wrong with folder, data, model or checkpoint.
+    /// Whatever is wrong with folder, data, model or checkpoint; ranks that do not have the same
+    /// version, plan and data.
     pub fn prepare(plan: &Plan, options: Options) -> Result<Option<Self>, TrainError> {
         let mut options = options;
-        start_threads(plan.config.train.threads)?;
-        let (plan, device) = on_device(plan)?;
-        let LockedRun {
+        let team = match options.collective.take() {
+            Some(collective) => Team::meet(collective)?,
+            None => Team::alone(),
+        };
+        start_threads(plan.config.train.threads, team.on_cores())?;
+        let (mut plan, device) = on_device(plan)?;
+        for phase in &mut plan.phases {
+            phase.ranks = team.ranks();
+        }
+        check_writable(&plan)?;
+        if team.ranks() > 1 {
+            // What cannot be is no configuration to compare.
+            phase::check(&plan)?;
+            let mut keys = flat_config(&plan.config);
+            keys.insert("--resume".to_string(), format!("{:?}", options.resume));
+            keys.insert("phases".to_string(), phases_in_code(&plan)?.to_string());
+            team.agree("configuration", &keys)?;
+        }
+        let TakenRun {
             folder,
             inputs,
             forecast,
             start,
-        } = LockedRun::take(&plan, &device, options.resume)?;
+        } = TakenRun::take(&plan, &device, options.resume, &team)?;
+        team.agree("data", &inputs.fingerprint())?;
         let checkpoint = start.checkpoint();
-        let log = folder.log()?;
+        let log = match team.is_lead() {
+            true => folder.log()?,
+            false => tracing::Dispatch::none(),
+        };
         let _log = tracing::dispatcher::set_default(&log);
-        options.observers.push(Box::new(LogEvents));
+        if team.is_lead() {
+            options.observers.push(Box::new(LogEvents));
+        }
 
         let environment = Environment::detect();
         let old = folder.read_record()?;
@@ -87,7 +117,7 @@ impl Run {
         }
         let old = old.filter(|_| checkpoint.is_some());
         let forecast = forecast?;
-        let mut notes = inputs.notes(&plan, &device, &environment);
+        let mut notes = inputs.notes(&plan, &device, &environment, &team);
         if start == StartingPoint::Again {
             notes.push(
                 "no checkpoint is left of the run in this folder: it starts over".to_string(),
@@ -97,6 +127,7 @@ impl Run {
         if let Some(step) = checkpoint {
             same_inputs(&folder, old.as_ref(), &inputs)?;
             notes.extend(rounding_warning(old.as_ref(), &environment, &device));
+            notes.extend(other_ranks(old.as_ref(), &plan, &team));
             notes.extend(lossy_warning(&folder, step)?);
         }
         let init = ModelInit {
@@ -125,24 +156,29 @@ impl Run {
         state.regulator = plan.config.regulator.map(Regulator::new);
         state.average = inputs.average.map(Average::new);
         state.predictor = phase.plan.predict.map(Predictor::new);
-        let restored = state.restore_extras(initial.extras, &device.device, &SingleProcess)?;
+        let restored = state.restore_extras(initial.extras, &device.device, team.collective())?;
         if checkpoint.is_some() {
             let new = |owner| format!("{owner} is new to this run: it begins anew");
             notes.extend(restored.new.into_iter().map(new));
             notes.extend(restored.note);
         }
 
-        // The future goes before its metrics: a crash in between leaves no hole in them.
+        // All ranks have read what rank 0 changes now.
+        team.wait_for_all()?;
         let store = folder.checkpoints();
-        let discarded = store.discard_after(state.progress.step)?;
-        if checkpoint.is_some() {
-            store.repoint(&state.progress)?;
+        let mut discarded = Vec::new();
+        if team.is_lead() {
+            // The future goes before its metrics: a crash in between leaves no hole in them.
+            discarded = store.discard_after(state.progress.step)?;
+            if checkpoint.is_some() {
+                store.repoint(&state.progress)?;
+            }
+            let text = options.config_text;
+            record(&folder, &plan, text, (&environment, &device), &inputs, old)?;
+            options
+                .observers
+                .extend(reports(&folder, &plan, checkpoint)?);
         }
-        let text = options.config_text;
-        record(&folder, &plan, text, (&environment, &device), &inputs, old)?;
-        options
-            .observers
-            .extend(reports(&folder, &plan, checkpoint)?);
 
         let mut session = Session {
             active: ActivePhase::new(&phase, &inputs.data, initial.reference),
@@ -168,6 +204,7 @@ impl Run {
             cut: None,
             is_suspended: false,
             plan,
+            team,
         };
         let notes = notes.into_iter().map(|text| Event::Note { text });
         let resumed = checkpoint.map(|step| Event::Resumed { step });
@@ -189,18 +226,64 @@ impl Run {
     }
 }
 
-/// The run folder under its lock, the data, what it will take, and the checkpoint to go on from.
-struct LockedRun {
+/// The run folder, under its lock on rank 0; the data, what it will take, and the checkpoint to go on
+/// from.
+struct TakenRun {
     folder: RunFolder,
     inputs: RunInputs,
     forecast: Result<Forecast, Shortage>,
     start: StartingPoint,
 }
 
-impl LockedRun {
-    fn take(plan: &Plan, device: &ComputeDevice, resume: Resume) -> Result<Self, TrainError> {
+impl TakenRun {
+    /// Rank 0 takes the folder and reads the data; then the first rank of every other host reads it;
+    /// then the others, which find the tokens in the cache.
+    fn take(
+        plan: &Plan,
+        device: &ComputeDevice,
+        resume: Resume,
+        team: &Team,
+    ) -> Result<Self, TrainError> {
+        let of_lead = match team.is_lead() {
+            true => Some(Self::take_folder(plan, device, resume, team)?),
+            false => None,
+        };
+        let (start, started) = team
+            .tell(|| of_lead.as_ref().map(|(run, at)| (run.start, *at)))?
+            .unwrap_or((StartingPoint::New, SystemTime::now()));
+        if let Some((run, _)) = of_lead {
+            team.wait_for_all()?;
+            return Ok(run);
+        }
+        let is_first = team.is_first_of_host();
+        if !is_first {
+            team.wait_for_all()?;
+        }
+        let inputs = RunInputs::load(plan, started)?;
+        // Memory that the ranks of this host have taken since would count twice.
+        let forecast = match is_first {
+            true => inputs.forecast(plan, device, team.on_host())??,
+            false => inputs.forecast_anyway(plan, device)?,
+        };
+        if is_first {
+            team.wait_for_all()?;
+        }
+        Ok(Self {
+            folder: RunFolder::of_lead(&plan.config.output_dir),
+            inputs,
+            forecast: Ok(forecast),
+            start,
+        })
+    }
+
+    /// Also returns when the run began.
+    fn take_folder(
+        plan: &Plan,
+        device: &ComputeDevice,
+        resume: Resume,
+        team: &Team,
+    ) -> Result<(Self, SystemTime), TrainError> {
         let path = &plan.config.output_dir;
-        check_writable(plan)?;
         let start = starting_point(path, plan, resume)?;
         // A resumed run writes its start date in chat templates.
         let old = match start {
@@ -212,7 +295,7 @@ impl LockedRun {
         // once; a new one is made after, so that bad data leaves nothing behind.
         let existing = path.exists().then(|| RunFolder::open(path)).transpose()?;
         let inputs = RunInputs::load(plan, started)?;
-        let mut forecast = inputs.forecast(plan, device)?;
+        let mut forecast = inputs.forecast(plan, device, team.on_host())?;
         let folder = match existing {
             Some(folder) => folder,
             None => {
@@ -222,12 +305,13 @@ impl LockedRun {
         };
         // Again, now that it is ours: another run may have come and gone in the meantime.
         let start = starting_point(path, plan, resume)?;
-        Ok(Self {
+        let run = Self {
             folder,
             inputs,
             forecast,
             start,
-        })
+        };
+        Ok((run, started))
     }
 }
 
@@ -284,10 +368,14 @@ fn lossy_warning(folder: &RunFolder, step: u64) -> Result<Option<String>, TrainE
     }))
 }
 
-/// Sizes the global pool that all tensor operations share. A pool that exists already is kept: in
-/// a program that trains twice, or that brings its own.
-pub(super) fn start_threads(threads: usize) -> Result<(), TrainError> {
-    let threads = if threads == 0 { num_cores() } else { threads };
+/// Sizes the global pool that all tensor operations share; without a number it has a part of the cores
+/// that `ranks` ranks share. A pool that exists already is kept: in a program that trains twice, or
+/// that brings its own.
+pub(super) fn start_threads(threads: usize, ranks: usize) -> Result<(), TrainError> {
+    let threads = match threads {
+        0 => (num_cores() / ranks.max(1)).max(1),
+        threads => threads,
+    };
     match rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .build_global()
@@ -320,6 +408,21 @@ fn rounding_warning(
         "warning: device, thread count or CPU differs from the last part of this run; \
          results will agree to rounding, not bit for bit"
             .to_string()
+    })
+}
+
+/// What another number of ranks means for a run that goes on.
+fn other_ranks(record: Option<&RunRecord>, plan: &Plan, team: &Team) -> Option<String> {
+    let (before, now) = (record?.ranks, team.ranks());
+    let phase = plan.phases.first()?;
+    let of_rank = phase.sequences_per_step() / now as u64;
+    (before != now).then(|| {
+        format!(
+            "warning: the run goes on with {now} ranks in place of {before}: a step has {} sequences in \
+             place of {}, and results are not those of {before} ranks",
+            of_rank * now as u64,
+            of_rank * before as u64,
+        )
     })
 }
 

@@ -6,7 +6,6 @@ use super::regulator::{Irregular, Regulator, StepLimits};
 use super::session::ActivePhase;
 use super::{Event, Session, StepReport, TrainError, TrainState};
 use crate::checkpoint::SkipTo;
-use crate::collective::SingleProcess;
 use crate::config::SpikeAction;
 use crate::gradient::trained_parameters;
 
@@ -64,7 +63,11 @@ impl Session {
     /// Returns the checkpoint's step.
     fn roll_back(&mut self, state: &mut TrainState) -> Result<u64, TrainError> {
         self.wait_for_save()?;
-        let step = self.store.latest()?.unwrap_or(0);
+        let latest = match self.team.is_lead() {
+            true => self.store.latest()?.unwrap_or(0),
+            false => 0,
+        };
+        let step = self.team.tell(|| latest)?;
         let record = self.folder.read_record()?;
         let phase = self.timeline.of_completed(step).clone();
         let init = self.model_init();
@@ -77,7 +80,10 @@ impl Session {
         restored.regulator = config.map(Regulator::new);
         restored.average = self.average.map(Average::new);
         restored.predictor = phase.plan.predict.map(Predictor::new);
-        restored.restore_extras(initial.extras, &self.device.device, &SingleProcess)?;
+        let collective = self.team.collective();
+        restored.restore_extras(initial.extras, &self.device.device, collective)?;
+        // Rank 0 may delete what the others still read.
+        self.team.wait_for_all()?;
         let before = &state.progress;
         let progress = &mut restored.progress;
         if progress.phase == before.phase {

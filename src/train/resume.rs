@@ -5,6 +5,8 @@ use std::fs;
 
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
+
 use super::TrainError;
 use super::folder::RunRecord;
 use crate::checkpoint::{CheckpointError, CheckpointStore};
@@ -42,7 +44,7 @@ impl std::str::FromStr for Resume {
 /// where what has not begun begins.
 /// The number of threads and the device may change too, at the price of bit-equality, which is
 /// announced.
-const FREE: [&str; 12] = [
+const FREE: [&str; 13] = [
     "train.max_steps",
     "train.num_epochs",
     "train.max_tokens",
@@ -57,6 +59,7 @@ const FREE: [&str; 12] = [
     "average.start",
     // Residuals of other workers are shared out.
     "gradient.logical_workers",
+    "gradient.timeout_seconds",
 ];
 
 /// Whether a resumed run may change a key.
@@ -68,7 +71,7 @@ fn is_free(key: &str) -> bool {
 }
 
 /// Where a run starts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum StartingPoint {
     /// At the beginning of a new run.
     New,

@@ -8,7 +8,6 @@ use super::{
     TrainState, train_step,
 };
 use crate::checkpoint::{Cost, Progress};
-use crate::collective::SingleProcess;
 use crate::config::OnNonfinite;
 use crate::data::Batch;
 use crate::device::is_cpu;
@@ -141,6 +140,9 @@ impl Run {
             session.enter_phase(state, &phase)?;
             let before = state.progress.step;
             session.step(state)?;
+            if Some(before) == self.first {
+                session.check_ranks(state)?;
+            }
             session.poll_save()?;
             if state.progress.step <= before {
                 // The run has gone back to a checkpoint, which was evaluated and saved in its time.
@@ -234,17 +236,17 @@ impl Session {
         if role == Some(Role::Predict) && self.predict(state, &settings)? {
             return Ok(());
         }
-        let batches = self.active.micro_batches(first_sequence);
+        let batches = self.active.micro_batches(first_sequence, self.team.rank());
         let before = state.begin_step(role);
         let report = train_step(
             state,
             &batches,
             self.active.objective.as_ref(),
             &settings,
-            &SingleProcess,
+            self.team.collective(),
         )?;
         state.progress.sequences += self.active.phase.sequences_per_step();
-        state.progress.cost += self.cost_of(&batches, &report, begun);
+        state.progress.cost += self.cost_of(&batches, &report, begun)?;
         self.clock.stepped(
             report.time.backward + report.time.gradient + report.time.update,
             report.tokens,
@@ -285,16 +287,23 @@ impl Session {
     }
 
     /// The cost of a step on these batches. Masked tokens and padding are computed too.
-    fn cost_of(&self, batches: &[Batch], report: &StepReport, begun: Instant) -> Cost {
+    fn cost_of(
+        &self,
+        batches: &[Batch],
+        report: &StepReport,
+        begun: Instant,
+    ) -> Result<Cost, TrainError> {
         let exchange = report.exchange.unwrap_or_default();
-        let tokens: usize = batches.iter().map(|batch| batch.rows * batch.cols).sum();
-        Cost {
-            backward_passes: batches.len() as u64,
-            flops: tokens as f64 * self.flops_per_token[self.active.phase.number].step,
+        let own: usize = batches.iter().map(|batch| batch.rows * batch.cols).sum();
+        let mut tokens = [own as f64];
+        self.team.collective().sum(&mut tokens)?;
+        Ok(Cost {
+            backward_passes: self.active.phase.plan.micro_batches_per_step(),
+            flops: tokens[0] * self.flops_per_token[self.active.phase.number].step,
             train_seconds: begun.elapsed().as_secs_f64(),
             sent_bytes: exchange.sent_bytes,
             received_bytes: exchange.received_bytes,
-        }
+        })
     }
 
     /// Waits for work that a GPU has queued, so that the next run does not wait for it. The time
@@ -324,11 +333,13 @@ impl Session {
             loss: report.loss.to_string(),
             grad_norm: report.grad_norm.to_string(),
         };
-        let view = &self.active.data.view;
-        let tokens = view.batch(first_sequence, sequences as usize).tokens;
-        let dump = serde_json::json!({ "event": event, "tokens": tokens });
-        let name = format!("logs/nonfinite-step-{:06}.json", progress.step);
-        self.folder.write(&name, &format!("{dump}\n"))?;
+        if self.team.is_lead() {
+            let view = &self.active.data.view;
+            let tokens = view.batch(first_sequence, sequences as usize).tokens;
+            let dump = serde_json::json!({ "event": event, "tokens": tokens });
+            let name = format!("logs/nonfinite-step-{:06}.json", progress.step);
+            self.folder.write(&name, &format!("{dump}\n"))?;
+        }
         self.emit(&event)?;
         let most = match self.plan.config.train.on_nonfinite {
             OnNonfinite::Skip => MOST_NONFINITE,

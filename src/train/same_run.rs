@@ -105,7 +105,10 @@ pub(super) fn same_starts(
 /// The phases of a plan that was made in code; null if its config describes them completely.
 pub(super) fn phases_in_code(plan: &Plan) -> Result<serde_json::Value, TrainError> {
     let of_config = Plan::from_config(plan.config.clone()).map(|plan| plan.phases);
-    if of_config.is_ok_and(|phases| phases == plan.phases) {
+    let mut phases = plan.phases.clone();
+    // The ranks are no part of a configuration.
+    phases.iter_mut().for_each(|phase| phase.ranks = 1);
+    if of_config.is_ok_and(|of_config| of_config == phases) {
         return Ok(serde_json::Value::Null);
     }
     serde_json::to_value(&plan.phases).map_err(|error| TrainError::Unwritable {

@@ -13,6 +13,7 @@ use super::model_init::{ModelInit, float_dtype, loss_scale, optimizer};
 use super::predictor::Predictor;
 use super::regulator::StepLimits;
 use super::saving::Saver;
+use super::team::Team;
 use super::{Event, Interrupt, Observer, RunFolder, StepSettings, TrainError, TrainState};
 use crate::adapter::Adapter;
 use crate::checkpoint::CheckpointStore;
@@ -27,6 +28,8 @@ use crate::phase::{Phase, Timeline};
 /// Everything of a run that a step does not change.
 pub(super) struct Session {
     pub(super) plan: Plan,
+    /// The ranks of the run.
+    pub(super) team: Team,
     /// The spec of the run's first model; [`PhaseModel::spec`] derives that of each phase.
     pub(super) spec: DecoderSpec,
     pub(super) device: ComputeDevice,
@@ -95,11 +98,14 @@ impl ActivePhase {
         }
     }
 
-    /// The micro-batches of a step, with sequences in data order for any grouping.
-    pub(super) fn micro_batches(&self, first: u64) -> Vec<Batch> {
+    /// The micro-batches of a rank in a step, with sequences in data order for any grouping. The
+    /// sequences of a step belong to the ranks in their order.
+    pub(super) fn micro_batches(&self, first: u64, rank: usize) -> Vec<Batch> {
         let phase = &self.phase.plan;
         let rows = phase.micro_batch_size;
-        (0..phase.micro_batches_per_step())
+        let passes = phase.micro_batches_per_rank();
+        let first = first + rank as u64 * passes * rows as u64;
+        (0..passes)
             .map(|pass| self.data.view.batch(first + pass * rows as u64, rows))
             .collect()
     }
@@ -181,7 +187,9 @@ impl Session {
             progress.evaluations_since_best = 0;
             // A background save may still be about to mark its step as the best.
             self.wait_for_save()?;
-            self.store.forget_best()?;
+            if self.team.is_lead() {
+                self.store.forget_best()?;
+            }
         }
         self.emit(&Event::PhaseStarted {
             step: progress.step,

@@ -89,9 +89,9 @@ impl TrainState {
         Ok(fresh)
     }
 
-    /// The state that is saved besides model and optimizer, by owner.
-    pub(super) fn extras(&self) -> Extras {
-        let mut extras = self.pipeline.state();
+    /// The state that is saved besides model and optimizer, by owner, on rank 0. Called on every rank.
+    pub(super) fn extras(&self, collective: &dyn Collective) -> Result<Extras, TrainError> {
+        let mut extras = self.pipeline.state(collective)?;
         if let Some(regulator) = &self.regulator {
             extras.insert(regulator::OWNER.to_string(), regulator.state());
         }
@@ -101,7 +101,7 @@ impl TrainState {
         if let Some(average) = &self.average {
             extras.insert(average::OWNER.to_string(), average.state(self.model()));
         }
-        extras
+        Ok(extras)
     }
 
     /// Restores what [`extras`](Self::extras) returned. State without an owner is refused, because the next save would lose it.

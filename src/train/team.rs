@@ -7,8 +7,12 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::TrainError;
+use burn::module::Param;
+use burn::tensor::Tensor;
+
+use super::{Session, TrainError, TrainState};
 use crate::collective::{Collective, CollectiveError, SingleProcess};
+use crate::model::{VisitParameters, visit_parameters};
 
 /// The ranks of a run. Rank 0 is the lead: it alone owns the run folder, reports and saves.
 #[derive(Clone)]
@@ -56,7 +60,10 @@ impl Team {
             places: Arc::default(),
         };
         let version = env!("CARGO_PKG_VERSION").to_string();
-        team.agree("version", &BTreeMap::from([("firebrick".to_string(), version)]))?;
+        team.agree(
+            "version",
+            &BTreeMap::from([("firebrick".to_string(), version)]),
+        )?;
         let places = team.gather(&Place::here())?;
         team.places = Arc::new(places);
         Ok(team)
@@ -88,7 +95,10 @@ impl Team {
     /// The number of ranks on this host, which share its memory.
     pub(super) fn on_host(&self) -> usize {
         let here = &self.places[self.rank()];
-        self.places.iter().filter(|place| place.host == here.host).count()
+        self.places
+            .iter()
+            .filter(|place| place.host == here.host)
+            .count()
     }
 
     /// The number of ranks that share their cores with this one, itself included.
@@ -114,9 +124,8 @@ impl Team {
             keys.sort_unstable();
             keys.dedup();
             let lines = keys.into_iter().filter_map(|key| {
-                let of = |values: &BTreeMap<String, String>| {
-                    values.get(key).unwrap_or(&absent).clone()
-                };
+                let of =
+                    |values: &BTreeMap<String, String>| values.get(key).unwrap_or(&absent).clone();
                 let (first, second) = (of(&all[0]), of(other));
                 (first != second)
                     .then(|| format!("  {key}: {first} on rank 0, {second} on rank {rank}"))
@@ -175,5 +184,35 @@ impl Team {
         let rank = self.rank();
         let reason = format!("a message of another form: {error}");
         TrainError::Collective(CollectiveError { rank, reason })
+    }
+}
+
+impl Session {
+    /// Checks that all ranks have the same weights, bit for bit. They would not if two of them rounded
+    /// differently.
+    pub(super) fn check_ranks(&self, state: &TrainState) -> Result<(), TrainError> {
+        if self.team.ranks() == 1 {
+            return Ok(());
+        }
+        let mut weights = TrainedWeights(blake3::Hasher::new());
+        visit_parameters(state.model(), &mut weights);
+        let hash = weights.0.finalize().as_bytes().to_vec();
+        let all = self.team.collective().gather(hash)?;
+        let step = state.progress.step;
+        match all.iter().position(|other| *other != all[0]) {
+            Some(rank) => Err(TrainError::RanksDrifted { rank, step }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A hash of the trained weights.
+struct TrainedWeights(blake3::Hasher);
+
+impl VisitParameters for TrainedWeights {
+    fn visit<const D: usize>(&mut self, _path: &str, param: &Param<Tensor<D>>) {
+        if param.is_require_grad() {
+            self.0.update(param.val().into_data().as_bytes());
+        }
     }
 }

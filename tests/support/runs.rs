@@ -15,6 +15,8 @@ use serde_json::Value;
 pub struct Watch {
     pub events: Arc<Mutex<Vec<Event>>>,
     pub stop_after: Option<u64>,
+    /// Fails after a given step, as an observer whose disk is full.
+    pub fail_after: Option<u64>,
     pub interrupt: Interrupt,
 }
 
@@ -26,6 +28,13 @@ impl Observer for Watch {
             self.interrupt.raise(Signal::Interrupt);
         }
         self.events.lock().unwrap().push(event.clone());
+        if let Event::Step(record) = event
+            && Some(record.step) == self.fail_after
+        {
+            let path = std::path::PathBuf::from("observer");
+            let source = std::io::Error::other("no room");
+            return Err(TrainError::Io { path, source });
+        }
         Ok(())
     }
 }

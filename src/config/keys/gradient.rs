@@ -7,11 +7,16 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct GradientConfig {
-    /// Workers of this process, for experiments with data-parallel training on one machine. They take
+    /// Workers of each process, for experiments with data-parallel training on one machine. They take
     /// turns: each computes gradient_accumulation_steps micro-batches of every step, so that a step has
     /// so many times as many sequences.
     #[schemars(range(min = 1, max = 1024), extend("x-aliases" = ["world_size", "num_workers", "num_processes"]))]
     pub logical_workers: usize,
+    /// Seconds that a rank waits for the others in an exchange, which includes what rank 0 does alone:
+    /// preparing the data, saving, writing samples. Then the run ends with an error that names the rank
+    /// that did not come.
+    #[schemars(range(min = 1, max = 1000000), extend("x-aliases" = ["torch: timeout", "HF: ddp_timeout"]))]
+    pub timeout_seconds: u64,
     /// How gradients are compressed. Without the section they are added in f32.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("x-aliases" = ["DeepSpeed: compression_training", "ddp_comm_hook", "comm_hook"]))]
@@ -22,6 +27,7 @@ impl Default for GradientConfig {
     fn default() -> Self {
         Self {
             logical_workers: 1,
+            timeout_seconds: 600,
             compression: None,
         }
     }

@@ -407,7 +407,6 @@ impl Exchange for Compression {
                 "gradients of {own_workers} workers, where {made_for} were to come"
             )));
         }
-        self.residuals.set_rank(context.collective.rank());
         if context.step < self.settings.warmup_steps {
             return self.reduce_whole(gradients, context);
         }
@@ -471,8 +470,8 @@ impl Exchange for Compression {
         self.report
     }
 
-    fn state(&self) -> ExtraState {
-        self.residuals.state()
+    fn state(&self, collective: &dyn Collective) -> Result<ExtraState, PipelineError> {
+        Ok(self.residuals.state(collective)?)
     }
 
     fn load(

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use burn::tensor::TensorData;
 
 use super::{NamedParameter, squares};
-use crate::collective::Collective;
+use crate::collective::{Collective, CollectiveError};
 use crate::extra::ExtraState;
 
 /// The residuals of a rank's workers, and what a code keeps that is the same on every rank.
@@ -13,7 +13,6 @@ use crate::extra::ExtraState;
 pub(super) struct Residuals {
     /// By worker of this rank, then by path.
     workers: Vec<BTreeMap<String, Vec<f32>>>,
-    rank: usize,
     /// By path: the memory of a [`LinearCompressor`](super::LinearCompressor).
     pub shared: BTreeMap<String, Vec<f32>>,
 }
@@ -24,17 +23,12 @@ impl Residuals {
     pub fn new(workers: usize) -> Self {
         Self {
             workers: vec![BTreeMap::new(); workers],
-            rank: 0,
             shared: BTreeMap::new(),
         }
     }
 
     pub fn workers(&self) -> usize {
         self.workers.len()
-    }
-
-    pub fn set_rank(&mut self, rank: usize) {
-        self.rank = rank;
     }
 
     pub fn of(&self, worker: usize, path: &str) -> Option<&[f32]> {
@@ -77,26 +71,43 @@ impl Residuals {
         self.shared.retain(|path, _| !is_gone(path));
     }
 
-    pub fn state(&self) -> ExtraState {
-        let first = self.rank * self.workers.len();
+    /// The residuals of all ranks on rank 0; on another rank nothing.
+    pub fn state(&self, collective: &dyn Collective) -> Result<ExtraState, CollectiveError> {
         let mut tensors = BTreeMap::new();
-        let mut put = |owner: String, all: &BTreeMap<String, Vec<f32>>| {
-            for (path, values) in all {
-                let data = TensorData::new(values.clone(), [values.len()]);
-                tensors.insert(format!("{owner}.{path}"), data);
-            }
+        let mut put = |owner: &str, path: &str, values: Vec<f32>| {
+            let shape = [values.len()];
+            tensors.insert(format!("{owner}.{path}"), TensorData::new(values, shape));
         };
         for (number, worker) in self.workers.iter().enumerate() {
-            put(format!("rank{}", first + number), worker);
+            // A tensor at a time, so that rank 0 does not hold those of all ranks twice.
+            for (path, values) in worker {
+                if collective.ranks() == 1 {
+                    put(&format!("rank{number}"), path, values.clone());
+                    continue;
+                }
+                let bytes = values.iter().flat_map(|value| value.to_le_bytes());
+                let of_ranks = collective.collect(bytes.collect())?;
+                if collective.rank() > 0 {
+                    continue;
+                }
+                for (rank, bytes) in of_ranks.iter().enumerate() {
+                    let values = bytes.as_chunks().0.iter();
+                    let values = values.map(|bytes| f32::from_le_bytes(*bytes)).collect();
+                    let owner = format!("rank{}", rank * self.workers.len() + number);
+                    put(&owner, path, values);
+                }
+            }
         }
         // Every rank has the same.
-        if self.rank == 0 {
-            put(SHARED.to_string(), &self.shared);
+        if collective.rank() == 0 {
+            for (path, values) in &self.shared {
+                put(SHARED, path, values.clone());
+            }
         }
-        ExtraState {
+        Ok(ExtraState {
             tensors,
             ..ExtraState::default()
-        }
+        })
     }
 
     /// Takes this rank's part of the state of all ranks. Residuals of another number of workers are
@@ -134,7 +145,6 @@ impl Residuals {
                 saved.len()
             ));
         }
-        self.rank = collective.rank();
         self.shared = shared;
         let (own, all) = (self.workers.len(), self.workers.len() * collective.ranks());
         let first = own * collective.rank();

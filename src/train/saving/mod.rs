@@ -13,7 +13,7 @@ pub use self::disk::InsufficientDisk;
 pub(super) use self::disk::free_space;
 pub(super) use self::saver::Saver;
 use self::saver::{Job, Saved};
-use super::{Event, Session, TrainError, TrainState};
+use super::{Event, Session, Signal, TrainError, TrainState};
 use crate::adapter::OWN_BASE;
 use crate::checkpoint::{BestEvaluation, Capture, ChainOptions, Progress, Warning};
 use crate::config::{CheckpointFormat, Held};
@@ -31,6 +31,22 @@ impl Session {
     /// Checks before the first step that the disk has room for everything the run will save. A new
     /// run also saves a trial checkpoint at step 0.
     pub(super) fn preflight_save(&mut self, state: &mut TrainState) -> Result<(), TrainError> {
+        let trial = match self.team.is_lead() {
+            true => self.preflight_disk(state)?,
+            false => false,
+        };
+        // The state of all ranks is saved together.
+        if self.team.tell(|| trial)? {
+            self.save(state, false)?;
+            // A failure has to be reported before the first step.
+            self.wait_for_save()?;
+        }
+        Ok(())
+    }
+
+    /// Checks that there is room, and saves the base model of a run that has to keep its own. Returns
+    /// whether a trial checkpoint is due.
+    fn preflight_disk(&mut self, state: &TrainState) -> Result<bool, TrainError> {
         let mut needs = self.disk_budget(state)?;
         let base = self.changed_base(state.model(), needs.trial);
         let of_base = base
@@ -52,12 +68,7 @@ impl Session {
                 &SaveOptions::default(),
             )?;
         }
-        if needs.trial {
-            self.save(state, false)?;
-            // A failure has to be reported before the first step.
-            self.wait_for_save()?;
-        }
-        Ok(())
+        Ok(needs.trial)
     }
 
     /// The changed base model of a new run, which has to be saved because the adapter is useless
@@ -87,6 +98,11 @@ impl Session {
     /// Saves this step. A background save is only started here; [`poll_save`](Self::poll_save)
     /// reports when it is done.
     pub(super) fn save(&mut self, state: &mut TrainState, best: bool) -> Result<(), TrainError> {
+        self.check_ranks(state)?;
+        let extra = state.extras(self.team.collective())?;
+        if !self.team.is_lead() {
+            return Ok(());
+        }
         // A new save waits for the previous one, which decides whether there is room and which
         // checkpoint this one is the difference from.
         self.wait_for_save()?;
@@ -104,7 +120,6 @@ impl Session {
                 0 => 0,
                 _ => state.optimizer.state_bytes(model),
             };
-            let extra = state.extras();
             let extra_tensors = extra.values().flat_map(|owner| owner.tensors.values());
             let extra_bytes: u64 = extra_tensors.map(size_in_bytes).sum();
             let what = format!("the checkpoint of step {step}");
@@ -222,6 +237,9 @@ impl Session {
 
     /// Deletes the checkpoints that exceed the limit, and reports it.
     pub(super) fn rotate(&mut self) -> Result<(), TrainError> {
+        if !self.team.is_lead() {
+            return Ok(());
+        }
         let limit = self.plan.config.checkpoint.save_total_limit;
         let rotated = self.store.rotate(limit)?;
         self.emit_warnings(&rotated.warnings)?;
@@ -241,7 +259,7 @@ impl Session {
     /// Saves and ends the run if a signal was received.
     pub(super) fn stop_if_asked(&mut self, state: &mut TrainState) -> Result<(), TrainError> {
         let step = state.progress.step;
-        let Some(signal) = self.interrupt.raised() else {
+        let Some(signal) = self.asked_to_stop()? else {
             return Ok(());
         };
         if step == self.timeline.steps() || self.stops_early(&state.progress) {
@@ -251,14 +269,30 @@ impl Session {
         Err(TrainError::Interrupted { signal, step })
     }
 
+    /// The signal that one of the ranks received; that of the first of them if there are several.
+    fn asked_to_stop(&self) -> Result<Option<Signal>, TrainError> {
+        let own = self.interrupt.raised();
+        let ranks = self.team.ranks();
+        if ranks == 1 {
+            return Ok(own);
+        }
+        let mut codes = vec![0.0; ranks];
+        codes[self.team.rank()] = own.map_or(0.0, |signal| f64::from(signal.exit_code()));
+        self.team.collective().sum(&mut codes)?;
+        let mut signals = codes.into_iter();
+        Ok(signals.find_map(|code| Signal::of_exit_code(code as usize)))
+    }
+
     /// Saves this step exactly, unless that has been done.
     pub(super) fn save_here(&mut self, state: &mut TrainState) -> Result<(), TrainError> {
         self.wait_for_save()?;
-        if !self.store.is_saved(state.progress.step, true) {
+        let is_saved = self.store.is_saved(state.progress.step, true);
+        if !self.team.tell(|| is_saved)? {
             self.is_suspended = true;
             self.save(state, false)?;
             self.wait_for_save()?;
         }
-        Ok(())
+        // A rank that ended now could end rank 0 in the middle of its save.
+        Ok(self.team.wait_for_all()?)
     }
 }

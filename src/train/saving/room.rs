@@ -5,6 +5,7 @@ use super::disk::{DiskBudget, check_now, most_saves};
 use crate::adapter::written_numbers;
 use crate::config::{CheckpointFormat, Held, PhaseModel, SaveDtype};
 use crate::forecast::{averaged_weights, outline};
+use crate::gradient::trained_parameters;
 use crate::train::model_init::optimizer;
 use crate::train::{Session, TrainError, TrainState};
 
@@ -17,6 +18,8 @@ struct Most {
     moments: u64,
     /// Number of weights that have an average.
     averaged: u64,
+    /// Bytes of the residuals of all workers.
+    residuals: u64,
     /// Number of values of the exported model or adapter.
     exported: u64,
 }
@@ -38,7 +41,7 @@ impl Session {
         Ok(DiskBudget {
             base: 0,
             weights: 4 * most.saved,
-            moments: most.moments + 4 * most.averaged,
+            moments: most.moments + 4 * most.averaged + most.residuals,
             export: self.exported_bytes(most.exported),
             trial: existing == 0,
             saves: most_saves(step, self.timeline.steps(), save_steps, eval_steps),
@@ -67,8 +70,16 @@ impl Session {
             most.saved = most.saved.max(saved);
             let of = (&self.plan, &phase.plan, phase.model);
             most.averaged = most.averaged.max(averaged_weights(of, &self.spec)?);
+            let model = model.with_frozen(&phase.plan.freeze)?;
+            let keeps = self.plan.compression.as_ref();
+            if keeps.is_some_and(|compression| compression.error_feedback) {
+                let trained = trained_parameters(&model).into_iter();
+                let elements = trained.map(|parameter| parameter.dims.iter().product::<usize>());
+                let workers = phase.plan.workers * phase.plan.ranks;
+                let residuals = 4 * (elements.sum::<usize>() * workers) as u64;
+                most.residuals = most.residuals.max(residuals);
+            }
             if phase.number > active.number {
-                let model = model.with_frozen(&phase.plan.freeze)?;
                 let moments = optimizer(&self.plan, &phase.plan).state_bytes(&model);
                 most.moments = most.moments.max(moments);
             }

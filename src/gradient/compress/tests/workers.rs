@@ -80,7 +80,7 @@ fn g1_logical_workers_are_ranks_bit_for_bit() {
                         step_of(&mut compression, own, step, &rank)
                     });
                     let steps: Vec<_> = steps.collect();
-                    (steps, compression.state())
+                    (steps, compression.state(&rank).unwrap())
                 })
             });
             let ranks: Vec<_> = ranks.collect();
@@ -89,14 +89,17 @@ fn g1_logical_workers_are_ranks_bit_for_bit() {
                 .map(|rank| rank.join().unwrap())
                 .collect::<Vec<_>>()
         });
-        let mut states = ExtraState::default();
-        for (rank, (steps, state)) in found.into_iter().enumerate() {
+        // Rank 0 has the state of all.
+        assert_eq!(
+            found[0].1,
+            together.state(&SingleProcess).unwrap(),
+            "{name}"
+        );
+        for (rank, (steps, _)) in found.into_iter().enumerate() {
             for (step, (found, expected)) in steps.iter().zip(&expected).enumerate() {
                 assert_eq!(found.0, expected.0, "{name}, rank {rank}, step {step}");
             }
-            states.tensors.extend(state.tensors);
         }
-        assert_eq!(states, together.state(), "{name}");
     }
 }
 
@@ -116,12 +119,9 @@ fn g1_a_group_of_ranks_with_logical_workers_counts_them_all() {
         let mut compression = Compression::new(code, settings).unwrap();
         let own = [0, 1].map(|worker| gradient(2 * rank.rank() + worker, 0));
         let (sum, _) = step_of(&mut compression, own.to_vec(), 0, rank);
-        (sum, compression.state())
+        (sum, compression.state(rank).unwrap())
     });
-    let names: Vec<String> = found
-        .iter()
-        .flat_map(|(_, state)| state.tensors.keys().cloned())
-        .collect();
+    let names: Vec<String> = found[0].1.tensors.keys().cloned().collect();
     let expected_names = ["rank0", "rank1", "rank2", "rank3"].map(|rank| format!("{rank}.weight"));
     assert_eq!(names, expected_names);
     for (sum, _) in found {
@@ -135,7 +135,7 @@ fn n3_residuals_of_other_workers_are_shared_out() {
     let mut four = make(4);
     let gradients = (0..4).map(|worker| gradient(worker, 0)).collect();
     step_of(&mut four, gradients, 0, &SingleProcess);
-    let saved = four.state();
+    let saved = four.state(&SingleProcess).unwrap();
     let all = |state: &ExtraState| {
         let mut sum = vec![0.0f64; DIMS[0] * DIMS[1]];
         for data in state.tensors.values() {
@@ -152,7 +152,7 @@ fn n3_residuals_of_other_workers_are_shared_out() {
             note,
             format!("the residuals of 4 workers are shared out over {workers}")
         );
-        let state = other.state();
+        let state = other.state(&SingleProcess).unwrap();
         assert_eq!(state.tensors.len(), workers);
         for (a, b) in all(&state).iter().zip(all(&saved)) {
             assert!((a - b).abs() < 1e-4, "{a} and {b}");
@@ -160,7 +160,7 @@ fn n3_residuals_of_other_workers_are_shared_out() {
     }
     let mut same = make(4);
     assert_eq!(same.load(saved.clone(), &SingleProcess).unwrap(), None);
-    assert_eq!(same.state(), saved);
+    assert_eq!(same.state(&SingleProcess).unwrap(), saved);
 }
 
 #[test]
@@ -196,7 +196,12 @@ fn p1_a_phase_keeps_residuals_of_what_it_trains_on() {
     let mut compression = make(1);
     step_of(&mut compression, vec![gradient(0, 0)], 0, &SingleProcess);
     let names = |compression: &Compression| -> Vec<String> {
-        compression.state().tensors.into_keys().collect()
+        compression
+            .state(&SingleProcess)
+            .unwrap()
+            .tensors
+            .into_keys()
+            .collect()
     };
     assert_eq!(names(&compression), ["rank0.weight", "shared.weight"]);
     let weight = NamedParameter {
