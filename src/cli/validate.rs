@@ -26,7 +26,18 @@ pub struct ValidateArgs {
 pub fn run(args: &ValidateArgs) -> Result<(), CliError> {
     match config::load(&args.config, &args.sets) {
         Ok(_) if args.json => super::print_line(&verdict(&[]).to_string()),
-        Ok(plan) => super::print_line(&summary(&args.config, &plan)),
+        Ok(plan) => {
+            super::print_line(&summary(&args.config, &plan))?;
+            let workers = plan.phases.first().map_or(1, |phase| phase.workers);
+            if let (Some(compression), 1) = (&plan.compression, workers) {
+                super::remark(&format!(
+                    "warning: with one process, gradient.compression (\"{}\") only costs; it is for ranks \
+                     under mpirun, or gradient.logical_workers",
+                    compression.method.name()
+                ));
+            }
+            Ok(())
+        }
         Err(error) => {
             if args.json {
                 super::print_line(&verdict(&issues(&args.config, &error)).to_string())?;

@@ -30,7 +30,7 @@ use crate::device::ComputeDevice;
 use crate::environment::Environment;
 use crate::forecast::{Forecast, Shortage};
 use crate::gradient::compress::Method;
-use crate::gradient::{Pipeline, Stage, trained_parameters};
+use crate::gradient::{Gradient, ParameterOrder, Pipeline, Stage, trained_parameters};
 use crate::phase;
 
 /// How to run a plan.
@@ -149,7 +149,14 @@ impl Run {
         state.pipeline = Pipeline::new(options.stages)?;
         if let Some(compression) = &plan.compression {
             let (trained, workers) = (trained_parameters(state.model()), phase.plan.workers);
+            let fresh = || Method::new(compression, &trained, 1);
             let method = Method::new(compression, &trained, workers)?;
+            let all = workers * team.ranks();
+            if all > 1 && team.is_lead() {
+                let order = Arc::new(ParameterOrder::of(state.model()));
+                let weights = Gradient::of_weights(state.model(), &order);
+                notes.push(method.pays(&weights, all, fresh)?.describe(all));
+            }
             state.pipeline =
                 std::mem::take(&mut state.pipeline).with_exchange(Box::new(method.compression));
         }

@@ -324,3 +324,29 @@ fn g1_a_frequency_of_demo_is_the_mean_over_those_who_sent_it() {
         assert!((one - three).abs() < 1e-6, "{one} and {three}");
     }
 }
+
+#[test]
+fn g4_a_link_is_worth_it_while_codes_are_fewer_bytes_than_the_sum() {
+    let parameters = [parameter("norm", &[DIMS[1]]), parameter("weight", &DIMS)];
+    let own = gradient(0, 0);
+    let of = |method, ratio, workers| {
+        let made = || Method::new(&plan(method, ratio), &parameters, 1);
+        let fresh = made().unwrap();
+        let pays = fresh.pays(&own, workers, made).unwrap();
+        (fresh.reach, pays, pays.describe(workers))
+    };
+    // Codes that are gathered grow with the workers, a sum does not.
+    let (reach, four, text) = of(CompressionMethod::Sign, 1.0, 4);
+    let expected = 1.5 * reach.gradient_bytes - 3.0 * reach.sent_bytes;
+    assert!((four.saved_bytes - expected).abs() < 1e-6 * expected);
+    let bits = four.below().unwrap();
+    let seconds = four.coding.as_secs_f64();
+    assert!((bits * seconds - 8.0 * expected).abs() < 1e-6 * 8.0 * expected);
+    assert!(text.contains("pays on links below"), "{text}");
+    let (_, many, text) = of(CompressionMethod::Sign, 1.0, 300);
+    assert_eq!(many.below(), None);
+    assert!(text.contains("does not pay on any link"), "{text}");
+    // Numbers that are added on their way do not grow.
+    let (_, many, _) = of(CompressionMethod::RandomK, 8.0, 300);
+    assert!(many.below().is_some());
+}
