@@ -5,7 +5,6 @@
 mod runs;
 
 use std::fs;
-use std::path::PathBuf;
 
 use firebrick::checkpoint::CheckpointStore;
 use firebrick::config::{
@@ -14,27 +13,13 @@ use firebrick::config::{
 };
 use firebrick::extra::ExtraState;
 use firebrick::train::{Event, Run, TrainError};
-use runs::{Watch, metrics, run, steps, text};
+use runs::{Bench, Watch, metrics, run, steps};
 use serde_json::Value;
 
 const STEPS: u64 = 8;
 const WORKERS: usize = 3;
 
-struct Bench {
-    folder: tempfile::TempDir,
-}
-
 impl Bench {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join("text.txt"), text()).unwrap();
-        Self { folder }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
     fn config(&self, run: &str, workers: usize, compression: Option<CompressionConfig>) -> Config {
         let mut config = runs::config(self.folder.path(), run);
         config.train.max_steps = Some(STEPS);
@@ -261,6 +246,7 @@ fn n3_a_run_goes_on_with_other_workers_and_says_so() {
         &watch,
         "the residuals of 4 workers are shared out over 2"
     ));
+    assert!(has_note(&watch, "2 logical workers in place of 4"));
     assert_eq!(workers_of(&bench.residuals("run", STEPS)), 2);
 }
 
@@ -406,6 +392,14 @@ fn g1_contradictions_are_errors_with_a_hint() {
         });
     });
     assert!(lost.contains("there is no residual"), "{lost}");
+    let mean = issues(&|config| {
+        config.optimizer.name = OptimizerName::Adamw;
+        set(config, &|compression| {
+            compression.method = CompressionMethod::Demo;
+            compression.residual_decay = Some(1.0);
+        });
+    });
+    assert!(mean.contains("demo takes the mean"), "{mean}");
     let ratio = issues(&|config| {
         config.optimizer.name = OptimizerName::Adamw;
         set(config, &|compression| {

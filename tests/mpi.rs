@@ -6,7 +6,6 @@
 #![cfg(all(feature = "mpi", target_os = "linux"))]
 
 #[path = "support/runs.rs"]
-#[allow(dead_code)]
 mod runs;
 
 use std::fs;
@@ -324,7 +323,10 @@ fn n1_ranks_that_disagree_end_with_exit_code_2_before_the_first_step() {
             "train x.toml --set seed=6",
             "seed: 5 on rank 0, 6 on rank 1",
         ),
-        ("train other.toml", "rank 1 has another data than rank 0"),
+        (
+            "train other.toml",
+            "the data of rank 1 is not that of rank 0",
+        ),
     ];
     let config = fs::read_to_string(bench.path("x.toml")).unwrap();
     let absolute = |folder: &str| {
@@ -371,7 +373,9 @@ fn n1_a_signal_to_one_rank_saves_and_stops_all() {
 fn n1_other_verbs_are_refused_under_mpirun() {
     let bench = Bench::new(5);
     let runner = env!("CARGO_BIN_EXE_runner");
-    let output = bench.mpirun(2).args([runner, "env"]).output().unwrap();
-    assert_eq!(output.status.code(), Some(2));
-    assert!(said(&output).contains("only `runner train` shares its work"));
+    for verb in [&["env"][..], &["train", "x.toml", "--dry-run"]] {
+        let output = bench.mpirun(2).arg(runner).args(verb).output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        assert!(said(&output).contains("only `runner train` shares its work"));
+    }
 }

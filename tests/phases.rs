@@ -6,7 +6,7 @@
 mod runs;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use burn::tensor::{Device, FloatDType};
 use firebrick::collective::SingleProcess;
@@ -21,27 +21,13 @@ use firebrick::optimizer::{Optimizer, Schedule};
 use firebrick::train::{
     Event, Options, Resume, Run, StepLimits, StepSettings, TrainError, TrainState, train_step,
 };
-use runs::{Watch, metrics, run, steps, text};
+use runs::{Bench, Watch, metrics, run, steps};
 use serde_json::Value;
 
 /// The steps of the first and the second phase.
 const STEPS: [u64; 2] = [3, 4];
 
-struct Bench {
-    folder: tempfile::TempDir,
-}
-
 impl Bench {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join("text.txt"), text()).unwrap();
-        Self { folder }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
     fn config(&self, run: &str) -> Config {
         let mut config = runs::config(self.folder.path(), run);
         config.model.max_position_embeddings = Some(32);

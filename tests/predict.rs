@@ -5,30 +5,15 @@
 mod runs;
 
 use std::fs;
-use std::path::PathBuf;
 
 use firebrick::config::{Plan, PredictConfig, PredictMethod};
 use firebrick::train::{Event, TrainError};
-use runs::{Watch, metrics, run, steps, text};
+use runs::{Bench, Watch, metrics, run, steps};
 use serde_json::Value;
 
 const STEPS: u64 = 24;
 
-struct Bench {
-    folder: tempfile::TempDir,
-}
-
 impl Bench {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join("text.txt"), text()).unwrap();
-        Self { folder }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
     fn plan(&self, run: &str, predict: Option<PredictConfig>) -> Plan {
         let mut config = runs::config(self.folder.path(), run);
         config.train.max_steps = Some(STEPS);

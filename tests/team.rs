@@ -5,38 +5,23 @@
 mod runs;
 
 use std::fs;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use firebrick::checkpoint::CheckpointStore;
 use firebrick::collective::{Collective, ThreadRank};
 use firebrick::config::{
-    AverageConfig, CompressionConfig, CompressionMethod, Config, GradientConfig, OptimizerName,
-    Plan, PredictConfig, PredictMethod, RegulatorConfig, SpikeAction,
+    AverageConfig, CompressionConfig, CompressionMethod, Config, DatasetConfig, GradientConfig,
+    OptimizerName, Plan, PredictConfig, PredictMethod, RegulatorConfig, SpikeAction, Task,
 };
 use firebrick::train::{Event, Options, Outcome, Resume, Run, TrainError};
-use runs::{Watch, metrics, text};
+use runs::{Bench, Watch, metrics};
 use serde_json::Value;
 
 const STEPS: u64 = 8;
 const RANKS: usize = 4;
 
-struct Bench {
-    folder: tempfile::TempDir,
-}
-
 impl Bench {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join("text.txt"), text()).unwrap();
-        Self { folder }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
     fn config(&self, run: &str) -> Config {
         let mut config = runs::config(self.folder.path(), run);
         config.train.max_steps = Some(STEPS);
@@ -244,6 +229,69 @@ fn n3_a_run_goes_on_with_another_number_of_ranks_and_says_so() {
 }
 
 #[test]
+fn n3_a_length_in_tokens_with_other_ranks_is_warned_of() {
+    let bench = Bench::new();
+    let mut config = bench.config("run");
+    config.train.max_steps = None;
+    // A step has 32 tokens for each rank.
+    config.train.max_tokens = Some(1024);
+    let ends = on_ranks(RANKS, &config, |rank, _, watch| {
+        watch.stop_after = (rank == 0).then_some(4);
+    });
+    assert!(ends.iter().all(|(end, _)| end.is_err()));
+    let ends = trained(2, &config);
+    let events = ends[0].1.events.lock().unwrap();
+    let mut notes = events.iter().filter_map(|event| match event {
+        Event::Note { text } => Some(text),
+        _ => None,
+    });
+    let note = notes.find(|text| text.contains("2 ranks in place of 4"));
+    assert!(
+        note.unwrap().contains("another number of steps"),
+        "{note:?}"
+    );
+    assert_eq!(ends[0].0.progress.step, 16);
+}
+
+#[test]
+fn n1_packed_answers_on_three_ranks_are_those_of_one_process() {
+    let bench = Bench::new();
+    let row = |n: usize| {
+        let (prompt, completion) = (format!("{n} and {n}?"), "yes ".repeat(1 + n % 7));
+        serde_json::json!({ "prompt": prompt, "completion": completion }).to_string() + "\n"
+    };
+    fs::write(
+        bench.path("rows.jsonl"),
+        (0..80).map(row).collect::<String>(),
+    )
+    .unwrap();
+    let config = |run: &str| {
+        let mut config = bench.config(run);
+        config.task = Task::Sft;
+        config.data.sequence_len = 64;
+        config.data.datasets = vec![DatasetConfig::new(
+            bench.path("rows.jsonl").display().to_string(),
+        )];
+        config
+    };
+    trained(3, &config("ranks"));
+    let mut accumulated = config("alone");
+    accumulated.train.gradient_accumulation_steps = 3;
+    alone(accumulated);
+    let [ranks, single] = ["ranks", "alone"].map(|run| metrics(&bench.path(run)));
+    assert_eq!(ranks.len(), single.len());
+    for (ranks, single) in ranks.iter().zip(&single) {
+        for (key, value) in ranks.as_object().unwrap() {
+            assert!(
+                close(value, &single[key]),
+                "{key}: {value} and {}",
+                single[key]
+            );
+        }
+    }
+}
+
+#[test]
 fn n1_ranks_that_disagree_are_told_before_the_first_step() {
     let bench = Bench::new();
     let ends = on_ranks(3, &bench.config("run"), |rank, config, _| {
@@ -256,7 +304,7 @@ fn n1_ranks_that_disagree_are_told_before_the_first_step() {
         assert_eq!(error.exit_code(), 2);
         assert_eq!(
             error.to_string(),
-            "rank 2 has another configuration than rank 0:\n  \
+            "the configuration of rank 2 is not that of rank 0:\n  \
              optimizer.learning_rate: 0.01 on rank 0, 0.5 on rank 2"
         );
     }

@@ -125,7 +125,7 @@ pub fn run() -> ExitCode {
 
 /// Whether a verb shares its work among ranks.
 fn is_train(verb: &Verb) -> bool {
-    matches!(verb, Verb::Train(_))
+    matches!(verb, Verb::Train(args) if !args.is_dry())
 }
 
 /// Says something on standard error, to whoever still listens.

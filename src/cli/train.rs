@@ -42,6 +42,13 @@ pub(super) struct TrainArgs {
     json: bool,
 }
 
+impl TrainArgs {
+    /// Whether nothing is to be trained.
+    pub(super) fn is_dry(&self) -> bool {
+        self.dry_run
+    }
+}
+
 pub(super) fn run(args: &TrainArgs) -> Result<(), CliError> {
     let sets = super::with_output_dir(&args.sets, args.output_dir.as_deref());
     let plan = config::load(&args.config, &sets)?;

@@ -1,9 +1,10 @@
 //! Sums and gatherings made of messages between every two ranks.
 //!
-//! A sum that has to be the same bits everywhere is added in the order of the ranks, whatever order
-//! the messages arrive in. For many numbers each rank adds up one slice of them and sends it to the
-//! others, so that a rank sends and receives about twice as many bytes as there are, however many
-//! ranks there are: a reduce-scatter and an all-gather (Thakur, Rabenseifner and Gropp, 2005).
+//! Every rank has to get the same bits, so the values are added in the order of the ranks, and not in
+//! the order in which their messages arrive. If there are many values, each rank adds up one slice of
+//! them and sends its sum to the others: a reduce-scatter and an all-gather (Thakur, Rabenseifner and
+//! Gropp, 2005). A rank then sends and receives about twice the bytes of the values, however many
+//! ranks there are.
 
 use std::ops::AddAssign;
 

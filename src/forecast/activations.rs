@@ -34,7 +34,7 @@
 use std::collections::BTreeMap;
 
 use super::OfPhase;
-use super::memory::product;
+use super::term::product;
 use crate::config::{DecoderSpec, HiddenAct};
 
 /// Bytes that a block keeps of each token for the backward pass: the tables above.

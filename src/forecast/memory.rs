@@ -4,10 +4,10 @@
 use serde::Serialize;
 
 use super::activations::kept_by_block;
+use super::term::{Term, of_lanes, product, term};
+use super::weights::{reference, rounded, weights};
 use super::{Conditions, OfPhase, element_bytes};
-use crate::config::{
-    AdapterInit, AdapterPlan, CheckpointFormat, DecoderSpec, ModelShape, PhasePlan, PredictMethod,
-};
+use crate::config::{CheckpointFormat, DecoderSpec, ModelShape, PhasePlan, PredictMethod};
 use crate::model::logit_chunk;
 use crate::readable::grouped;
 
@@ -34,17 +34,6 @@ pub enum Moment {
     Exchange,
     /// A checkpoint is being written.
     Saving,
-}
-
-/// A term of the sum.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Term {
-    /// What is held.
-    pub name: &'static str,
-    /// How many bytes.
-    pub bytes: u64,
-    /// How they come about.
-    pub formula: String,
 }
 
 impl Moment {
@@ -532,14 +521,14 @@ impl Sizes {
 
 /// What mimalloc keeps beside what is in use, with what no term counts, for each thread that computes. It
 /// never gives back what comes and goes in every step: a quarter of it, and a seventh of the gradients
-/// of weights, fit nothing that comes later. Half of the gradients that wait for other micro-batches, and the weights into
-/// which an adapter has been merged, are kept too. Fitted to the runs of benches/memory.rs and
-/// benches/peers/qlora.py.
+/// of weights, fit nothing that comes later. Half of the gradients that wait for other micro-batches
+/// are kept too, and so are the weights into which an adapter has been merged. Fitted to the runs of
+/// benches/memory.rs and benches/peers/qlora.py.
 const ALLOCATOR_PER_LANE: u64 = 18_000_000;
 
-/// What coding a checkpoint works in on each thread: chunks of weights and moments, of those they are held against, and of
-/// what is to be written, as far as the allocator keeps them: a sixth of what is saved, between these bounds. Measured with
-/// 3 and with 20 million weights.
+/// The memory in which each thread codes a checkpoint: chunks of weights and moments, chunks of the
+/// checkpoint before, and what is to be written. The allocator keeps a sixth of what is saved, between
+/// these bounds. Measured with 3 and with 20 million weights.
 const SAVED_PER_LANE: [u64; 2] = [12_000_000, 48_000_000];
 
 /// Bytes that the CPU's attention keeps for its work on each thread: keys and values of a sequence four
@@ -548,105 +537,4 @@ fn attention_room(phase: &PhasePlan, shape: &ModelShape, conditions: Conditions)
     let of_token = 4 * 4 * shape.head_dim as u64 + 2 * 4 * 64;
     let sequence_len = phase.data.sequence_len as u64;
     product([conditions.lanes as u64, sequence_len, of_token])
-}
-
-/// The model's weights: all in f32, but for those of a base model that are codes or packed trits.
-fn weights(of: OfPhase, spec: &DecoderSpec, counts: Counts) -> Term {
-    let (p, in_blocks) = (counts.parameters, spec.shape.block_parameters());
-    let codes = if of.adapter.is_none() {
-        None
-    } else if let Some(blockwise) = spec.shape.blockwise {
-        let layers = spec.shape.linear_layers(spec.vocab_size);
-        let in_blocks = layers.iter().filter(|layer| layer.block.is_some());
-        let bytes = in_blocks.map(|layer| blockwise.of_matrix(layer.dims).bytes() as u64);
-        Some((blockwise.format.name(), bytes.sum()))
-    } else {
-        spec.shape.ternary.map(|_| ("packed trits", in_blocks / 4))
-    };
-    match codes {
-        None => term(
-            "weights",
-            product([4, p]),
-            format!("4 bytes x {}", grouped(p)),
-        ),
-        Some((name, bytes)) => {
-            let rest = p - in_blocks;
-            let formula = format!(
-                "{} as {name}, 4 bytes x {}",
-                grouped(in_blocks),
-                grouped(rest)
-            );
-            term("weights", bytes + product([4, rest]), formula)
-        }
-    }
-}
-
-/// Bytes of the reference model (task = "dpo") that it does not share with the trained model. In f32
-/// the two share the weights that are not trained, if the trained model is the base model with an
-/// adapter. In half precision the reference is rounded once, and the rounded copy is kept.
-fn reference(
-    of: OfPhase,
-    spec: &DecoderSpec,
-    counts: Counts,
-    (element, is_cpu): (u64, bool),
-) -> u64 {
-    if of.phase.dpo.is_none() {
-        return 0;
-    }
-    let shape = &spec.shape;
-    let (all, in_blocks) = (shape.parameters(spec.vocab_size), shape.block_parameters());
-    let dense = all - in_blocks;
-    let leaves_base = |adapter: &AdapterPlan| adapter.init == AdapterInit::Default;
-    let is_adapted = of.shares_base && of.adapter.is_some_and(leaves_base);
-    if is_adapted && element == 4 {
-        let adapters = counts.parameters - all;
-        return product([4, counts.trainable.saturating_sub(adapters)]);
-    }
-    let shares_blocks = is_adapted && (shape.ternary.is_some() || shape.blockwise.is_some());
-    let blocks = if shares_blocks {
-        0
-    } else if is_cpu && shape.ternary.is_some() {
-        in_blocks / 4
-    } else {
-        product([element, in_blocks])
-    };
-    product([element, dense]).saturating_add(blocks)
-}
-
-/// What is rounded once a step: all weights in half precision, ternary ones in f32 (their masters and the others are used
-/// as they are). Codes are not rounded.
-fn rounded(of: OfPhase, shape: &ModelShape, counts: Counts, element: u64) -> Term {
-    let is_packed = of.adapter.is_some() && (shape.ternary.is_some() || shape.blockwise.is_some());
-    let count = match (element, shape.ternary) {
-        (4, Some(_)) if !is_packed => shape.block_parameters(),
-        (4, _) => 0,
-        _ if is_packed => counts.parameters - shape.block_parameters(),
-        _ => counts.parameters,
-    };
-    term(
-        "rounded weights",
-        product([element, count]),
-        format!("{element} bytes x {}", grouped(count)),
-    )
-}
-
-/// More than any machine has is as good as infinite.
-pub(super) fn product<const N: usize>(factors: [u64; N]) -> u64 {
-    factors.into_iter().fold(1, u64::saturating_mul)
-}
-
-fn of_lanes(lanes: u64) -> String {
-    if lanes == 1 {
-        String::new()
-    } else {
-        format!(" x {lanes} cores")
-    }
-}
-
-fn term(name: &'static str, bytes: u64, formula: String) -> Term {
-    Term {
-        name,
-        bytes,
-        formula,
-    }
 }

@@ -9,6 +9,8 @@ mod activations;
 mod fit;
 mod flops;
 mod memory;
+mod term;
+mod weights;
 
 use std::collections::BTreeMap;
 
@@ -17,7 +19,8 @@ use burn::tensor::{Device, Tensor};
 
 pub use fit::{Shortage, available_bytes, fit};
 pub use flops::Flops;
-pub use memory::{Memory, Moment, Term};
+pub use memory::{Memory, Moment};
+pub use term::Term;
 
 use crate::config::{
     AdapterPlan, CompressionPlan, Config, DecoderSpec, Dtype, Held, PhaseModel, PhasePlan, Plan,

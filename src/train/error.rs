@@ -53,7 +53,7 @@ pub enum TrainError {
     #[error(transparent)]
     Collective(#[from] CollectiveError),
     /// Ranks that do not have the same configuration, version or data.
-    #[error("rank {rank} has another {what} than rank 0:\n{difference}")]
+    #[error("the {what} of rank {rank} is not that of rank 0:\n{difference}")]
     RanksDiffer {
         /// What differs.
         what: &'static str,

@@ -34,6 +34,9 @@ pub(super) struct RunRecord {
     /// Ranks of the last session; absent if there was one.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub(super) ranks: usize,
+    /// Logical workers of each rank; absent if there was one.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub(super) logical_workers: usize,
     pub(super) git: Option<String>,
     pub(super) environment: serde_json::Value,
     #[serde(default)]
@@ -135,6 +138,7 @@ impl RunRecord {
         Self {
             started: now(),
             ranks: plan.phases.first().map_or(1, |phase| phase.ranks),
+            logical_workers: plan.phases.first().map_or(1, |phase| phase.workers),
             git: git_commit(),
             environment: json!(environment),
             device: device_record(device),

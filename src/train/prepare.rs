@@ -127,7 +127,7 @@ impl Run {
         if let Some(step) = checkpoint {
             same_inputs(&folder, old.as_ref(), &inputs)?;
             notes.extend(rounding_warning(old.as_ref(), &environment, &device));
-            notes.extend(other_ranks(old.as_ref(), &plan, &team));
+            notes.extend(other_workers(old.as_ref(), &plan));
             notes.extend(lossy_warning(&folder, step)?);
         }
         let init = ModelInit {
@@ -418,19 +418,36 @@ fn rounding_warning(
     })
 }
 
-/// What another number of ranks means for a run that goes on.
-fn other_ranks(record: Option<&RunRecord>, plan: &Plan, team: &Team) -> Option<String> {
-    let (before, now) = (record?.ranks, team.ranks());
-    let phase = plan.phases.first()?;
-    let of_rank = phase.sequences_per_step() / now as u64;
-    (before != now).then(|| {
-        format!(
-            "warning: the run goes on with {now} ranks in place of {before}: a step has {} sequences in \
-             place of {}, and results are not those of {before} ranks",
-            of_rank * now as u64,
-            of_rank * before as u64,
-        )
-    })
+/// What another number of ranks or logical workers means for a run that goes on.
+fn other_workers(record: Option<&RunRecord>, plan: &Plan) -> Option<String> {
+    let (record, phase) = (record?, plan.phases.first()?);
+    let counts = [
+        ("ranks", record.ranks, phase.ranks),
+        ("logical workers", record.logical_workers, phase.workers),
+    ];
+    let changed = counts.iter().filter(|(_, before, now)| before != now);
+    let changed: Vec<String> = changed
+        .map(|(what, before, now)| format!("{now} {what} in place of {before}"))
+        .collect();
+    if changed.is_empty() {
+        return None;
+    }
+    let of_worker = phase.sequences_per_step() / (phase.ranks * phase.workers) as u64;
+    let mut text = format!(
+        "warning: the run goes on with {}: a step has {} sequences in place of {}, and results are not \
+         those of an uninterrupted run",
+        changed.join(" and "),
+        phase.sequences_per_step(),
+        of_worker * (record.ranks * record.logical_workers) as u64,
+    );
+    if plan.config.train.max_steps.is_none() {
+        text.push_str(
+            ". The length of the run is in tokens or epochs, so that it has another number of steps now: \
+             the learning rate goes on at another place of its schedule, and the last step comes after \
+             another number of tokens",
+        );
+    }
+    Some(text)
 }
 
 fn record(

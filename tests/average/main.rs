@@ -7,7 +7,6 @@ mod resume;
 mod runs;
 
 use std::fs;
-use std::path::PathBuf;
 
 use burn::tensor::{Device, TensorData};
 use firebrick::checkpoint::CheckpointStore;
@@ -17,28 +16,14 @@ use firebrick::extra::{ExtraState, StateScalar};
 use firebrick::model::{Tensors, folder, parameters};
 use firebrick::objective::{CrossEntropy, evaluate};
 use firebrick::train::{EvaluatedWeights, Event, Outcome};
-use runs::{Watch, metrics, run, steps, text};
+use runs::{Bench, Watch, metrics, run, steps};
 use serde_json::Value;
 
 const STEPS: u64 = 12;
 
 const NORM: &str = "norm.weight";
 
-struct Bench {
-    folder: tempfile::TempDir,
-}
-
 impl Bench {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join("text.txt"), text()).unwrap();
-        Self { folder }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
     /// A run whose checkpoints are all kept.
     fn config(&self, run: &str, average: Option<AverageConfig>) -> Config {
         let mut config = runs::config(self.folder.path(), run);

@@ -145,7 +145,7 @@ fn a_finished_run_that_is_lengthened_goes_on_with_its_average() {
 #[test]
 fn a_rollback_takes_the_average_back() {
     let bench = Bench::new();
-    let mut bytes = text().repeat(2).into_bytes();
+    let mut bytes = runs::text().repeat(2).into_bytes();
     for third in 1..3 {
         let first = third * bytes.len() / 3;
         for place in 0..40 {

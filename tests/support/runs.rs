@@ -1,7 +1,10 @@
 //! Runs that tests observe and stop.
 
+// Each test uses a part of it.
+#![allow(dead_code)]
+
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use firebrick::config::{Architecture, Config, DatasetConfig, Plan, TokenizerKind};
@@ -9,6 +12,23 @@ use firebrick::train::{
     Event, Interrupt, Observer, Options, Outcome, Resume, Run, Signal, StepRecord, TrainError,
 };
 use serde_json::Value;
+
+/// A folder with a text to train on.
+pub struct Bench {
+    pub folder: tempfile::TempDir,
+}
+
+impl Bench {
+    pub fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("text.txt"), text()).unwrap();
+        Self { folder }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+}
 
 /// Records the events of a run, and asks it to stop after a given step.
 #[derive(Clone, Default)]
@@ -31,7 +51,7 @@ impl Observer for Watch {
         if let Event::Step(record) = event
             && Some(record.step) == self.fail_after
         {
-            let path = std::path::PathBuf::from("observer");
+            let path = PathBuf::from("observer");
             let source = std::io::Error::other("no room");
             return Err(TrainError::Io { path, source });
         }

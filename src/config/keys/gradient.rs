@@ -12,9 +12,9 @@ pub struct GradientConfig {
     /// so many times as many sequences.
     #[schemars(range(min = 1, max = 1024), extend("x-aliases" = ["world_size", "num_workers", "num_processes"]))]
     pub logical_workers: usize,
-    /// Seconds that a rank waits for the others in an exchange, which includes what rank 0 does alone:
-    /// preparing the data, saving, writing samples. Then the run ends with an error that names the rank
-    /// that did not come.
+    /// Seconds that a rank waits for the others. Then the run ends with an error that names the rank that
+    /// did not come. The ranks also wait while rank 0 prepares the data, waits for a save, or writes
+    /// samples.
     #[schemars(range(min = 1, max = 1000000), extend("x-aliases" = ["torch: timeout", "HF: ddp_timeout"]))]
     pub timeout_seconds: u64,
     /// How gradients are compressed. Without the section they are added in f32.

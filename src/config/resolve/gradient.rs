@@ -66,6 +66,19 @@ impl Checks<'_> {
             if keys.error_feedback {
                 keys.residual_decay.get_or_insert(method.default_decay());
             }
+            // The momentum of a frequency counts as much if one worker sends it as if all do.
+            if method == CompressionMethod::Demo && keys.residual_decay == Some(1.0) {
+                self.refuse(
+                    &[
+                        "gradient.compression.residual_decay",
+                        "gradient.compression.method",
+                    ],
+                    "method \"demo\" with residual_decay = 1.0: demo takes the mean of those workers that \
+                     sent a frequency, and errors of earlier steps would come back with another weight"
+                        .to_string(),
+                    "set residual_decay below 1 (0.999 is the published value), or choose another method",
+                );
+            }
             Some(CompressionPlan {
                 method,
                 ratio: keys.ratio,
@@ -108,8 +121,15 @@ impl Checks<'_> {
                     plan.residual_decay,
                     phase.optimizer.name(),
                 ),
-                "set optimizer.name = \"sign\" (and tune its learning rate: a few times that of lion), \
-                 or residual_decay = 1.0, which adds the error of earlier steps to any rule's gradient",
+                match plan.method {
+                    CompressionMethod::Demo => {
+                        "set optimizer.name = \"sign\" (and tune its learning rate: a few times that of lion)"
+                    }
+                    _ => {
+                        "set optimizer.name = \"sign\" (and tune its learning rate: a few times that of lion), \
+                         or residual_decay = 1.0, which adds the error of earlier steps to any rule's gradient"
+                    }
+                },
             ),
             (None, true) => (
                 [

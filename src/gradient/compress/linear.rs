@@ -18,8 +18,8 @@ pub trait LinearCompressor: Debug + Send + Sync {
         1
     }
 
-    /// Appends a worker's numbers of a round. The last round also subtracts from `values` what the
-    /// worker's numbers stand for.
+    /// Appends a worker's numbers of a round. The last round also subtracts from `values`, which are
+    /// finite, what the worker's numbers stand for.
     ///
     /// # Errors
     /// [`CompressError`] for values that have no code.

@@ -62,7 +62,8 @@ pub use vectors::Vectors;
 /// A code of matrices that loses something: it has to leave less error than there was,
 /// |x - D(C(x))|² <= (1 - δ) |x|² with δ > 0, or error feedback does not converge.
 pub trait Compressor: Debug + Send + Sync {
-    /// Appends the code of `values` to `bytes`, and subtracts from `values` what it decodes to.
+    /// Appends the code of `values`, which are finite, to `bytes`, and subtracts from `values` what it
+    /// decodes to.
     ///
     /// # Errors
     /// [`CompressError`] for values that have no code.
@@ -315,6 +316,10 @@ impl Compression {
                 for (residual, value) in residual.iter_mut().zip(values.iter()) {
                     *residual = kept * *residual + value;
                 }
+                if let Some(bad) = residual.iter().position(|value| !value.is_finite()) {
+                    let (path, error) = (&parameter.path, CompressError::NotFinite(bad));
+                    return Err(failure(format!("`{path}`: {error}")));
+                }
                 if is_matrix(parameter) {
                     energy += squares(&residual);
                 }
@@ -350,7 +355,10 @@ fn gathered(
         } = sent;
         let coded = match is_matrix(parameter) {
             true => compressor.encode(&TensorContext::new(parameter, of_step), values, code),
-            false => vectors.encode(context.step, values, code),
+            false => {
+                vectors.encode(context.step, values, code);
+                Ok(())
+            }
         };
         coded.map_err(|error| failure(format!("`{}`: {error}", parameter.path)))
     })?;

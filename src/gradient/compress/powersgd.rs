@@ -67,9 +67,6 @@ impl LinearCompressor for PowerSgd {
         let dims @ [_, cols] = tensor.dims();
         let rank = self.rank(dims);
         let Some(p) = round.before.first() else {
-            if let Some(bad) = values.iter().position(|value| !value.is_finite()) {
-                return Err(CompressError::NotFinite(bad));
-            }
             let q = self.begin(tensor, round.memory);
             numbers.extend(product(values, cols, &q, rank));
             return Ok(());

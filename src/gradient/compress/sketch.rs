@@ -131,9 +131,6 @@ impl LinearCompressor for Sketch {
         numbers: &mut Vec<f32>,
     ) -> Result<(), CompressError> {
         let Some(sketch) = round.before.first() else {
-            if let Some(bad) = values.iter().position(|value| !value.is_finite()) {
-                return Err(CompressError::NotFinite(bad));
-            }
             let width = self.sizes(values.len()).width;
             numbers.resize(ROWS * width, 0.0);
             for (of_row, numbers) in rows(tensor.seed).into_iter().zip(numbers.chunks_mut(width)) {

@@ -110,8 +110,8 @@ impl SparseCode {
         ((self.density * n as f64).round() as usize).clamp(1, n.max(1))
     }
 
-    /// The bits that the code of `len` elements takes if the kept ones lie at random places. Kept
-    /// elements that lie together take fewer.
+    /// The number of bits that the code of `len` elements takes if the kept elements lie at random places.
+    /// The code is shorter if they lie close together.
     pub fn expected_bits(&self, len: usize) -> f64 {
         let of_block = |n: usize| {
             let keep = self.keep(n) as f64;
@@ -325,8 +325,9 @@ impl SparseCode {
     }
 }
 
-/// The bits of a distance in a Rice code, on average, for elements of this density at random places:
-/// `rice`, and one for each whole 2^rice.
+/// The mean number of bits of a distance in a Rice code, for elements of this density at random places.
+/// A distance takes one bit for each whole 2^rice in it, a bit that ends those, and `rice` bits for the
+/// rest.
 fn distance_bits(density: f64, rice: u32) -> f64 {
     let beyond = (0..rice).fold(1.0 - density, |power, _| power * power);
     f64::from(rice) + 1.0 / (1.0 - beyond)

@@ -196,7 +196,7 @@ fn g1_a_step_sends_what_its_ratio_says() {
                     let mut bytes = Vec::new();
                     match code {
                         _ if !is_matrix(parameter) => {
-                            vectors.encode(step, &mut values, &mut bytes).unwrap();
+                            vectors.encode(step, &mut values, &mut bytes);
                         }
                         Code::Gathered(code) => {
                             code.encode(&tensor, &mut values, &mut bytes).unwrap();
@@ -349,4 +349,35 @@ fn g4_a_link_is_worth_it_while_codes_are_fewer_bytes_than_the_sum() {
     // Numbers that are added on their way do not grow.
     let (_, many, _) = of(CompressionMethod::RandomK, 8.0, 300);
     assert!(many.below().is_some());
+}
+
+#[test]
+fn g1_a_gradient_that_is_not_finite_is_an_error_of_every_method() {
+    let parameters = [parameter("norm", &[DIMS[1]]), parameter("weight", &DIMS)];
+    for method in METHODS {
+        // Trits do not reach 8, and rank one of a small matrix is not far below it.
+        let made = [24.0, 8.0].map(|ratio| Method::new(&plan(method, ratio), &parameters, 1));
+        let mut compression = made
+            .into_iter()
+            .find_map(Result::ok)
+            .expect("one of them is in reach")
+            .compression;
+        let mut own = gradient(0, 0);
+        own.update(|parameter, values| {
+            if parameter.path == "weight" {
+                values[7] = f32::INFINITY;
+            }
+        });
+        let context = StepContext {
+            step: 0,
+            seed: 7,
+            collective: &SingleProcess,
+        };
+        let error = compression.reduce(vec![own], &context).unwrap_err();
+        let error = error.to_string();
+        assert!(
+            error.contains("`weight`: element 7 is not finite"),
+            "{method:?}: {error}"
+        );
+    }
 }
